@@ -1,0 +1,61 @@
+# Every target sets up what it needs; running it again is quick. Needs Python 3.11 or newer and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench browser clean
+
+help:
+	@echo "make run    open the app"
+	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some)"
+	@echo "make lint   check format, lint and types"
+	@echo "make bench  measure the quality table and the speed"
+	@echo "make clean  remove the virtual environment and caches"
+
+run: $(VENV)/run.stamp
+	$(BIN)/python -m streamlit run app/main.py
+
+test: $(VENV)/dev.stamp browser
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.bench
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python was not found. Install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, but $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be made. On Debian and Ubuntu: sudo apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+# A stamp is newer than the requirements it was installed from, or the packages are installed again.
+$(VENV)/run.stamp: requirements.txt | $(BIN)/python
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(BIN)/python
+	$(PIP) -r requirements-dev.txt
+	@touch $(VENV)/run.stamp $@
+
+# The browser tests drive the system's own Chromium or Chrome.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if ! command -v apt-get >/dev/null; then SUDO=none; \
+	  elif [ "$$(id -u)" = 0 ]; then SUDO=; \
+	  elif sudo -n true 2>/dev/null; then SUDO=sudo; \
+	  else SUDO=none; fi; \
+	  if [ "$$SUDO" = none ] || ! { $$SUDO apt-get update && $$SUDO apt-get install -y --no-install-recommends chromium; }; then \
+	    echo "The browser tests need Chromium, and it could not be installed from here. Install it (sudo apt-get install chromium),"; \
+	    echo "or leave these tests out: make test PYTEST_ARGS='-m \"not e2e\"' BROWSER=none"; \
+	    [ "$(BROWSER)" = none ]; \
+	  fi; }
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

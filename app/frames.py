@@ -1,0 +1,245 @@
+"""What a screen shows of a run, from its events: data frames for the charts, progress, and numbers as people read them.
+
+Pure functions of a list of events. A resumed run has one log with several stretches of work in it, each opened by a `Queued`; a
+layer that was begun twice counts from its last beginning.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from snows.config import NM, Dense, Unstructured
+from snows.events import (
+    CGIteration,
+    Event,
+    NewtonStep,
+    Phase,
+    Queued,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
+
+if TYPE_CHECKING:
+    from snows.runner import Plan
+
+PHASES = {
+    "load": "Reading the network and the images",
+    "export": "Turning the network into a graph",
+    "evaluate_dense": "Measuring the dense network",
+    "prune": "Pruning",
+    "evaluate": "Measuring the pruned network",
+    "save": "Saving the weights",
+}
+_WIDEST_PICTURE = 48
+_PICTURE_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Times are seconds of work: waiting in line and the pauses before a resume do not count."""
+
+    device: str | None
+    sites: list[str]
+    skipped: dict[str, str]
+    done: int
+    current: SiteStarted | None  # the layer in work
+    phase: str
+    elapsed: float
+    left: float | None  # None until a first layer has been timed
+
+    @property
+    def fraction(self) -> float:
+        return self.done / len(self.sites) if self.sites else 0.0
+
+
+def layer(site: str) -> str:
+    """A site's name as a person knows it: the module it belongs to."""
+    return site.removesuffix(".weight")
+
+
+def progress(events: list[Event], now: float) -> Progress:
+    """`now`: seconds since the epoch for a run in work; for an ended one its last event's time."""
+    started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
+    sites = started.sites if started else []
+    finished = {e.index: e for e in events if isinstance(e, SiteFinished)}
+    elapsed, begun = 0.0, None
+    phase, opened, measuring = "load", None, 0.0
+    current: SiteStarted | None = None
+    for event in events:
+        if isinstance(event, Queued):
+            begun, current, phase = None, None, "load"
+            continue
+        if phase == "evaluate_dense" and opened is not None:
+            measuring = event.time - opened
+        begun = begun or event.time
+        if isinstance(event, Phase):
+            phase, opened = event.name, event.time
+        elif isinstance(event, SiteStarted):
+            current = event
+        elif isinstance(event, SiteFinished):
+            current = None
+        last_of_stretch = isinstance(event, RunFinished | RunFailed | RunCancelled)
+        if last_of_stretch:
+            elapsed, begun = elapsed + event.time - begun, None
+    if begun is not None:
+        elapsed += now - begun
+
+    here = [e for e in finished.values() if started and e.time >= started.time]
+    left = None
+    if here and phase == "prune":
+        waiting = (len(sites) - len(finished)) * sum(e.seconds for e in here) / len(here)
+        left = max(waiting - (now - current.time if current else 0.0), 0.0) + measuring
+    return Progress(
+        device=started.device if started else None,
+        sites=sites,
+        skipped=started.skipped if started else {},
+        done=len(finished),
+        current=current,
+        phase=PHASES.get(phase, phase),
+        elapsed=elapsed,
+        left=left,
+    )
+
+
+def site_losses(events: list[Event]) -> pd.DataFrame:
+    """One row a layer and stage (`mask_only`, `least_squares`, `final`), in network order: index, layer, stage, loss."""
+    finished = {e.index: e for e in events if isinstance(e, SiteFinished)}
+    rows = [(e.index, layer(e.site), stage, loss) for _, e in sorted(finished.items()) for stage, loss in e.losses.items()]
+    return pd.DataFrame(rows, columns=["index", "layer", "stage", "loss"])
+
+
+def last_started(events: list[Event]) -> SiteStarted | None:
+    """The layer begun last, finished or not."""
+    return next((e for e in reversed(events) if isinstance(e, SiteStarted)), None)
+
+
+def cg_residuals(events: list[Event]) -> pd.DataFrame:
+    """The layer begun last: one row a CG iteration, counted through all its Newton steps: layer, step, iteration, residual."""
+    started = last_started(events)
+    begun = next((i for i, event in enumerate(events) if event is started), len(events))
+    iterations = [e for e in events[begun:] if isinstance(e, CGIteration)]
+    rows = [(layer(e.site), e.step, count, e.residual) for count, e in enumerate(iterations, start=1)]
+    return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual"])
+
+
+def log(events: list[Event]) -> pd.DataFrame:
+    """What happened, newest first: `after` (seconds since the run's first event), layer, what, status."""
+    rows = []
+    for event in events:
+        after = event.time - events[0].time
+        match event:
+            case Queued():
+                rows.append((after, "", "Waiting for the device", ""))
+            case Phase():
+                rows.append((after, "", PHASES.get(event.name, event.name), ""))
+            case RunStarted():
+                resumed = f", {event.resumed} of them already finished" if event.resumed else ""
+                rows.append((after, "", f"Started on {event.device}: {len(event.sites)} layers to prune{resumed}", ""))
+            case NewtonStep():
+                what = f"Newton step {event.step}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
+                rows.append((after, layer(event.site), what + number(event.step_size), words(event.cg_status)))
+            case SiteFinished():
+                first = event.losses.get("mask_only")
+                change = (
+                    f"{number(first)} to {number(event.losses['final'])}"
+                    if first is not None
+                    else number(event.losses["final"])
+                )
+                rows.append((after, layer(event.site), f"Finished in {duration(event.seconds)}: loss {change}", event.message))
+            case RunFinished():
+                rows.append((after, "", "Finished", ""))
+            case RunCancelled():
+                rows.append((after, "", f"Cancelled after {event.finished_sites} layers", ""))
+            case RunFailed():
+                rows.append((after, "", "Failed", event.message))
+    return pd.DataFrame(rows[::-1], columns=["after", "layer", "what", "status"])
+
+
+def coverage(plan: "Plan") -> pd.DataFrame:
+    """Every weight of the network: layer, shape, keeps, reason (why it stays dense, or empty)."""
+    pruned = [(layer(s.name), " x ".join(map(str, s.shape)), percent(s.density), "") for s in plan.sites]
+    skipped = [(layer(name), "", "all", reason) for name, reason in plan.skipped.items()]
+    return pd.DataFrame(pruned + skipped, columns=["layer", "shape", "keeps", "reason"])
+
+
+def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
+    """A small example of the pattern on made-up weights: (rows, columns) float32, 1 kept, 0 pruned, NaN between groups."""
+    if not isinstance(pattern, NM):
+        scores = np.random.default_rng(0).random((_PICTURE_ROWS, 32))
+        return (scores.argsort(None).argsort().reshape(scores.shape) >= round(scores.size * (1 - pattern.density))).astype(
+            np.float32
+        )
+    groups = max(32 // pattern.m, 1)
+    scores = np.random.default_rng(0).random((_PICTURE_ROWS, groups, pattern.m))
+    kept = (scores.argsort(-1).argsort(-1) >= pattern.m - pattern.n).astype(np.float32)
+    gap = np.full((_PICTURE_ROWS, groups, 1), np.nan, np.float32)
+    return np.concatenate([kept, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]
+
+
+def pattern_words(pattern: NM | Unstructured | Dense) -> str:
+    """The pattern as a person reads it, with the expert's short form beside it."""
+    match pattern:
+        case NM():
+            return f"Keep {pattern.n} of {pattern.m} weights ({pattern})"
+        case Unstructured(scope="layer"):
+            return f"Keep {percent(pattern.density)} of each layer ({pattern} unstructured)"
+        case Unstructured():
+            return f"Keep {percent(pattern.density)} of the whole network ({pattern})"
+    return "Keep every weight (dense)"
+
+
+def operations(names: list[str]) -> str:
+    """A window's operations, n_0 first, as a numbered Markdown list."""
+    return "\n".join(f"{k}. `{name}`" for k, name in enumerate(names))
+
+
+def words(name: str) -> str:
+    """`MAX_ITERS` to `max iters`."""
+    return name.replace("_", " ").lower()
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent: `93.3 %`."""
+    return f"{100 * share:#.3g}".rstrip(".") + " %"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return f"{100 * difference:+.2f} points".replace("-", "\N{MINUS SIGN}")
+
+
+def duration(seconds: float) -> str:
+    """`0.42 s`, `28 s`, `1 min 05 s`, `2 h 03 min`."""
+    if seconds < 0.1:
+        return "under 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 layer`, `21 layers`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits: `1.23 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,151 @@
+"""The queue and the background workers: a run goes in by its config, comes out as events in the store.
+
+Each device has one worker thread and one waiting line, first come, first served. A worker is handed a run folder and nothing
+else; whoever wants to know how it goes reads the folder. So a page, a reload or a second tab loses nothing, and the workers
+could as well live in another process. A server that is killed takes its threads along and leaves their runs `interrupted`;
+`resume` goes on at the first unfinished layer.
+"""
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from snows.config import RunConfig
+from snows.events import Queued, RunCancelled, RunFailed, SiteFinished
+from snows.store import ACTIVE, Run, RunStore
+
+Execute = Callable[[Run], None]
+
+_log = logging.getLogger(__name__)
+# Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
+_CPU_NICENESS = 10
+
+
+@dataclass
+class _Job:
+    run: Run
+    hold: ExitStack  # keeps the run marked as held from the moment it is queued
+
+
+@dataclass
+class _Line:
+    """One device's waiting jobs and its worker."""
+
+    waiting: deque[_Job] = field(default_factory=deque)
+    worker: threading.Thread | None = None
+
+
+def _execute(run: Run) -> None:
+    from snows import runner  # takes seconds to import: torch
+
+    runner.execute(run)
+
+
+def device_of(config: RunConfig) -> str:
+    """The device a run will occupy: `cpu` or `cuda:N`. `auto` prefers CUDA, as the engine does."""
+    device = config.prune.device
+    if device == "auto":
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda:0" if device == "cuda" else device
+
+
+class JobManager:
+    """Start, cancel and resume runs of one store. Safe to call from any thread.
+
+    `execute` does what a run's config says and appends its events up to the last; it obeys `run.cancel_requested()`. The
+    default is `snows.runner.execute`.
+    """
+
+    def __init__(self, store: RunStore, execute: Execute = _execute) -> None:
+        self._store = store
+        self._execute = execute
+        self._lines: dict[str, _Line] = {}
+        self._changed = threading.Condition()
+
+    def submit(self, config: RunConfig) -> str:
+        """Create a run, queue it, and return its id. Raises `StoreError` if the disk refuses."""
+        device = device_of(config)
+        run = self._store.create(config)
+        self._enqueue(run, device)
+        return run.id
+
+    def resume(self, run_id: str) -> None:
+        """Queue a failed, cancelled or interrupted run again; any other is left alone. Raises `KeyError` for an unknown id."""
+        run = self._store.get(run_id)
+        device = device_of(run.config())
+        with self._changed:  # two tabs may press the button at once
+            if run.state() not in (*ACTIVE, "finished"):
+                self._enqueue(run, device)
+
+    def cancel(self, run_id: str) -> None:
+        """Ask a run to stop. A waiting run ends at once, a running one at its worker's next look. Raises `KeyError`."""
+        run = self._store.get(run_id)
+        run.request_cancel()
+        with self._changed:
+            for line in self._lines.values():
+                for job in line.waiting:
+                    if job.run.id == run_id:
+                        line.waiting.remove(job)
+                        with job.hold:
+                            run.append(RunCancelled(finished_sites=_finished_sites(run)))
+                        return
+
+    def position(self, run_id: str) -> int | None:
+        """A run's place in its line: 1 for the next to start, None if it is not waiting here."""
+        with self._changed:
+            for line in self._lines.values():
+                for place, job in enumerate(line.waiting, start=1):
+                    if job.run.id == run_id:
+                        return place
+        return None
+
+    def _enqueue(self, run: Run, device: str) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(run.held())
+            run.clear_cancel()
+            run.append(Queued())
+            hold = stack.pop_all()  # from here on the worker lets go of it
+        with self._changed:
+            line = self._lines.setdefault(device, _Line())
+            line.waiting.append(_Job(run, hold))
+            if line.worker is None:
+                line.worker = threading.Thread(target=self._work, args=(device, line), name=f"worker-{device}", daemon=True)
+                line.worker.start()
+            self._changed.notify_all()
+
+    def _work(self, device: str, line: _Line) -> None:
+        if device == "cpu" and sys.platform == "linux":  # elsewhere a thread has no priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _CPU_NICENESS)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: line.waiting)
+                job = line.waiting.popleft()
+            try:
+                with job.hold:
+                    self._run(job.run)
+            except Exception:  # the disk is full or gone: the run shows as interrupted, and the line must go on
+                _log.exception("Run %s could not record how it ended", job.run.id)
+
+    def _run(self, run: Run) -> None:
+        try:
+            self._execute(run)
+        except Exception as error:
+            run.append(
+                RunFailed(
+                    message=f"The run stopped with an error nobody foresaw: {type(error).__name__}: {error}. "
+                    "Resume goes on from the last finished layer; if it stops again, report the details below.",
+                    detail=traceback.format_exc(),
+                )
+            )
+
+
+def _finished_sites(run: Run) -> int:
+    return len({event.index for event in run.events()[0] if isinstance(event, SiteFinished)})

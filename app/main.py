@@ -1,0 +1,38 @@
+"""The app's entry: `python -m streamlit run app/main.py`. The frame around every page, and nothing else."""
+
+import gc
+import sys
+import threading
+from pathlib import Path
+
+# `streamlit run` puts only this file's folder on the path.
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import streamlit as st  # noqa: E402
+
+from app import state  # noqa: E402
+
+st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), layout="wide")
+
+
+@st.cache_resource
+def warm_up() -> threading.Thread:
+    """Import torch and the engine while the first page is read; it takes seconds and every run needs them."""
+
+    def load() -> None:
+        import snows.runner  # noqa: F401
+
+        # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
+        gc.collect()
+        gc.freeze()
+
+    thread = threading.Thread(target=load, name="warm-up", daemon=True)
+    thread.start()
+    return thread
+
+
+warm_up()
+st.logo(str(ROOT / "assets/logo.svg"), size="large")
+st.navigation([state.page("overview"), state.page("prune")], position="top").run()

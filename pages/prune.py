@@ -1,0 +1,31 @@
+"""Choose what to prune and how, start it, and watch. The address names the run: `?run=ID`."""
+
+import streamlit as st
+
+from app import form, panels, state
+from snows.config import RunConfig
+
+opened, run, problem = state.opened_run_id(), None, ""
+if opened is not None:
+    try:
+        run = state.store().get(opened)
+    except KeyError as error:
+        problem = f"{error.args[0]} Choose another run above, or start a new one below."
+
+heading, picker = st.columns([5, 3], gap="large", vertical_alignment="bottom")
+with heading:
+    st.title("How few weights still give the same answers?", anchor=False)
+with picker:
+    panels.run_picker(run)
+if problem:
+    st.error(problem, icon=":material/error:")
+
+if run is not None:
+    panels.run_view(run)
+    st.divider()
+    st.header("Another run", anchor=False)
+    form.draw(state.config_of(run) or RunConfig())
+else:
+    st.markdown("Choose a network, which of its weights stay, and what those become. Then start, and watch it layer by layer.")
+    form.draw(RunConfig())
+    panels.recorded_run()

@@ -1,0 +1,66 @@
+"""SNOWS: one-shot pruning that reconstructs what later layers see.
+
+    import snows
+    result = snows.prune(model, images, snows.PruneConfig(pattern="2:4"))
+
+Names are loaded when first used, so that `import snows` is instant and reading a run never needs torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snows.attention import attention_maps
+    from snows.config import NM, Dense, InputError, PruneConfig, RunConfig, SolverConfig, Unstructured, parse_pattern
+    from snows.data import load as load_data
+    from snows.graph import NetworkGraph
+    from snows.models import load as load_model
+    from snows.pruner import PruneResult, prune
+    from snows.store import RunStore
+
+_HOMES = {
+    "NM": "config.NM",
+    "Dense": "config.Dense",
+    "InputError": "config.InputError",
+    "NetworkGraph": "graph.NetworkGraph",
+    "PruneConfig": "config.PruneConfig",
+    "PruneResult": "pruner.PruneResult",
+    "RunConfig": "config.RunConfig",
+    "RunStore": "store.RunStore",
+    "SolverConfig": "config.SolverConfig",
+    "Unstructured": "config.Unstructured",
+    "attention_maps": "attention.attention_maps",
+    "load_data": "data.load",
+    "load_model": "models.load",
+    "parse_pattern": "config.parse_pattern",
+    "prune": "pruner.prune",
+}
+
+__all__ = [
+    "NM",
+    "Dense",
+    "InputError",
+    "NetworkGraph",
+    "PruneConfig",
+    "PruneResult",
+    "RunConfig",
+    "RunStore",
+    "SolverConfig",
+    "Unstructured",
+    "attention_maps",
+    "load_data",
+    "load_model",
+    "parse_pattern",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'snows' has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(".")
+    return getattr(import_module(f"snows.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,245 @@
+"""What a run should do, as frozen, validated values with a JSON form: `Config.model_validate_json`, `config.model_dump_json`.
+
+`PruneConfig` says how to prune any network; `RunConfig` adds which network and images, so that a run folder alone is enough to
+repeat the run. Choices are named by strings, never by objects, so that a form, a shell flag and a JSON file say the same thing.
+
+Every constraint is checked here, once. `explain` turns a failed check into a sentence for a person.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+MASKS = ("magnitude", "wanda", "sparsegpt", "random")
+UPDATES = ("none", "least-squares", "sparsegpt", "snows")
+TARGETS = ("dense", "propagated")
+CURVATURES = ("gauss_newton", "hessian", "finite_difference")
+
+
+class InputError(ValueError):
+    """The input is at fault, not the program. The message says what happened, why, and what to do."""
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NM(_Config):
+    """Keep `n` of every `m` consecutive weights along the input axis (2:4 keeps two of four)."""
+
+    kind: Literal["nm"] = "nm"
+    n: int = Field(ge=1)
+    m: int = Field(ge=2, le=1024)
+
+    @model_validator(mode="after")
+    def _keeps_fewer_than_all(self) -> "NM":
+        if self.n >= self.m:
+            raise ValueError(
+                f"Keep N of M needs N smaller than M, but {self.n}:{self.m} would keep every weight. Choose for example 2:4."
+            )
+        return self
+
+    @property
+    def density(self) -> float:
+        return self.n / self.m
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+class Unstructured(_Config):
+    """Remove the share `sparsity` of the weights with the lowest scores, wherever they lie.
+
+    `scope="layer"` removes that share from each layer; `"global"` ranks all layers' scores together, removing at most the share
+    `layer_cap` of any one layer, so that no layer is emptied.
+    """
+
+    kind: Literal["unstructured"] = "unstructured"
+    sparsity: float = Field(gt=0, lt=1)
+    scope: Literal["layer", "global"] = "layer"
+    layer_cap: float = Field(0.95, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _cap_leaves_room(self) -> "Unstructured":
+        if self.scope == "global" and self.layer_cap < self.sparsity:
+            raise ValueError(
+                f"The per-layer cap ({self.layer_cap:.0%}) is below the sparsity asked for ({self.sparsity:.0%}), so it cannot "
+                "be reached. Raise the cap or lower the sparsity."
+            )
+        return self
+
+    @property
+    def density(self) -> float:
+        return 1 - self.sparsity
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:g}%" + (" global" if self.scope == "global" else "")
+
+
+class Dense(_Config):
+    """Leave the layer as it is."""
+
+    kind: Literal["dense"] = "dense"
+
+    @property
+    def density(self) -> float:
+        return 1.0
+
+    def __str__(self) -> str:
+        return "dense"
+
+
+Pattern = Annotated[NM | Unstructured | Dense, Field(discriminator="kind")]
+
+
+def parse_pattern(text: str) -> NM | Unstructured | Dense:
+    """`"2:4"`, `"70%"`, `"70% global"` or `"dense"` to a pattern. Raises `ValueError` with the accepted forms."""
+    text = text.strip().lower()
+    try:
+        if match := re.fullmatch(r"(\d+)\s*:\s*(\d+)", text):
+            return NM(n=int(match[1]), m=int(match[2]))
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%(\s+global)?", text):
+            return Unstructured(sparsity=float(match[1]) / 100, scope="global" if match[2] else "layer")
+    except ValidationError as error:
+        raise ValueError(f"Pattern {text!r} cannot be used: {explain(error)}") from None
+    if text == "dense":
+        return Dense()
+    raise ValueError(
+        f"Unknown pattern {text!r}. Write N:M to keep N of every M weights (2:4), a percentage to remove that share of each "
+        "layer (70%), or a percentage of the whole network (70% global)."
+    )
+
+
+class SolverConfig(_Config):
+    """Newton-CG settings. Each default names what it was chosen by; `description` is the sentence a form shows."""
+
+    curvature: Literal["gauss_newton", "hessian", "finite_difference"] = Field(
+        "gauss_newton",
+        description="How curvature is measured: Gauss-Newton never bends the wrong way, the exact Hessian is the paper's "
+        "choice, finite differences are for teaching.",
+    )
+    newton_steps: int = Field(3, ge=1, le=100, description="How many Newton steps a layer gets at the most.")
+    max_iters: int = Field(50, ge=1, le=10_000, description="How many conjugate-gradient iterations one Newton step may take.")
+    rtol: float = Field(
+        1e-2, gt=0, lt=1, description="Conjugate gradient stops when its residual has fallen to this share of the gradient."
+    )
+    damping: float = Field(
+        1e-4,
+        ge=0,
+        description="Added to the curvature, as a share of its mean diagonal: larger is safer and slower.",
+    )
+    preconditioner: Literal["row_blocks", "none"] = Field(
+        "row_blocks", description="Row blocks reuse the least-squares factors and cut the iterations several times."
+    )
+    curvature_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="The share of the calibration batches that curvature is measured on, drawn anew each step.",
+    )
+    min_decrease: float = Field(
+        1e-3, ge=0, lt=1, description="A layer is finished when a Newton step lowers its loss by less than this share."
+    )
+    start: Literal["least_squares", "masked"] = Field(
+        "least_squares", description="Where Newton begins: at the exact solution for K=0, or at the masked dense weights."
+    )
+
+
+class PruneConfig(_Config):
+    """How to prune: which weights stay (`pattern`, `mask`) and what values they take (`update`, `k_steps`, `targets`)."""
+
+    pattern: Pattern = Field(
+        NM(n=2, m=4),
+        description="What stays: N:M keeps N of every M weights along the input axis (2:4), 70% removes that share of each "
+        "layer, 70% global of the whole network.",
+    )
+    overrides: dict[str, Pattern] = Field(
+        default_factory=dict, description="A layer's own pattern, or dense to leave that layer as it is."
+    )
+    mask: str = Field(
+        "magnitude",
+        description="How weights are chosen: magnitude, wanda, sparsegpt, random, or a .safetensors file whose zeros are "
+        "the mask.",
+    )
+    update: Literal["none", "least-squares", "sparsegpt", "snows"] = Field(
+        "snows", description="What values the kept weights take."
+    )
+    k_steps: int = Field(3, ge=0, le=10_000, description="How many operations after the layer its weights must also reproduce.")
+    targets: Literal["dense", "propagated"] = Field(
+        "dense",
+        description="What to reproduce: the untouched network's values, or the dense weight's on the pruned network's input.",
+    )
+    batch_size: int = Field(128, ge=1, description="How many calibration images are computed at once.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
+    device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")
+    precision: Literal["float32", "float64"] = Field("float32", description="The number format of the computation.")
+    batch_norm_reestimate: bool = Field(False, description="Measure batch-norm statistics again after pruning.")
+    solver: SolverConfig = SolverConfig()
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _pattern_from_text(cls, value: object) -> object:
+        return parse_pattern(value) if isinstance(value, str) else value
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _overrides_from_text(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {name: parse_pattern(p) if isinstance(p, str) else p for name, p in value.items()}
+
+    @field_validator("mask")
+    @classmethod
+    def _mask_is_known(cls, value: str) -> str:
+        if value in MASKS or value.endswith(".safetensors"):
+            return value
+        raise ValueError(f"Unknown mask method {value!r}. Choose one of {', '.join(MASKS)}, or name a .safetensors file.")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, value: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            return value
+        raise ValueError(f"Unknown device {value!r}. Choose auto, cpu, cuda or cuda:N.")
+
+
+class RunConfig(_Config):
+    """One run from names alone: which network, which images, and how to prune."""
+
+    model: str = Field("resnet20-fashion", description="resnet20-fashion, vit-fashion, timm:NAME or torchvision:NAME.")
+    checkpoint: str | None = Field(None, description="A .safetensors, .pt or .pth file with weights of your own.")
+    data: str = Field("fashion-mnist", description="fashion-mnist, fashion-mnist-full, or a folder of images.")
+    num_calibration: int = Field(512, ge=1, description="How many images, without labels, the reconstruction is fitted on.")
+    num_evaluation: int = Field(10_000, ge=1, description="How many images the result is measured on, at the most.")
+    prune: PruneConfig = PruneConfig()
+    name: str = Field("", description="What to call the run, for a person.")
+
+
+_FIELD_SENTENCES = {
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be one of {expected}",
+    "extra_forbidden": "is not a setting",
+    "missing": "is missing",
+}
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence a problem, naming the field, what it must be and what was given."""
+    sentences = []
+    for problem in error.errors():
+        if problem["type"] == "value_error":
+            sentences.append(str(problem["ctx"]["error"]))
+            continue
+        field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense"))
+        sentence = _FIELD_SENTENCES.get(problem["type"])  # other messages may hold braces of their own
+        rule = sentence.format(**problem.get("ctx", {})) if sentence else problem["msg"]
+        sentences.append(f"{field} {rule}, but is {problem['input']!r}.")
+    return " ".join(sentences)

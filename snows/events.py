@@ -1,0 +1,150 @@
+"""What happened in a run: small frozen records with a JSON form, one line each in the run's event file.
+
+A reader that meets a kind it does not know gets None and goes on, so that an old reader survives a newer writer. Losses are
+means of squares in the units of the captured values (dimensionless); times are seconds; memory is bytes.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    time: float = field(default_factory=time.time)  # seconds since the epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued(Event):
+    """The run waits for its device, for the first time or to be resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """The worker has the network and the images. `sites` are the names that will be pruned, in order."""
+
+    device: str
+    sites: list[str]
+    skipped: dict[str, str]  # weight name -> why it is left dense
+    resumed: int = 0  # how many sites an earlier worker had finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Event):
+    """Work outside the sites: `load`, `export`, `evaluate_dense`, `prune`, `evaluate`, `save`."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteStarted(Event):
+    site: str
+    index: int
+    operations: list[str]  # the window's captured operations, n_0 … n_K
+    shape: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CGIteration(Event):
+    """One conjugate-gradient iteration of the current Newton step. `residual` is relative to the right-hand side."""
+
+    site: str
+    step: int
+    iteration: int
+    residual: float
+    curvature: float  # p·Hp / p·p along the search direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonStep(Event):
+    """One Newton step, accepted or not (`step_size` 0). `predicted` and `actual` are reductions of the loss."""
+
+    site: str
+    step: int
+    loss: float  # after the step
+    gradient_norm: float
+    cg_status: str
+    cg_iterations: int
+    step_size: float
+    tried: list[float]
+    predicted: float
+    actual: float
+    damping: float
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFinished(Event):
+    """`losses` by stage: `mask_only`, `least_squares` (where computed), `final`; `by_k` the same stages' loss at each n_k.
+
+    `scale` is the mean square of the targets, the loss of predicting zeros: divide by it for a relative error.
+    """
+
+    site: str
+    index: int
+    losses: dict[str, float]
+    by_k: dict[str, list[float]]
+    scale: list[float]
+    density: float
+    status: str  # a name of `solver.Status` or of the update
+    message: str  # the status in words, with its remedy
+    seconds: float
+    num_products: int
+    peak_memory: int | None = None  # bytes on the device, None on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed(Event):
+    message: str  # what happened, why, and what to do
+    detail: str = ""  # the trace, for an expander
+    bad_input: bool = False  # the input was at fault (`config.InputError`), so trying again as it is would fail again
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCancelled(Event):
+    finished_sites: int
+
+
+KINDS: dict[str, type[Event]] = {cls.__name__: cls for cls in Event.__subclasses__()}
+
+
+def _finite(value: object) -> object:
+    # JSON has no NaN or infinity; a reader in another language must not stumble over one diverged layer.
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _restore(value: object) -> object:
+    if isinstance(value, dict):
+        if value.keys() == {"float"} and value["float"] in ("nan", "inf", "-inf"):
+            return float(value["float"])
+        return {k: _restore(v) for k, v in value.items()}
+    return [_restore(v) for v in value] if isinstance(value, list) else value
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON without a line end."""
+    return json.dumps({"kind": type(event).__name__} | {k: _finite(v) for k, v in asdict(event).items()}, allow_nan=False)
+
+
+def from_json(line: str) -> Event | None:
+    """The event of a line, or None for a kind this version does not know. Raises `ValueError` on malformed JSON."""
+    record = json.loads(line)
+    cls = KINDS.get(record.pop("kind", ""))
+    if cls is None:
+        return None
+    known = {f.name for f in fields(cls)}
+    values: dict[str, Any] = {k: _restore(v) for k, v in record.items() if k in known}
+    return cls(**values)

@@ -1,0 +1,467 @@
+"""`NetworkGraph`: any exportable network as an ordered list of operations, and the windows SNOWS re-fits.
+
+`torch.export` sees functional calls that module hooks miss (residual adds, `F.relu`, fused attention) and names every operation by
+the module it came from. On that list stand three things:
+
+* a **Site** is a weight that can be pruned: one `Linear` or ungrouped `Conv2d` weight, used once;
+* a **Window** is the slice of the network from a site's own output to the K-th next counted operation that depends on it. It is a
+  pure function of the weight, and the only thing the solver ever differentiates (paper section 3, equation 5);
+* a **Frontier** walks the calibration set through the graph once, holding at each moment only the values later nodes still need.
+
+Counted operations are convolution, linear, activation, attention and (layer, group) normalization. A batch norm belongs to the
+convolution before it: the convolution's value is taken after it. Adds, reshapes, dropout and pooling are not counted.
+"""
+
+import operator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+aten = torch.ops.aten
+
+Values = dict[fx.Node, Any]
+
+CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default}
+ACTIVATIONS = {
+    aten.relu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.hardtanh.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.elu.default,
+    aten.leaky_relu.default,
+    aten.mish.default,
+    aten.softplus.default,
+    aten.prelu.default,
+}
+_NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+FUSED_ATTENTION = aten.scaled_dot_product_attention.default
+SOFTMAX = {aten.softmax.int, aten._softmax.default}
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+_MATMUL = {aten.matmul.default, aten.bmm.default}
+# Operations that hand the attention weights on unchanged between the softmax and the product with the values.
+_TRANSPARENT = {
+    aten.dropout.default,
+    aten.clone.default,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.expand.default,
+    aten.reshape.default,
+}
+
+
+class ExportError(ValueError):
+    """The network cannot be turned into a graph; the message says why and what to do."""
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Run attention on the plain math path: the fused kernels have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def _plain_attention_modules() -> Iterator[None]:
+    # nn.MultiheadAttention's inference fast path is one opaque kernel; the graph needs its parts.
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A prunable weight. `node` is the operation that uses it; `shape` is (out, in) or (out, in, kh, kw)."""
+
+    name: str
+    module: str
+    kind: str  # conv2d, linear
+    shape: tuple[int, ...]
+    node: fx.Node = field(repr=False)
+
+    @property
+    def input(self) -> fx.Node:
+        return self.node.args[0]  # type: ignore[return-value]
+
+
+def batch_norm_affine(args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Scale and shift, each (C,), of an eval-mode batch norm called with `args`."""
+    _, weight, bias, mean, variance, _, epsilon = args
+    scale = (variance + epsilon).rsqrt()
+    if weight is not None:
+        scale = scale * weight
+    shift = -mean * scale
+    return scale, shift if bias is None else shift + bias
+
+
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor]:
+    # The kernel's second derivative is a dozen elementwise passes; that of a multiply-add is two, and it is the same function.
+    scale, shift = batch_norm_affine((x, *rest))
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    return (torch.addcmul(shift.view(shape), x, scale.view(shape)),)
+
+
+def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    """Evaluate one node from the values of its inputs."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    target: Callable[..., Any] = _batch_norm if node.target is BATCH_NORM else node.target  # type: ignore[assignment]
+    return target(*args, **kwargs)
+
+
+class NetworkGraph:
+    """One exported network: ordered operations, tensors by name, and the sites where it can be pruned.
+
+    `parameters` maps names to the module's own tensors (parameters, buffers, constants); nothing here changes them. Every method
+    that runs operations takes the tensors to use, so that a pruned network is this graph with other weights.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        signature = program.graph_signature
+        self.parameters: dict[str, Tensor] = {}
+        self._tensor_nodes: dict[str, fx.Node] = {}
+        placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+        inputs = []
+        for spec in signature.input_specs:
+            node = placeholders[spec.arg.name]
+            if spec.kind is InputKind.USER_INPUT:
+                inputs.append(node)
+                continue
+            source = program.state_dict if spec.target in program.state_dict else program.constants
+            self.parameters[spec.target] = source[spec.target].detach()
+            self._tensor_nodes[spec.target] = node
+        if len(inputs) != 1:
+            raise ExportError(f"The network takes {len(inputs)} inputs; only networks with one image input can be explored.")
+        self.input = inputs[0]
+
+        results = [spec.arg.name for spec in signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+        if len(results) != 1:
+            raise ExportError(f"The network returns {len(results)} tensors; wrap it in a module that returns the logits alone.")
+        self.output = next(n for n in program.graph.nodes if n.name == results[0])
+
+        needed, stack = {self.output}, [self.output]
+        while stack:
+            for parent in stack.pop().all_input_nodes:
+                if parent not in needed:
+                    needed.add(parent)
+                    stack.append(parent)
+        self.nodes: list[fx.Node] = [n for n in program.graph.nodes if n.op == "call_function" and n in needed]
+        for node in self.nodes:
+            if node.target in _VIEWS:
+                # Exported with the strides of one kernel (fused attention), run with those of another (its plain form).
+                node.target = aten.reshape.default
+        self.index: dict[fx.Node, int] = {n: i for i, n in enumerate(self.nodes)}
+        self.users: dict[fx.Node, list[fx.Node]] = {
+            n: [u for u in n.users if u in self.index] for n in (*placeholders.values(), *self.nodes)
+        }
+        self.sites, self.skipped = self._find_sites({s.target for s in signature.input_specs if s.kind is InputKind.PARAMETER})
+
+    @classmethod
+    def export(cls, module: nn.Module, example: Tensor) -> "NetworkGraph":
+        """Export `module` in eval mode. `example`: (B, ...) with B >= 2, on the module's device; its batch size becomes free.
+
+        Raises `ExportError` with the reason in a sentence when the network's Python code cannot be followed.
+        """
+        if example.shape[0] < 2:
+            example = torch.cat([example, example])  # a batch of one would be taken for a constant
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad(), _plain_attention_modules():
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+                # An empty table makes in-place operations functional and leaves everything else whole.
+                program = program.run_decompositions({})
+        except Exception as error:  # the exporter raises dozens of unrelated types, from any layer
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ExportError(
+                f"This network cannot be exported to a graph ({reason[:300]}). Networks whose Python code branches on the values or "
+                "the number of images cannot be followed; rewrite that part with tensor operations, or choose another network."
+            ) from error
+        finally:
+            module.train(training)
+        return cls(program)
+
+    # --- what the nodes are ---
+
+    def path(self, node: fx.Node) -> str:
+        """The dotted path of the module that ran `node`, e.g. `blocks.0.attn`."""
+        for path, _ in reversed((node.meta.get("nn_module_stack") or {}).values()):
+            return path
+        return ""
+
+    def kind(self, node: fx.Node) -> str | None:
+        """The counted operation that `node` is, or None."""
+        if node.target in CONVOLUTIONS:
+            return "convolution"
+        if node.target is aten.linear.default:
+            return "linear"
+        if node.target in ACTIVATIONS:
+            return "activation"
+        if node.target in _NORMS:
+            return "layer_norm"
+        if node.target is FUSED_ATTENTION or (node.target in _MATMUL and self.attention_softmax(node) is not None):
+            return "attention"
+        return None
+
+    def attention_softmax(self, node: fx.Node) -> fx.Node | None:
+        """The softmax whose result `node` multiplies with the values, where attention is written out."""
+        source = node.args[0]
+        while isinstance(source, fx.Node) and source.target in _TRANSPARENT:
+            source = source.args[0]
+        return source if isinstance(source, fx.Node) and source.target in SOFTMAX else None
+
+    def value_node(self, node: fx.Node) -> fx.Node:
+        """Where the value of a counted operation is read: after the batch norm that belongs to a convolution, else at the node."""
+        users = self.users[node]
+        if node.target in CONVOLUTIONS and len(users) == 1 and users[0].target is BATCH_NORM:
+            return next(u for u in self.users[users[0]] if u.target is operator.getitem and u.args[1] == 0)
+        return node
+
+    def describe(self, node: fx.Node) -> str:
+        """`path (kind)`, the name of a counted operation for a person."""
+        path = self.path(node)
+        kind = (self.kind(node) or str(node.target)).replace("_", " ")
+        return f"{path} ({kind})" if path else kind
+
+    def _find_sites(self, parameter_names: Collection[str]) -> tuple[list[Site], dict[str, str]]:
+        sites, skipped = [], {}
+        for name, tensor in self.parameters.items():
+            if name not in parameter_names:
+                continue
+            users = self.users[self._tensor_nodes[name]]
+            reason = None
+            if tensor.ndim < 2:
+                reason = "one value per channel (a bias or a scale), too few to be worth pruning"
+            elif not users:
+                reason = "not used when the network runs in eval mode"
+            elif len(users) > 1:
+                reason = f"shared by {len(users)} operations, so no single window belongs to it"
+            else:
+                reason = self._obstacle(users[0], self._tensor_nodes[name])
+            if reason is not None:
+                skipped[name] = reason
+                continue
+            node = users[0]
+            kind = "linear" if node.target is aten.linear.default else "conv2d"
+            sites.append(Site(name, name.removesuffix(".weight"), kind, tuple(tensor.shape), node))
+        return sorted(sites, key=lambda s: self.index[s.node]), skipped
+
+    def _obstacle(self, node: fx.Node, weight: fx.Node) -> str | None:
+        if node.target is aten.linear.default:
+            return None if node.args[1] is weight else "the input of a linear layer, not its weight"
+        if node.target in CONVOLUTIONS:
+            if node.args[1] is not weight:
+                return "the input of a convolution, not its weight"
+            if node.target not in (aten.conv2d.default, aten.conv2d.padding):
+                return "a 1-d or 3-d convolution; only 2-d convolutions and linear layers are pruned"
+            groups = node.args[6] if len(node.args) > 6 else 1
+            if groups != 1:
+                inputs = weight.meta["val"].shape[1]
+                return f"a grouped convolution ({groups} groups): each output sees only {inputs} input channel{'s'[: inputs > 1]}"
+            return None
+        return f"used by {str(node.target).removeprefix('aten.').split('.')[0]}, not as the weight of a linear layer or convolution"
+
+    # --- running it ---
+
+    def bind(self, parameters: Mapping[str, Tensor]) -> Values:
+        """Values for the tensor placeholders from tensors by name; names left out keep the module's own."""
+        return {node: parameters.get(name, self.parameters[name]) for name, node in self._tensor_nodes.items()}
+
+    def tensor_node(self, name: str) -> fx.Node:
+        return self._tensor_nodes[name]
+
+    @torch.no_grad()
+    def run(
+        self, images: Tensor, parameters: Mapping[str, Tensor] | None = None, capture: Collection[fx.Node] = ()
+    ) -> tuple[Tensor, Values]:
+        """Run every node in order: the network's output and the values at the `capture` nodes. Equals the module bit for bit."""
+        values: Values = self.bind(parameters or {})
+        values[self.input] = images
+        captured = set(capture)
+        for i, node in enumerate(self.nodes):
+            values[node] = execute(node, values)
+            for parent in node.all_input_nodes:
+                if parent in self.index and parent not in captured and parent is not self.output and self.last_use(parent) <= i:
+                    del values[parent]
+        return values[self.output], {node: values[node] for node in captured}
+
+    def last_use(self, node: fx.Node) -> int:
+        """Position of the last operation that reads `node`; the network's result counts as read at the very end."""
+        if node is self.output:
+            return len(self.nodes)
+        return max((self.index[u] for u in self.users[node]), default=-1)
+
+    def window(self, site: Site, k_steps: int) -> "Window":
+        """The window of `site` over the next `k_steps` counted operations, fewer where the network ends first."""
+        if k_steps < 0:
+            raise ValueError(f"k_steps must be 0 or more, but is {k_steps}.")
+        dependent, captured, count = {site.node}, [site.node], 0
+        for node in self.nodes[self.index[site.node] + 1 :]:
+            if count == k_steps:
+                break
+            if any(parent in dependent for parent in node.all_input_nodes):
+                dependent.add(node)
+                if self.kind(node) is not None:
+                    captured.append(node)
+                    count += 1
+        return Window(self, site, captured)
+
+
+class Window:
+    """The slice of a network that one weight's K-step objective sees.
+
+    `captured[k]` is where the value of the k-th operation is read, k = 0 being the site's own output. `outside` are the values
+    that the window takes from the network before it: they do not depend on the weight.
+    """
+
+    def __init__(self, graph: NetworkGraph, site: Site, operations: Sequence[fx.Node]) -> None:
+        self.graph = graph
+        self.site = site
+        self.operations = [graph.describe(n) for n in operations]
+        self.captured = [graph.value_node(n) for n in operations]
+        weight = graph.tensor_node(site.name)
+
+        # Everything the captured values need, split by whether it depends on the weight.
+        needed, stack = set(self.captured), list(self.captured)
+        while stack:
+            node = stack.pop()
+            if node is site.node:
+                continue
+            for parent in node.all_input_nodes:
+                if parent in graph.index and graph.index[parent] > graph.index[site.node] and parent not in needed:
+                    needed.add(parent)
+                    stack.append(parent)
+        needed.add(site.node)
+        dependent = {weight}
+        self.nodes: list[fx.Node] = []
+        self._side: list[fx.Node] = []  # later in order than the site, but independent of its weight (a shortcut branch)
+        for node in sorted(needed, key=graph.index.__getitem__):
+            if any(parent in dependent for parent in node.all_input_nodes):
+                dependent.add(node)
+                self.nodes.append(node)
+            else:
+                self._side.append(node)
+        side = set(self._side)
+        reads = {p for n in (*self.nodes, *self._side) for p in n.all_input_nodes} - dependent - side
+        self.outside = sorted((n for n in reads if n in graph.index or n is graph.input), key=lambda n: graph.index.get(n, -1))
+        self._tensors = [n for n in reads if n not in graph.index and n is not graph.input]
+        self.weight = weight
+        self._passed = [n for n in side if any(u in dependent for u in graph.users[n])]
+
+    @property
+    def end(self) -> int:
+        """Position one past the last node that the window runs."""
+        return max(self.graph.index[n] for n in self.nodes) + 1
+
+    @torch.no_grad()
+    def inputs(self, values: Mapping[fx.Node, Any], parameters: Mapping[fx.Node, Any]) -> Values:
+        """What `outputs` needs: `values` at the `outside` nodes, plus what follows from them without the weight.
+
+        `parameters` are tensors by node as `NetworkGraph.bind` gives them.
+        """
+        local: Values = {n: values[n] for n in self.outside} | {n: parameters[n] for n in self._tensors}
+        for node in self._side:
+            local[node] = execute(node, local)
+        reads = {p for n in self.nodes for p in n.all_input_nodes}
+        return {n: v for n, v in local.items() if n in reads}
+
+    def outputs(self, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> list[Tensor]:
+        """The values at the captured nodes, k = 0 … K: a pure function of `weight` (the parameter's shape)."""
+        values = self.values(weight, inputs)
+        return [values[n] for n in self.captured]
+
+    def values(self, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> Values:
+        """The values at all of the window's nodes and inputs."""
+        values: Values = dict(inputs)
+        values[self.weight] = weight
+        for node in self.nodes:
+            values[node] = _execute_in_window(node, values)
+        return values
+
+
+class Frontier:
+    """The calibration set on its way through one network, in batches, kept on `storage` between steps.
+
+    `advance` runs every batch up to a position and drops what no later node reads, so memory is one cut through the network, not
+    its depth, and reaching the end costs one forward pass in all.
+    """
+
+    def __init__(self, graph: NetworkGraph, batches: Sequence[Tensor], storage: torch.device | str = "cpu") -> None:
+        self.graph = graph
+        self.position = 0
+        self.storage = torch.device(storage)
+        self._batches: list[Values] = [{graph.input: b.to(self.storage)} for b in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @torch.no_grad()
+    def advance(
+        self,
+        stop: int,
+        parameters: Values,
+        device: torch.device,
+        keep: Collection[fx.Node] = (),
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run nodes up to (not including) position `stop` with tensors from `NetworkGraph.bind`.
+
+        Values at `keep` stay although nothing later reads them. `check` is called between batches and may raise to cancel.
+        """
+        kept, graph = set(keep), self.graph
+        nodes = graph.nodes[self.position : stop]
+        for i, batch in enumerate(self._batches):
+            check()
+            values = {n: _move(v, device) for n, v in batch.items()} if nodes else batch
+            for position, node in enumerate(nodes, self.position):
+                values[node] = execute(node, _Layers(values, parameters))
+                for parent in node.all_input_nodes:
+                    if parent in values and parent not in kept and graph.last_use(parent) <= position:
+                        del values[parent]
+            self._batches[i] = {
+                n: _move(v, self.storage) for n, v in values.items() if n in kept or graph.last_use(n) >= max(stop, self.position)
+            }
+        self.position = max(stop, self.position)
+
+    def values(self, index: int) -> Values:
+        """The live values of one batch, on `storage`."""
+        return self._batches[index]
+
+
+class _Layers(Mapping[fx.Node, Any]):
+    # Two mappings looked up in turn; collections.ChainMap would do but for a ten-fold slower __getitem__.
+    def __init__(self, first: Mapping[fx.Node, Any], second: Mapping[fx.Node, Any]) -> None:
+        self._first, self._second = first, second
+
+    def __getitem__(self, node: fx.Node) -> Any:
+        return self._first[node] if node in self._first else self._second[node]
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return type(value)(_move(v, device) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,140 @@
+"""The derivative of a window at one weight, built once and applied to many vectors.
+
+Conjugate gradient asks for products with the same Jacobian J dozens of times. PyTorch's forward mode runs the function again for
+each (value and derivative together), and the trick of differentiating a backward pass twice does work on values that no one reads.
+Here the window runs once. `pull` (Jᵀu) replays the backward pass of that run; `push` (Jv) sends a tangent through the nodes with the
+rule each deserves: an operation that is linear in its input is applied to the tangent itself, an elementwise one multiplies by
+a slope computed once, and for any other PyTorch's own forward mode differentiates that single operation.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from snows.graph import ACTIVATIONS, BATCH_NORM, CONVOLUTIONS, Window, aten, batch_norm_affine, differentiable_attention
+
+Tangents = Mapping[fx.Node, Any]
+
+# Linear in their first argument, which alone may depend on the weight; the rest are shapes and numbers.
+_LINEAR_IN_FIRST = {
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.clone.default,
+    aten.expand.default,
+    aten.mean.dim,
+    aten.sum.dim_IntList,
+    aten.unbind.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.flatten.using_ints,
+    aten.roll.default,
+    aten.pad.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    operator.getitem,
+}
+
+
+class Linearization:
+    """`outputs` are the window's values at `weight`, k = 0 … K; `push` and `pull` apply their Jacobian J and its transpose."""
+
+    def __init__(self, window: Window, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> None:
+        self._window = window
+        self._weight = weight.detach().requires_grad_()
+        with differentiable_attention():
+            self._values = window.values(self._weight, inputs)
+        self.outputs: list[Tensor] = [self._values[n] for n in window.captured]
+        self._slopes = {n: self._slope(n) for n in window.nodes if n.target in ACTIVATIONS}
+        self._values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in self._values.items()}
+
+    def _slope(self, node: fx.Node) -> Tensor:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        x = args[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = node.target(x, *args[1:], **kwargs)  # type: ignore[operator]
+        return torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
+        """Jᵀu: one tensor for each output to one of the weight's shape."""
+        return torch.autograd.grad(self.outputs, self._weight, cotangents, retain_graph=True)[0]
+
+    @torch.no_grad()
+    def push(self, vector: Tensor) -> list[Tensor]:
+        """Jv: a tensor of the weight's shape to one for each output."""
+        tangents: dict[fx.Node, Any] = {self._window.weight: vector}
+        with differentiable_attention():
+            for node in self._window.nodes:
+                tangents[node] = self._tangent(node, tangents)
+        return [tangents[n] for n in self._window.captured]
+
+    def _tangent(self, node: fx.Node, tangents: Tangents) -> Any:
+        moving = [a for a in node.all_input_nodes if a in tangents]
+        if node.target in self._RULES:
+            return self._RULES[node.target](self, node, tangents)
+        if node in self._slopes:
+            return self._slopes[node] * tangents[moving[0]]
+        if node.target in _LINEAR_IN_FIRST and moving == [node.args[0]]:
+            rest, kwargs = fx.map_arg((node.args[1:], node.kwargs), self._values.__getitem__)
+            return node.target(tangents[moving[0]], *rest, **kwargs)  # type: ignore[operator]
+        return self._forward_mode(node, moving, tangents)
+
+    def _forward_mode(self, node: fx.Node, moving: list[fx.Node], tangents: Tangents) -> Any:
+        def function(*primals: Tensor) -> Any:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), (self._values | dict(zip(moving, primals, strict=True))).__getitem__)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+        return torch.func.jvp(function, tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving))[1]
+
+    def _weighted(self, node: fx.Node, tangents: Tangents) -> Tensor:
+        """Convolution or linear, x * w + b: dx * w + x * dw."""
+        x, w = node.args[:2]
+        rest = [None, *fx.map_arg(tuple(node.args[3:]), self._values.__getitem__)]
+        parts = []
+        if x in tangents:
+            parts.append(node.target(tangents[x], self._values[w], *rest))  # type: ignore[index,operator]
+        if w in tangents:
+            parts.append(node.target(self._values[x], tangents[w], *rest))  # type: ignore[index,operator]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _batch_norm(self, node: fx.Node, tangents: Tangents) -> tuple[Tensor]:
+        x = tangents[node.args[0]]  # type: ignore[index]
+        scale, _ = batch_norm_affine(fx.map_arg(node.args, self._values.__getitem__))
+        return (x * scale.view(1, -1, *[1] * (x.ndim - 2)),)
+
+    def _add(self, node: fx.Node, tangents: Tangents) -> Tensor:
+        alpha = node.kwargs.get("alpha", 1)
+        terms = [
+            tangents[a] if factor == 1 else factor * tangents[a]
+            for a, factor in zip(node.args, (1, alpha), strict=True)
+            if a in tangents
+        ]
+        total = terms[0] if len(terms) == 1 else terms[0] + terms[1]
+        shape = self._values[node].shape
+        return total if total.shape == shape else total.expand(shape)
+
+    def _layer_norm(self, node: fx.Node, tangents: Tangents) -> Tensor:
+        args = fx.map_arg(node.args, self._values.__getitem__)
+        x, dims = args[0], tuple(range(-len(args[1]), 0))
+        weight, epsilon = (args[2] if len(args) > 2 else None), (args[4] if len(args) > 4 else 1e-5)
+        dx = tangents[node.args[0]]  # type: ignore[index]
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        inverse = (variance + epsilon).rsqrt()
+        normal = (x - mean) * inverse
+        dy = (dx - dx.mean(dims, keepdim=True) - normal * (dx * normal).mean(dims, keepdim=True)) * inverse
+        return dy if weight is None else dy * weight
+
+    _RULES: dict[Any, Callable[["Linearization", fx.Node, Tangents], Any]] = {
+        **dict.fromkeys((*CONVOLUTIONS, aten.linear.default), _weighted),
+        BATCH_NORM: _batch_norm,
+        aten.add.Tensor: _add,
+        aten.layer_norm.default: _layer_norm,
+    }

@@ -1,0 +1,396 @@
+"""`prune`: the layer loop, and the only place where graph, masks and updates meet.
+
+The cascade: sites in the network's own order; each site's window is fed by the network as pruned so far, while the targets come
+from the untouched dense network (or, with `targets="propagated"`, from the dense weight on the pruned network's inputs). Two
+frontiers walk the calibration set, one through each network, the dense one a window ahead. A finished site is reported and
+handed on; a cancelled or killed run loses at most the site it was working on.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from snows import events
+from snows.config import MASKS, Dense, PruneConfig, Unstructured
+from snows.graph import Frontier, NetworkGraph, Site, Window
+from snows.reconstruction import Batch, input_gram
+from snows.saliency import SCORERS
+from snows.solver import StepResult
+from snows.sparsity import check_compliance, from_matrix, keep_mask, keep_masks_global, obstacle, read_mask_file, to_matrix
+from snows.updates import UPDATES, SiteProblem
+
+
+class PruneError(ValueError):
+    """The request cannot be carried out; the message says why and what to do."""
+
+
+class Cancelled(Exception):
+    """Raised inside the loop when `cancelled()` turned true; finished sites have been handed on."""
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """`model` is a pruned copy, its pruned weights exactly zero. `masks` are bool in each parameter's shape, True = kept."""
+
+    model: nn.Module
+    masks: dict[str, Tensor]
+    sites: list[events.SiteFinished]
+    skipped: dict[str, str]
+    num_products: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which weights a configuration prunes, in order, and why it leaves the others. `patterns` by site name."""
+
+    sites: list[Site]
+    patterns: dict[str, object]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where present, else the CPU. Raises `PruneError` when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PruneError(f"Device {name!r} was asked for, but PyTorch finds no CUDA device here. Choose cpu or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PruneError(f"Device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
+    """Every weight of the network: pruned to which pattern, or left dense and why."""
+    known = {s.name: s for s in graph.sites}
+    if unknown := set(config.overrides) - {n for s in graph.sites for n in (s.name, s.module)}:
+        raise PruneError(f"No prunable weight is called {sorted(unknown)[0]!r}. There are: {', '.join(list(known)[:8])} …")
+    skipped, sites, patterns = dict(graph.skipped), [], {}
+    for site in graph.sites:
+        pattern = config.overrides.get(site.name, config.overrides.get(site.module, config.pattern))
+        reason = "left dense as asked" if isinstance(pattern, Dense) else obstacle(site.shape, site.kind, pattern)
+        if reason is not None:
+            skipped[site.name] = reason
+            continue
+        sites.append(site)
+        patterns[site.name] = pattern
+    return Coverage(sites, patterns, skipped)
+
+
+def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tensor]:
+    """A tensor (N, C, H, W), or a loader of tensors or (tensor, label) pairs, as a list of batches."""
+    if isinstance(images, Tensor):
+        parts = list(images.split(batch_size)) if images.ndim and len(images) else []
+    else:
+        parts = [b[0] if isinstance(b, list | tuple) else b for b in images]  # type: ignore[misc]
+    if not parts or not all(isinstance(p, Tensor) and len(p) for p in parts):
+        raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
+    if not all(bool(torch.isfinite(p).all()) for p in parts):
+        raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")
+    return parts
+
+
+def _check_weights(parameters: Mapping[str, Tensor]) -> None:
+    for name, tensor in parameters.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise PruneError(f"The weight {name} holds NaN or infinity, so nothing can be reconstructed. Repair the checkpoint.")
+
+
+def prefers_channels_last(graph_or_module: nn.Module) -> bool:
+    """Whether the module has a convolution with more than one kernel position, which CPUs and GPUs run faster channels-last."""
+    return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 and m.stride[0] < m.kernel_size[0] for m in graph_or_module.modules())
+
+
+def prune(
+    model: nn.Module,
+    images: Tensor | Iterable[object],
+    config: PruneConfig | None = None,
+    *,
+    on_event: Callable[[events.Event], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
+    on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
+    progress: bool = False,
+) -> PruneResult:
+    """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
+
+    `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked between
+    CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed, `on_site` is
+    handed each new one: together they make a run resumable. `progress` shows a progress bar.
+
+    Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
+    """
+    config = config or PruneConfig()
+    started = time.perf_counter()
+    device = resolve_device(config.device)
+    dtype = getattr(torch, config.precision)
+    batches = batches_of(images, config.batch_size)
+    pruned = deepcopy(model).to(device=device, dtype=dtype).eval()
+    layout = torch.channels_last if prefers_channels_last(pruned) and batches[0].ndim == 4 else torch.contiguous_format
+    pruned = pruned.to(memory_format=layout)  # type: ignore[call-overload]
+    batches = [b.to(dtype).contiguous(memory_format=layout) for b in batches]
+    graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
+    _check_weights(graph.parameters)
+    covered = coverage(graph, config)
+    if not covered.sites:
+        raise PruneError("No weight of this network can be pruned to this pattern: " + "; ".join(list(covered.skipped.values())[:3]))
+
+    loop = _Loop(graph, covered, config, batches, device, on_event, cancelled)
+    resumed = 0
+    while resumed < len(covered.sites) and finished(resumed) is not None:
+        resumed += 1
+    on_event(
+        events.RunStarted(device=_device_name(device), sites=[s.name for s in covered.sites], skipped=covered.skipped, resumed=resumed)
+    )
+    bar = _progress_bar(len(covered.sites)) if progress else None
+    done, masks = [], {}
+    for index, site in enumerate(covered.sites):
+        earlier = finished(index) if index < resumed else None
+        if earlier is not None:
+            weight, mask = (t.to(device) for t in earlier)
+            weight = weight.to(dtype)
+            loop.skip(site, weight)
+        else:
+            weight, mask, record = loop.solve(index, site)
+            on_site(index, weight, mask)
+            on_event(record)
+            done.append(record)
+        masks[site.name] = mask
+        with torch.no_grad():
+            pruned.get_parameter(site.name).copy_(weight)
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
+    if config.batch_norm_reestimate:
+        reestimate_batch_norm(pruned, [b.to(device) for b in batches])
+    return PruneResult(
+        pruned, masks, done, covered.skipped, sum(r.num_products for r in done), time.perf_counter() - started
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _progress_bar(total: int):  # type: ignore[no-untyped-def]
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="pruning", unit="layer")
+
+
+class _Loop:
+    """The state that passes from site to site: both frontiers, and the pruned network's tensors so far."""
+
+    def __init__(
+        self,
+        graph: NetworkGraph,
+        covered: Coverage,
+        config: PruneConfig,
+        batches: Sequence[Tensor],
+        device: torch.device,
+        on_event: Callable[[events.Event], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.graph, self.covered, self.config, self.device = graph, covered, config, device
+        self.on_event, self.cancelled = on_event, cancelled
+        self.images = [len(b) for b in batches]
+        self.dense_parameters = graph.bind({name: t.clone() for name, t in graph.parameters.items()})
+        self.parameters = dict(self.dense_parameters)
+        self.pruned = Frontier(graph, batches)
+        self.dense = Frontier(graph, batches) if config.targets == "dense" else None
+        self.given_masks = read_mask_file(config.mask) if config.mask not in MASKS else None
+        self.global_masks = self._global_masks(batches)
+
+    def check(self) -> None:
+        if self.cancelled():
+            raise Cancelled
+
+    def skip(self, site: Site, weight: Tensor) -> None:
+        """Take over a site that is already finished."""
+        self.parameters[self.graph.tensor_node(site.name)] = weight
+
+    def _generator(self, index: int) -> torch.Generator:
+        # Seeded by the site, so that a resumed run draws what an uninterrupted one would have.
+        return torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + index)
+
+    def _scores(self, index: int, site: Site, pattern: object, gram: Callable[[], Tensor]) -> Tensor:
+        scorer = SCORERS[self.config.mask]
+        weight = to_matrix(self.dense_parameters[self.graph.tensor_node(site.name)])
+        return scorer.function(
+            weight, gram=gram() if scorer.needs_gram else None, pattern=pattern, generator=self._generator(index)
+        )
+
+    def _global_masks(self, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+        sites = [
+            (i, s, p)
+            for i, s in enumerate(self.covered.sites)
+            if isinstance(p := self.covered.patterns[s.name], Unstructured) and p.scope == "global"
+        ]
+        if not sites or self.given_masks is not None:
+            return {}
+        scores, frontier = {}, Frontier(self.graph, batches)
+        for i, site, pattern in sites:
+
+            def gram(site: Site = site) -> Tensor:
+                frontier.advance(self.graph.index[site.node], self.dense_parameters, self.device, check=self.check)
+                inputs = [frontier.values(b)[site.input] for b in range(len(frontier))]
+                return input_gram(site, inputs, self.device)
+
+            scores[site.name] = self._scores(i, site, pattern, gram)
+        return keep_masks_global(scores, sites[0][2])
+
+    def mask(self, index: int, site: Site, gram: Callable[[], Tensor]) -> Tensor:
+        """(R, P), True = kept."""
+        pattern = self.covered.patterns[site.name]
+        if self.given_masks is not None:
+            mask = self.given_masks.get(site.name)
+            if mask is None or tuple(mask.shape) != site.shape:
+                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise PruneError(f"The mask file has {found} for {site.name}, which has shape {site.shape}. Use a file from this network.")
+            return to_matrix(mask.to(self.device))
+        if site.name in self.global_masks:
+            return self.global_masks[site.name]
+        return keep_mask(self._scores(index, site, pattern, gram), pattern)  # type: ignore[arg-type]
+
+    def _targets(self, window: Window) -> None:
+        """Bring both frontiers to where this window starts and, in the dense network, ends."""
+        graph, start = self.graph, self.graph.index[window.site.node]
+        self.pruned.advance(start, self.parameters, self.device, keep=window.outside, check=self.check)
+        if self.dense is not None:
+            # The dense network runs a window ahead; what later sites want as targets stays until they have passed.
+            later = {s.node for s in graph.sites} | {graph.value_node(n) for n in graph.nodes if graph.kind(n) is not None}
+            keep = {n for n in later if graph.index[n] >= start}
+            self.dense.advance(window.end, self.dense_parameters, self.device, keep=keep, check=self.check)
+
+    def solve(self, index: int, site: Site) -> tuple[Tensor, Tensor, events.SiteFinished]:
+        """Mask and update one site: its weight and mask in the parameter's shape, and what happened."""
+        started, device, config = time.perf_counter(), self.device, self.config
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.check()
+        node = self.graph.tensor_node(site.name)
+        window = self.graph.window(site, config.k_steps)
+        self.on_event(events.SiteStarted(site=site.name, index=index, operations=window.operations, shape=list(site.shape)))
+        self._targets(window)
+        dense_weight = self.dense_parameters[node]
+
+        inputs = [
+            window.inputs(
+                {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.pruned.values(i).items()}, self.parameters
+            )
+            for i in range(len(self.pruned))
+        ]
+        site_inputs = [i[site.input] for i in inputs]
+        batches = []
+        for i, values in enumerate(inputs):
+            self.check()
+            if self.dense is not None:
+                targets = [self.dense.values(i)[n] for n in window.captured]
+            else:
+                with torch.no_grad():
+                    targets = window.outputs(dense_weight, values)
+            batches.append(Batch(values, targets, self.images[i]))
+
+        grams: list[Tensor] = []
+
+        def gram() -> Tensor:
+            if not grams:
+                grams.append(input_gram(site, site_inputs, device))
+            return grams[0]
+
+        mask = self.mask(index, site, gram)
+        problem = SiteProblem(
+            window,
+            dense_weight,
+            mask,
+            batches,
+            site_inputs,
+            None if self.dense is None else [self.dense.values(i)[site.node] for i in range(len(self.dense))],
+            bias=self._bias(site),
+            config=config.solver,
+            device=device,
+            seed=config.seed * 1_000_003 + index,
+            gram=grams[0] if grams else None,
+            on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),
+            on_step=lambda result, damping: self._on_step(site, result, damping),
+        )
+        result = UPDATES[config.update](problem)
+        kept, losses = result.kept, problem.objective.losses(result.kept)
+        weight = problem.kept.expand(kept)
+        compliance = check_compliance(weight, self.covered.patterns[site.name]) if self.given_masks is None else None  # type: ignore[arg-type]
+        if compliance is not None and not compliance.ok and site.name not in self.global_masks:
+            raise PruneError(f"{site.name}: {compliance.message}")
+        self.parameters[node] = weight
+
+        by_k = {"mask_only": problem.masked_losses, "final": losses}
+        if "least_squares_losses" in problem.__dict__:
+            by_k["least_squares"] = problem.least_squares_losses
+        scale = torch.zeros(len(window.captured), dtype=torch.float64)
+        for batch in batches:
+            scale += torch.stack([t.square().mean() for t in batch.targets]).double().cpu() * (batch.images / sum(self.images))
+        record = events.SiteFinished(
+            site=site.name,
+            index=index,
+            losses={stage: sum(values) for stage, values in by_k.items()},
+            by_k=by_k,
+            scale=scale.tolist(),
+            density=float(mask.float().mean()),
+            status=result.status,
+            message=result.message,
+            seconds=time.perf_counter() - started,
+            num_products=problem.objective.num_products,
+            peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        )
+        return weight, from_matrix(mask, site.shape), record
+
+    def _bias(self, site: Site) -> Tensor | None:
+        bias = site.node.args[2] if len(site.node.args) > 2 else None
+        return None if bias is None else self.parameters[bias]  # type: ignore[index]
+
+    def _on_iteration(self, site: Site, step: int, iteration: int, residual: float, curvature: float) -> None:
+        self.on_event(
+            events.CGIteration(site=site.name, step=step, iteration=iteration, residual=residual, curvature=curvature)
+        )
+        self.check()
+
+    def _on_step(self, site: Site, result: StepResult, damping: float) -> None:
+        self.on_event(
+            events.NewtonStep(
+                site=site.name,
+                step=result.step,
+                loss=result.loss,
+                gradient_norm=result.gradient_norm,
+                cg_status=result.cg.status.name,
+                cg_iterations=result.cg.num_products,
+                step_size=result.step_size,
+                tried=result.tried,
+                predicted=result.predicted,
+                actual=result.actual,
+                damping=damping,
+                status="accepted" if result.step_size > 0 else "rejected",
+            )
+        )
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace every batch norm's running statistics by those of the pruned network on the calibration batches, in place."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average over the batches
+            norm.train()
+        for batch in batches:
+            model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

@@ -1,0 +1,385 @@
+"""The K-step objective of one site, restricted to the weights its mask keeps.
+
+    L(W) = sum_k c_k mean((y_k - yhat_k(W * Z))^2)                                        (paper equation 5)
+
+`Objective` is what `solver.newton_cg` minimizes over the flat vector of kept weights: its loss, gradient, curvature products
+without ever forming the Hessian, and a preconditioner. `RowBlocks` holds the small dense factors that both the exact K = 0
+solution and the preconditioner come from.
+
+Shapes: R output rows, P inputs a row (for a convolution: kernel position by input channel, see `sparsity.to_matrix`), S kept
+weights in a row, n kept weights in all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snows.graph import Site, Values, Window, differentiable_attention
+from snows.linearization import Linearization
+from snows.sparsity import from_matrix, to_matrix
+
+Product = Callable[[Tensor], Tensor]
+
+
+class ReconstructionError(RuntimeError):
+    """The objective cannot be evaluated; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One calibration batch as a window sees it: its inputs, and the target for each captured value."""
+
+    inputs: Values
+    targets: list[Tensor]
+    images: int
+
+
+# --- the layer's own inputs ---
+
+
+def input_rows(site: Site, x: Tensor) -> Tensor:
+    """The inputs that one output value of the layer is a dot product with: (N, P), columns in the order of `to_matrix`.
+
+    For a convolution these are its receptive fields: N = batch x output positions, P = kernel positions x input channels.
+    """
+    if site.kind == "linear":
+        return x.reshape(-1, x.shape[-1])
+    kh, kw = site.shape[2:]
+    stride, (top, bottom, left, right), dilation = _convolution_geometry(site)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+    out_h = (x.shape[1] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    out_w = (x.shape[2] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    positions = [
+        x[
+            :,
+            dilation[0] * i : dilation[0] * i + stride[0] * (out_h - 1) + 1 : stride[0],
+            dilation[1] * j : dilation[1] * j + stride[1] * (out_w - 1) + 1 : stride[1],
+        ]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return torch.cat(positions, -1).flatten(0, 2) if len(positions) > 1 else positions[0].flatten(0, 2)
+
+
+def _pair(value: Sequence[int] | int) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return (values[0], values[-1])
+
+
+def _convolution_geometry(site: Site) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    # conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
+    args = [*site.node.args[3:], *[1, 0, 1][len(site.node.args[3:]) :]]
+    stride, dilation = _pair(args[0]), _pair(args[2])
+    if args[1] == "same":  # one more on the far side where the total is odd, as PyTorch does
+        total = [d * (k - 1) for d, k in zip(dilation, site.shape[2:], strict=True)]
+        (top, left), (bottom, right) = (t // 2 for t in total), (t - t // 2 for t in total)
+        return stride, (top, bottom, left, right), dilation
+    height, width = (0, 0) if args[1] == "valid" else _pair(args[1])
+    return stride, (height, height, width, width), dilation
+
+
+def rows_of_output(site: Site, y: Tensor) -> Tensor:
+    """The layer's output as (N, R), rows in the order of `input_rows`."""
+    return y.reshape(-1, y.shape[-1]) if site.kind == "linear" else y.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def input_gram(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Mean of x xᵀ over the layer's inputs x: (P, P)."""
+    gram, count = None, 0
+    for x in inputs:
+        rows = input_rows(site, x.to(device))
+        gram = rows.T @ rows if gram is None else gram.addmm_(rows.T, rows)
+        count += len(rows)
+    assert gram is not None
+    return gram / count
+
+
+def input_output_cross(
+    site: Site, inputs: Sequence[Tensor], outputs: Sequence[Tensor], bias: Tensor | None, device: torch.device
+) -> Tensor:
+    """Mean of (y - bias) xᵀ over inputs x and the outputs y to reproduce: (R, P)."""
+    cross, count = None, 0
+    for x, y in zip(inputs, outputs, strict=True):
+        rows, wanted = input_rows(site, x.to(device)), rows_of_output(site, y.to(device))
+        wanted = wanted if bias is None else wanted - bias
+        cross = wanted.T @ rows if cross is None else cross.addmm_(wanted.T, rows)
+        count += len(rows)
+    assert cross is not None
+    return cross / count
+
+
+# --- per-row factors ---
+
+
+@dataclass(frozen=True)
+class _Group:
+    rows: Tensor  # (r,) row numbers
+    slots: Tensor  # (r, S) places in the kept vector; n where the row has fewer than S kept weights
+    columns: Tensor  # (r, S) input columns of those weights; 0 in empty slots
+    empty: Tensor  # (r, S) bool
+
+
+class KeptWeights:
+    """Addresses of the kept weights of one mask: between the flat vector (n,), the matrix (R, P) and padded rows (r, S)."""
+
+    def __init__(self, mask: Tensor, shape: Sequence[int]) -> None:
+        self.shape, self.matrix_shape = tuple(shape), tuple(mask.shape)
+        self.places = mask.flatten().nonzero().squeeze(1)
+        self.count = len(self.places)
+
+    def expand(self, kept: Tensor) -> Tensor:
+        """(n,) to a weight of the parameter's shape, exactly zero where the mask prunes."""
+        flat = kept.new_zeros(self.matrix_shape[0] * self.matrix_shape[1])
+        flat[self.places] = kept
+        return from_matrix(flat.view(self.matrix_shape), self.shape)
+
+    def restrict(self, weight: Tensor) -> Tensor:
+        """A weight (or gradient) of the parameter's shape to its kept values (n,)."""
+        return to_matrix(weight).flatten()[self.places]
+
+    def groups(self, bytes_per_value: int, limit: int = 2**28) -> list[_Group]:
+        """Rows with like numbers of kept weights, so that little of each padded block (r, S, S) is padding."""
+        rows, width = self.matrix_shape
+        counts = torch.bincount(self.places // width, minlength=rows)
+        starts = counts.cumsum(0) - counts
+        order = counts.argsort(descending=True, stable=True)
+        order = order[counts[order] > 0]
+        groups, begin = [], 0
+        sizes = counts[order].tolist()
+        while begin < len(order):
+            size = sizes[begin]
+            most = max(1, limit // (size * size * bytes_per_value))
+            end = begin + 1
+            while end < len(order) and end - begin < most and sizes[end] >= 0.8 * size:
+                end += 1
+            chosen = order[begin:end]
+            lane = torch.arange(size, device=chosen.device)
+            empty = lane >= counts[chosen, None]
+            slots = torch.where(empty, self.count, starts[chosen, None] + lane)
+            columns = torch.where(empty, 0, self.places[slots.clamp(max=self.count - 1)] % width)
+            groups.append(_Group(chosen, slots, columns, empty))
+            begin = end
+        return groups
+
+
+def _row_blocks(gram: Tensor, group: _Group, ridge: Tensor) -> Tensor:
+    """The rows' own blocks of the Gram matrix plus `ridge` on the diagonal: (r, S, S); identity in empty slots."""
+    blocks = gram[group.columns[:, :, None], group.columns[:, None, :]]
+    blocks.masked_fill_(group.empty[:, :, None] | group.empty[:, None, :], 0)
+    blocks.diagonal(dim1=1, dim2=2).add_(torch.where(group.empty, 1.0, ridge))
+    return blocks
+
+
+class RowBlocks:
+    """Cholesky factors of every row's block of the input Gram matrix, restricted to the row's kept columns.
+
+    The K = 0 objective separates by output row into exactly these systems; their inverses, scaled per row, precondition K > 0.
+    The factors are computed in float64: a Gram matrix has the square of its inputs' condition number. `ridge` is relative to
+    the Gram matrix's mean diagonal and only keeps inputs that are always zero from making a block singular.
+    """
+
+    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8) -> None:
+        self.kept = kept
+        self._gram = gram.double()
+        self._ridge = ridge * self._gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+        if not bool(torch.isfinite(self._ridge)):
+            raise ReconstructionError(
+                "The layer's calibration inputs hold NaN or infinity. Check the images and the weights of the layers before it."
+            )
+        self._groups = kept.groups(bytes_per_value=8)
+        self._inverses: list[Tensor] | None = None
+
+    def least_squares(self, cross: Tensor) -> Tensor:
+        """The kept weights that minimize the K = 0 objective: row by row, block w = cross. `cross`: (R, P). Returns (n,)."""
+        solution = cross.new_zeros(self.kept.count + 1)
+        inverses = []
+        for group in self._groups:
+            blocks = _row_blocks(self._gram, group, self._ridge)
+            wanted = cross.double()[group.rows[:, None], group.columns].masked_fill(group.empty, 0)
+            factor = torch.linalg.cholesky(blocks)
+            solution[group.slots] = torch.cholesky_solve(wanted[..., None], factor).squeeze(-1).to(cross.dtype)
+            inverses.append(torch.cholesky_inverse(factor).to(cross.dtype))
+        self._inverses = inverses
+        return solution[:-1]
+
+    def quadratic(self, kept: Tensor) -> list[Tensor]:
+        """v_r · block_r v_r for every row, by group: list of (r,)."""
+        matrix = to_matrix(self.kept.expand(kept)).double()
+        return [((matrix[g.rows] @ self._gram) * matrix[g.rows]).sum(1) for g in self._groups]
+
+    def row_sums(self, kept: Tensor) -> list[Tensor]:
+        """The sum over each row's kept entries, by group: list of (r,)."""
+        padded = F.pad(kept, (0, 1))
+        return [padded[g.slots].sum(1) for g in self._groups]
+
+    def solve(self, kept: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """(scale_r block_r)^-1 applied row by row. `scales`: one (r,) tensor a group."""
+        if self._inverses is None:
+            self._inverses = [
+                torch.cholesky_inverse(torch.linalg.cholesky(_row_blocks(self._gram, g, self._ridge))).to(kept.dtype)
+                for g in self._groups
+            ]
+        padded = F.pad(kept, (0, 1))
+        result = torch.empty_like(padded)
+        for group, inverse, scale in zip(self._groups, self._inverses, scales, strict=True):
+            result[group.slots] = torch.bmm(inverse, padded[group.slots][..., None]).squeeze(-1) / scale[:, None]
+        return result[:-1]
+
+
+# --- the objective ---
+
+
+class Objective:
+    """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches.
+
+    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured on
+    `curvature_share` of the batches, drawn anew for every Newton step from `seed`; loss and gradient always on all of them.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        kept: KeptWeights,
+        batches: Sequence[Batch],
+        *,
+        coefficients: Sequence[float],
+        device: torch.device,
+        curvature_kind: str = "gauss_newton",
+        curvature_share: float = 1.0,
+        damping: float = 0.0,
+        row_blocks: RowBlocks | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.window, self.kept, self.batches = window, kept, batches
+        self.coefficients, self.device = coefficients, device
+        self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
+        self.row_blocks, self.seed = row_blocks, seed
+        self.num_products = 0
+        self.last_damping = 0.0
+        self._images = sum(b.images for b in batches)
+
+    def inputs(self, batch: Batch) -> Values:
+        """The batch's window inputs on the device."""
+        return {n: v.to(self.device) if isinstance(v, Tensor) else v for n, v in batch.inputs.items()}
+
+    def _outputs(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        return self.window.outputs(weight, self.inputs(batch)), [t.to(self.device) for t in batch.targets]
+
+    def _batch_loss(self, weight: Tensor, batch: Batch) -> Tensor:
+        outputs, targets = self._outputs(weight, batch)
+        losses = [c * F.mse_loss(y, t) for c, y, t in zip(self.coefficients, outputs, targets, strict=True) if c]
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def losses(self, kept: Tensor) -> list[float]:
+        """The mean squared error at each captured value, k = 0 … K, without coefficients."""
+        weight = self.kept.expand(kept)
+        total = torch.zeros(len(self.coefficients), dtype=torch.float64)
+        for batch in self.batches:
+            outputs, targets = self._outputs(weight, batch)
+            errors = [F.mse_loss(y, t) for y, t in zip(outputs, targets, strict=True)]
+            total += torch.stack(errors).double().cpu() * (batch.images / self._images)
+        return total.tolist()
+
+    def loss(self, kept: Tensor) -> float:
+        return sum(c * error for c, error in zip(self.coefficients, self.losses(kept), strict=True))
+
+    def loss_and_gradient(self, kept: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient (n,)."""
+        return self._loss_and_gradient(kept, range(len(self.batches)))
+
+    def _loss_and_gradient(self, kept: Tensor, chosen: Sequence[int]) -> tuple[float, Tensor]:
+        weight = self.kept.expand(kept).requires_grad_()
+        images = sum(self.batches[i].images for i in chosen)
+        total, gradient = 0.0, torch.zeros_like(weight)
+        for i in chosen:
+            share = self.batches[i].images / images
+            loss = self._batch_loss(weight, self.batches[i])
+            gradient += share * torch.autograd.grad(loss, weight)[0]
+            total += share * float(loss.detach())
+        return total, self.kept.restrict(gradient)
+
+    def curvature_batches(self, step: int) -> list[int]:
+        """The batches that curvature is measured on in Newton step `step`."""
+        count = max(1, round(self.curvature_share * len(self.batches)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        return torch.randperm(len(self.batches), generator=generator)[:count].sort().values.tolist()
+
+    def product(self, kept: Tensor, chosen: Sequence[int] | None = None) -> Product:
+        """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by default).
+
+        The window is run and its derivative graph built once; every product reuses them.
+        """
+        chosen = range(len(self.batches)) if chosen is None else chosen
+        if self.curvature_kind == "finite_difference":
+            return self._finite_difference(kept, chosen)
+        weight = self.kept.expand(kept).requires_grad_()
+        images = sum(self.batches[i].images for i in chosen)
+        linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
+        with differentiable_attention():
+            parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
+
+        def product(v: Tensor) -> Tensor:
+            self.num_products += 1
+            full = self.kept.expand(v)
+            return self.kept.restrict(sum(share * part(full) for share, part in parts))  # type: ignore[arg-type]
+
+        return product
+
+    def _finite_difference(self, kept: Tensor, chosen: Sequence[int], epsilon: float | None = None) -> Product:
+        # Central differences: the error is epsilon^2 (truncation) plus precision / epsilon (rounding), least near precision^(1/3).
+        relative = epsilon or torch.finfo(kept.dtype).eps ** (1 / 3)
+
+        def product(v: Tensor) -> Tensor:
+            self.num_products += 1
+            norm = v.norm()
+            if norm == 0:
+                return torch.zeros_like(v)
+            step = relative * (1 + kept.norm()) / norm
+            ahead = self._loss_and_gradient(kept + step * v, chosen)[1]
+            behind = self._loss_and_gradient(kept - step * v, chosen)[1]
+            return (ahead - behind) / (2 * step)
+
+        return product
+
+    def curvature(self, kept: Tensor, step: int) -> tuple[Product, Product]:
+        """The damped curvature product at `kept`, and a preconditioner for it (the identity without row blocks).
+
+        One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
+        (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than at
+        K = 0.
+        """
+        raw = self.product(kept, self.curvature_batches(step))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        probe = torch.randint(0, 2, kept.shape, generator=generator).to(kept).mul_(2).sub_(1)
+        image = raw(probe)
+        self.last_damping = damping = self.damping * abs(float(probe @ image)) / self.kept.count
+
+        def product(v: Tensor) -> Tensor:
+            return raw(v).add_(v, alpha=damping)
+
+        blocks = self.row_blocks
+        if blocks is None:
+            return product, lambda r: r
+        own = blocks.quadratic(probe)
+        seen = [s.double() for s in blocks.row_sums(probe * image)]
+        overall = sum(s.sum() for s in seen).abs() / sum(o.sum() for o in own)  # type: ignore[union-attr]
+        # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
+        scales = [(s / o.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall).to(kept.dtype) for s, o in zip(seen, own, strict=True)]
+        return product, lambda r: blocks.solve(r, scales)
+
+
+def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:
+    """2 Jᵀ diag(c_k / size_k) J for one batch. Positive semi-definite, since the loss is a sum of squares."""
+    linear = Linearization(objective.window, weight, objective.inputs(batch))
+    factors = [2 * c / y.numel() for c, y in zip(objective.coefficients, linear.outputs, strict=True)]
+    return lambda v: linear.pull([f * y for f, y in zip(factors, linear.push(v), strict=True)])
+
+
+def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
+    """The exact Hessian of one batch's loss by double backward (the paper's product)."""
+    (gradient,) = torch.autograd.grad(objective._batch_loss(weight, batch), weight, create_graph=True)
+    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]

@@ -1,0 +1,220 @@
+"""Newton-CG: conjugate gradient, Armijo line search, and the outer loop over them.
+
+Flat vectors and operators in, result objects out; this file knows no network, mask or file. The outer loop is algorithm 7.1 of
+Nocedal & Wright (2006, section 7.1) with a fixed relative tolerance, preconditioned CG as their algorithm 5.3. How a solve ended is
+data: a `Status`, whose text names the remedy. A callback may raise to stop a solve between two CG iterations.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class Status(Enum):
+    """How a solve ended; the value says it in words, with the remedy."""
+
+    CONVERGED = "Converged: the requested tolerance was reached."
+    NO_FURTHER_DECREASE = "Converged: a further step would lower the loss by less than the requested share."
+    MAX_ITERS = "Conjugate gradient stopped at its iteration cap; allow more iterations, or raise the damping."
+    MAX_STEPS = "Stopped at the Newton step cap with the loss still falling; allow more steps for a lower loss."
+    NEGATIVE_CURVATURE = (
+        "The curvature is negative along a search direction, so the step was cut there; use Gauss-Newton, or raise the damping."
+    )
+    LINE_SEARCH_FAILED = (
+        "No step length lowered the loss, so the weights were kept; raise the damping, or measure curvature on a larger share."
+    )
+    NOT_FINITE = "The curvature product gave NaN or infinity; use float64, raise the damping, or check the weights and images."
+    ALREADY_OPTIMAL = "The gradient is zero: there was nothing to improve."
+    NOT_RUN = "No solve was needed."
+
+
+@dataclass(frozen=True)
+class CGResult:
+    """`residuals[i]` is ||r_i|| / ||b|| after i iterations; `curvatures[i]` is p·Ap / p·p along direction i."""
+
+    x: Tensor
+    status: Status
+    residuals: list[float]
+    curvatures: list[float]
+
+    @property
+    def num_products(self) -> int:
+        return len(self.curvatures)
+
+
+def cg(
+    product: Operator,
+    b: Tensor,
+    *,
+    rtol: float,
+    max_iters: int,
+    preconditioner: Operator = lambda r: r,
+    on_iteration: Callable[[int, float, float], None] = lambda iteration, residual, curvature: None,
+) -> CGResult:
+    """Solve `A x = b` for symmetric `A` given by `product`, until ||b - A x|| <= rtol ||b||. All vectors are flat.
+
+    `preconditioner` applies a symmetric positive definite approximation of A's inverse. On a direction p with p·Ap <= 0 the
+    solve is truncated: the iterate so far is returned, or, at the first iteration, the preconditioned right-hand side itself,
+    which is a descent direction (Nocedal & Wright, section 7.1).
+    """
+    norm = float(b.norm())
+    x = torch.zeros_like(b)
+    if norm == 0:
+        return CGResult(x, Status.ALREADY_OPTIMAL, [0.0], [])
+    residual = b.clone()
+    residuals, curvatures = [1.0], []
+    z = preconditioner(residual)
+    direction, rz = z, residual @ z
+    for iteration in range(1, max_iters + 1):
+        image = product(direction)
+        bend = direction @ image
+        curvatures.append(float(bend / (direction @ direction)))
+        if not bool(torch.isfinite(bend)):
+            return CGResult(x, Status.NOT_FINITE, residuals, curvatures)
+        if bend <= 0:
+            return CGResult(direction if iteration == 1 else x, Status.NEGATIVE_CURVATURE, residuals, curvatures)
+        alpha = rz / bend
+        x = x + alpha * direction
+        residual = residual - alpha * image
+        residuals.append(float(residual.norm()) / norm)
+        on_iteration(iteration, residuals[-1], curvatures[-1])
+        if residuals[-1] <= rtol:
+            return CGResult(x, Status.CONVERGED, residuals, curvatures)
+        z = preconditioner(residual)
+        rz, previous = residual @ z, rz
+        direction = z + (rz / previous) * direction
+    return CGResult(x, Status.MAX_ITERS, residuals, curvatures)
+
+
+@dataclass(frozen=True)
+class LineSearchResult:
+    """`step_size` is 0 and `loss` the starting loss when no step was accepted; `tried` lists every step size evaluated."""
+
+    step_size: float
+    loss: float
+    tried: list[float]
+
+
+def line_search(
+    loss_at: Callable[[float], float],
+    loss: float,
+    slope: float,
+    *,
+    first: float = 1.0,
+    sufficient_decrease: float = 1e-4,
+    shrink: float = 0.5,
+    max_tries: int = 12,
+) -> LineSearchResult:
+    """Backtracking until `loss_at(t) <= loss + sufficient_decrease * t * slope` (Armijo; Nocedal & Wright, algorithm 3.1).
+
+    `slope` is the directional derivative at 0 and must be negative. A loss that is not finite is rejected like one too high.
+    """
+    if not slope < 0:
+        return LineSearchResult(0.0, loss, [])
+    step_size, tried = first, []
+    for _ in range(max_tries):
+        tried.append(step_size)
+        reached = loss_at(step_size)
+        if reached <= loss + sufficient_decrease * step_size * slope:
+            return LineSearchResult(step_size, reached, tried)
+        step_size *= shrink
+    return LineSearchResult(0.0, loss, tried)
+
+
+class Problem(Protocol):
+    """What `newton_cg` minimizes: a function of one flat vector."""
+
+    def loss(self, x: Tensor) -> float: ...
+
+    def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]: ...
+
+    def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
+        """The product with the curvature at `x` (damping included) and a preconditioner for it."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One Newton step. `predicted` and `actual` are reductions of the loss; `predicted` is the quadratic model's."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    cg: CGResult
+    step_size: float
+    tried: list[float]
+    predicted: float
+    actual: float
+
+
+@dataclass(frozen=True)
+class NewtonResult:
+    """`x` is the best point found: its `loss` is never above the loss at the start."""
+
+    x: Tensor
+    loss: float
+    status: Status
+    steps: list[StepResult] = field(default_factory=list)
+
+    @property
+    def num_products(self) -> int:
+        return sum(s.cg.num_products for s in self.steps)
+
+
+def newton_cg(
+    problem: Problem,
+    x: Tensor,
+    *,
+    max_steps: int,
+    max_iters: int,
+    rtol: float,
+    min_decrease: float,
+    on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
+    on_step: Callable[[StepResult], None] = lambda step: None,
+) -> NewtonResult:
+    """Minimize `problem` from the flat vector `x`.
+
+    Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease`, when the gradient
+    vanishes, or when no step length lowers the loss. Every accepted step lowers it.
+    """
+    loss, gradient = problem.loss_and_gradient(x)
+    steps: list[StepResult] = []
+    for step in range(max_steps):
+        gradient_norm = float(gradient.norm())
+        if gradient_norm == 0:
+            return NewtonResult(x, loss, Status.ALREADY_OPTIMAL, steps)
+        product, preconditioner = problem.curvature(x, step)
+        solve = cg(
+            product,
+            -gradient,
+            rtol=rtol,
+            max_iters=max_iters,
+            preconditioner=preconditioner,
+            on_iteration=lambda i, r, c, step=step: on_iteration(step, i, r, c),  # type: ignore[misc]
+        )
+        slope = float(gradient @ solve.x)
+        # At a truncated CG iterate, s·Hs = -g·s, so the model's decrease -(g·s + s·Hs/2) is -g·s/2.
+        search = line_search(lambda t, x=x, s=solve.x: problem.loss(x + t * s), loss, slope)  # type: ignore[misc]
+        t = search.step_size
+        result = StepResult(
+            step, search.loss, gradient_norm, solve, t, search.tried, -slope * (t - t * t / 2), loss - search.loss
+        )
+        steps.append(result)
+        on_step(result)
+        if t == 0:
+            status = Status.NOT_FINITE if solve.status is Status.NOT_FINITE else Status.LINE_SEARCH_FAILED
+            return NewtonResult(x, loss, status, steps)
+        x = x + t * solve.x
+        decrease = (loss - search.loss) / loss if loss > 0 else 0.0
+        loss = search.loss
+        if decrease < min_decrease:
+            return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
+        if step + 1 < max_steps:
+            _, gradient = problem.loss_and_gradient(x)
+    return NewtonResult(x, loss, Status.MAX_STEPS, steps)

@@ -1,0 +1,57 @@
+"""The app over an engine that computes nothing, so that a page's test takes as long as drawing the page."""
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import snows
+from snows.store import RunStore
+from tests.app import helpers
+
+ROOT = Path(__file__).parent.parent.parent
+OpenPage = Callable[..., AppTest]
+
+
+@pytest.fixture
+def hold() -> Iterator[ExitStack]:
+    """Keeps active runs held until the test ends."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """`snows.runner` with `plan` and `execute` of no cost; a test may set its own `execute`."""
+    fake = types.ModuleType("snows.runner")
+    fake.plan = helpers.plan
+    fake.execute = lambda run: helpers.slow_execute(run, pause=0)
+    monkeypatch.setitem(sys.modules, "snows.runner", fake)
+    monkeypatch.setattr(snows, "runner", fake, raising=False)
+    return fake
+
+
+@pytest.fixture
+def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[OpenPage]:
+    """Open a page as a browser would: `open_page("prune", run=ID)`. The app comes without recorded runs."""
+    # Handles live as long as the process, and would carry one test's store into the next.
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    monkeypatch.setattr("app.state.recorded_runs", lambda: RunStore(tmp_path / "recorded"))
+
+    def visit(page: str, run: str | None = None) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "app/main.py"), default_timeout=60)
+        app.run()
+        if run:
+            app.query_params["run"] = run
+        if page != "overview":
+            app.switch_page(f"../pages/{page}.py").run()
+        return app
+
+    yield visit
+    st.cache_resource.clear()

@@ -1,0 +1,180 @@
+"""A worker that computes nothing: it writes the events of a ResNet-20, at once or slowly, up to any state a run can be in."""
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from snows.config import InputError, RunConfig
+from snows.events import (
+    CGIteration,
+    Event,
+    NewtonStep,
+    Phase,
+    Queued,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
+from snows.store import Run, RunStore
+
+SITES = (
+    ["conv1.weight"]
+    + [
+        f"layer{stage}.{block}.{part}.weight"
+        for stage in (1, 2, 3)
+        for block in range(3)
+        for part in (["conv1", "conv2", "downsample.0"] if stage > 1 and block == 0 else ["conv1", "conv2"])
+    ]
+    + ["fc.weight"]
+)
+SKIPPED = {"conv1.weight": "its 1 input channel cannot be divided into groups of 4"}
+PRUNED = SITES[1:]
+METRICS = {
+    "accuracy_dense": 0.9395,
+    "accuracy": 0.9331,
+    "agreement": 0.9702,
+    "density": 0.2521,
+    "seconds": 28.1,
+    "num_products": 1140,
+}
+TERMINAL: dict[str, Event] = {
+    "finished": RunFinished(metrics=METRICS),
+    "failed": RunFailed(
+        message="Layer layer2.0.conv1 was given a NaN, because its weights hold one. Check the checkpoint file.",
+        detail="Traceback: …",
+    ),
+    "cancelled": RunCancelled(finished_sites=7),
+}
+
+
+def opening(resumed: int = 0) -> list[Event]:
+    return [
+        Phase(name="load"),
+        Phase(name="export"),
+        RunStarted(device="cpu", sites=PRUNED, skipped=SKIPPED, resumed=resumed),
+        Phase(name="evaluate_dense"),
+        Phase(name="prune"),
+    ]
+
+
+def site_events(index: int, finish: bool = True) -> list[Event]:
+    """One layer: two Newton steps of a few CG iterations, and its end."""
+    site = PRUNED[index]
+    mask_only = 0.02 * math.exp(0.2 * index)
+    final = mask_only / (8 + index % 5)
+    events: list[Event] = [
+        SiteStarted(site=site, index=index, operations=[site, "relu", "conv2", "relu_1"], shape=[16, 16, 3, 3])
+    ]
+    for step in (1, 2):
+        events += [
+            CGIteration(
+                site=site, step=step, iteration=i, residual=math.exp(-0.45 * i + 0.3 * math.sin(i + index)), curvature=1.0
+            )
+            for i in range(1, 11)
+        ]
+        events.append(
+            NewtonStep(
+                site=site,
+                step=step,
+                loss=final * (3 - step),
+                gradient_norm=0.1,
+                cg_status="CONVERGED",
+                cg_iterations=10,
+                step_size=1.0,
+                tried=[1.0],
+                predicted=0.01,
+                actual=0.009,
+                damping=1e-4,
+                status="ACCEPTED",
+            )
+        )
+    if not finish:
+        return events[:-1]
+    losses = {"mask_only": mask_only, "least_squares": mask_only / 5, "final": final}
+    events.append(
+        SiteFinished(
+            site=site,
+            index=index,
+            losses=losses,
+            by_k={k: [v] for k, v in losses.items()},
+            scale=[1.0],
+            density=0.25,
+            status="NO_FURTHER_DECREASE",
+            message="Converged: a further step would lower the loss by less than the requested share.",
+            seconds=1.3,
+            num_products=40,
+        )
+    )
+    return events
+
+
+def write_run(store: RunStore, state: str, hold: ExitStack | None = None, config: RunConfig | None = None) -> Run:
+    """A run in `state`. An active one is held by this process until `hold` is closed."""
+    run = store.create(config or RunConfig())
+    if state in ("queued", "running"):
+        assert hold is not None
+        hold.enter_context(run.held())
+    run.append(Queued())
+    if state == "queued":
+        return run
+    run.append(*opening())
+    finished = len(PRUNED) if state == "finished" else 7
+    for index in range(finished):
+        run.append(*site_events(index))
+    if finished < len(PRUNED):
+        run.append(*site_events(finished, finish=False))
+    if state == "finished":
+        run.save_weights({"layer1.0.conv1.weight": torch.zeros(2, 2)})
+        run.save_metrics(METRICS)
+    if state in TERMINAL:
+        run.append(replace(TERMINAL[state], time=time.time()))
+    assert run.state() == state
+    return run
+
+
+def slow_execute(run: Run, pause: float = 0.05) -> None:
+    """Act as the engine does, `pause` seconds an event, obeying cancel and going on where an earlier worker stopped."""
+    done = sum(isinstance(e, SiteFinished) for e in run.events()[0])
+    run.append(*opening(resumed=done))
+    for index in range(done, len(PRUNED)):
+        for event in site_events(index):
+            if run.cancel_requested():
+                run.append(RunCancelled(finished_sites=index))
+                return
+            run.append(replace(event, time=time.time()))
+            time.sleep(pause)
+    run.save_weights({"layer1.0.conv1.weight": torch.zeros(2, 2)})
+    run.save_metrics(METRICS)
+    run.append(RunFinished(metrics=METRICS))
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    density: float
+    operations: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    sites: list[SitePlan]
+    skipped: dict[str, str]
+    seconds: float
+    bytes: int
+
+
+def plan(config: RunConfig) -> Plan:
+    """What `snows.runner.plan` answers for a ResNet-20."""
+    if config.model not in ("resnet20-fashion", "vit-fashion"):
+        raise InputError(f"There is no model {config.model!r}. Choose a bundled one, or write timm:NAME.")
+    operations = [f"operation{k}" for k in range(config.prune.k_steps + 1)]
+    sites = [SitePlan(name, "conv2d", (16, 16, 3, 3), config.prune.pattern.density, operations) for name in PRUNED]
+    return Plan(sites, SKIPPED, seconds=28.0, bytes=410_000_000)

@@ -1,0 +1,84 @@
+"""Figures: what is drawn, in which color, on which axis."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from app import charts, frames
+from snows.config import NM, UPDATES
+from tests.app import helpers
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def losses(count: int) -> pd.DataFrame:
+    return frames.site_losses([event for index in range(count) for event in helpers.site_events(index)])
+
+
+LAYERS = [frames.layer(site) for site in helpers.PRUNED]
+
+
+def test_every_method_has_one_color_of_its_own_that_shows_on_light_and_dark() -> None:
+    assert set(charts.COLORS) == set(charts.LABELS) == {"dense", *UPDATES}
+    assert len(set(charts.COLORS.values())) == len(charts.COLORS)
+    for color in charts.COLORS.values():
+        assert contrast(color, "#FCFDFE") >= 3 or color == charts.COLORS["sparsegpt"]
+        assert contrast(color, "#10161D") >= 3
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_stage_bears_its_method_s_color_and_a_method_shows_once(update: str) -> None:
+    figure = charts.loss_chart(losses(5), LAYERS, update)
+    shown = {trace.name: trace.marker.color for trace in figure.data if trace.name}
+    expected = {"none", "least-squares", update}
+    assert shown == {charts.LABELS[method]: charts.COLORS[method] for method in expected}
+
+
+def test_layers_keep_their_places_while_rows_fill() -> None:
+    early, late = charts.loss_chart(losses(2), LAYERS, "snows"), charts.loss_chart(losses(21), LAYERS, "snows")
+    assert early.layout.yaxis == late.layout.yaxis
+    assert early.layout.height == late.layout.height
+    assert list(late.layout.yaxis.ticktext) == LAYERS
+    assert early.layout.xaxis.type == "log"
+    assert "Loss" in early.layout.xaxis.title.text
+
+
+def test_loss_chart_of_no_layer_yet_and_of_very_many() -> None:
+    assert charts.loss_chart(losses(0), LAYERS, "snows").layout.xaxis.type == "log"
+    many = charts.loss_chart(losses(3), [f"layer{i}" for i in range(300)], "snows")
+    assert len(many.layout.yaxis.ticktext) <= 64
+
+
+def test_the_same_data_give_the_same_figure() -> None:
+    # A live chart is drawn anew only when its JSON differs.
+    assert charts.loss_chart(losses(4), LAYERS, "snows").to_json() == charts.loss_chart(losses(4), LAYERS, "snows").to_json()
+
+
+def test_residual_chart_has_a_line_a_newton_step_and_the_tolerance() -> None:
+    residuals = frames.cg_residuals(helpers.site_events(3))
+    figure = charts.residual_chart(residuals, rtol=0.01)
+    assert [trace.name for trace in figure.data] == ["Newton step 1", "Newton step 2"]
+    assert list(figure.data[1].x)[0] == 11
+    assert figure.layout.shapes[0].y0 == 0.01
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_log_axis_survives_zero_and_infinity() -> None:
+    frame = pd.DataFrame([(0, "a", "final", 0.0), (1, "b", "final", float("inf"))], columns=["index", "layer", "stage", "loss"])
+    axis = charts.loss_chart(frame, ["a", "b"], "snows").layout.xaxis
+    assert all(abs(limit) < 400 for limit in axis.range)
+
+
+def test_pattern_picture_draws_gaps_as_gaps() -> None:
+    figure = charts.pattern_picture(frames.pattern_grid(NM(n=2, m=4)))
+    assert None in json.loads(figure.to_json())["data"][0]["z"][0]

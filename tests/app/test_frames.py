@@ -1,0 +1,149 @@
+"""Events to frames, progress and text."""
+
+import math
+
+import numpy as np
+import pytest
+
+from app import frames
+from snows.config import NM, Dense, Unstructured
+from snows.events import CGIteration, Event, Phase, Queued, RunFinished, RunStarted, SiteFinished, SiteStarted
+from snows.store import RunStore
+from tests.app import helpers
+
+
+def finished_site(index: int, time: float, seconds: float = 2.0, final: float = 1.0) -> SiteFinished:
+    return SiteFinished(
+        time=time,
+        site=f"s{index}.weight",
+        index=index,
+        losses={"mask_only": 4.0, "final": final},
+        by_k={},
+        scale=[],
+        density=0.5,
+        status="CONVERGED",
+        message="Converged.",
+        seconds=seconds,
+        num_products=3,
+    )
+
+
+def started_site(index: int, time: float) -> SiteStarted:
+    return SiteStarted(time=time, site=f"s{index}.weight", index=index, operations=[f"s{index}"], shape=[1, 1])
+
+
+def opening(time: float) -> list[Event]:
+    sites = [f"s{index}.weight" for index in range(4)]
+    return [
+        Queued(time=time),
+        Phase(time=time + 10, name="load"),
+        RunStarted(time=time + 11, device="cpu", sites=sites, skipped={"b": "no"}),
+        Phase(time=time + 11, name="evaluate_dense"),
+        Phase(time=time + 14, name="prune"),
+    ]
+
+
+def test_progress_counts_work_not_waiting() -> None:
+    events = [*opening(100), started_site(0, 114), finished_site(0, 116), started_site(1, 116)]
+    progress = frames.progress(events, now=117)
+    assert (progress.done, progress.current.site, progress.fraction) == (1, "s1.weight", 0.25)
+    assert progress.elapsed == 7  # from the first phase at 110
+    # Three layers of 2 s, one of them 1 s old, then as long as measuring the dense network took.
+    assert progress.left == pytest.approx(3 * 2 - 1 + 3)
+
+
+def test_progress_over_a_resume() -> None:
+    first = [*opening(100), started_site(0, 114), finished_site(0, 116)]
+    second = [*opening(1000), started_site(1, 1014), finished_site(1, 1018, seconds=4), RunFinished(time=1020, metrics={})]
+    assert frames.progress([*first, *second], now=9999).elapsed == pytest.approx((116 - 110) + (1020 - 1010))
+    waiting = frames.progress([*first, Queued(time=1000)], now=1005)
+    assert (waiting.done, waiting.current, waiting.left) == (1, None, None)
+
+
+def test_progress_of_nothing() -> None:
+    progress = frames.progress([], now=0)
+    assert (progress.sites, progress.fraction, progress.left, progress.elapsed) == ([], 0.0, None, 0.0)
+
+
+def test_a_layer_done_twice_counts_once_by_its_last_end() -> None:
+    events = [*opening(0), finished_site(1, 20), finished_site(0, 21), finished_site(0, 30, final=0.5)]
+    losses = frames.site_losses(events)
+    assert frames.progress(events, 31).done == 2
+    assert losses.to_dict("list") == {
+        "index": [0, 0, 1, 1],
+        "layer": ["s0", "s0", "s1", "s1"],
+        "stage": ["mask_only", "final"] * 2,
+        "loss": [4.0, 0.5, 4.0, 1.0],
+    }
+
+
+def test_residuals_are_those_of_the_layer_begun_last() -> None:
+    def iteration(site: str, step: int, count: int) -> CGIteration:
+        return CGIteration(site=site, step=step, iteration=count, residual=1 / count, curvature=1.0)
+
+    events = [started_site(0, 0), iteration("s0.weight", 1, 1), started_site(1, 1)]
+    assert frames.cg_residuals(events).empty
+    events += [iteration("s1.weight", 1, 1), iteration("s1.weight", 1, 2), iteration("s1.weight", 2, 1)]
+    found = frames.cg_residuals(events)
+    assert found["iteration"].tolist() == [1, 2, 3]
+    assert found["step"].tolist() == [1, 1, 2]
+    assert found["residual"].tolist() == [1.0, 0.5, 1.0]
+    assert frames.cg_residuals([]).empty
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "cancelled", "interrupted"])
+def test_log_is_newest_first_and_names_every_status(state: str, store: RunStore) -> None:
+    log = frames.log(helpers.write_run(store, state).events()[0])
+    assert log["after"].is_monotonic_decreasing
+    assert log["what"].iloc[-1] == "Waiting for the device"
+    if state != "interrupted":
+        assert log["what"].iloc[0].startswith(state.capitalize())
+    assert "Converged: a further step would lower the loss by less than the requested share." in log["status"].tolist()
+
+
+@pytest.mark.parametrize("pattern", [NM(n=2, m=4), NM(n=1, m=16), NM(n=3, m=7), NM(n=5, m=32)])
+def test_picture_of_n_of_m_obeys_it(pattern: NM) -> None:
+    grid = frames.pattern_grid(pattern)
+    for row in grid:
+        groups = "".join("|" if math.isnan(v) else str(int(v)) for v in row).split("|")
+        assert all(len(group) == pattern.m and group.count("1") == pattern.n for group in groups)
+
+
+def test_picture_of_a_wide_group_fits() -> None:
+    assert frames.pattern_grid(NM(n=1, m=1024)).shape[1] <= 64
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(sparsity=0.7), Unstructured(sparsity=0.9, scope="global"), Dense()])
+def test_picture_keeps_the_share(pattern: Unstructured | Dense) -> None:
+    assert np.mean(frames.pattern_grid(pattern)) == pytest.approx(pattern.density, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (NM(n=1, m=4), "Keep 1 of 4 weights (1:4)"),
+        (Unstructured(sparsity=0.7), "Keep 30.0 % of each layer (70% unstructured)"),
+        (Unstructured(sparsity=0.9, scope="global"), "Keep 10.0 % of the whole network (90% global)"),
+        (Dense(), "Keep every weight (dense)"),
+    ],
+)
+def test_pattern_in_words(pattern: NM | Unstructured | Dense, words: str) -> None:
+    assert frames.pattern_words(pattern) == words
+
+
+def test_numbers_have_three_digits_and_units() -> None:
+    assert [frames.percent(v) for v in (0.9331, 0.94, 1.0, 0.0512, 0.0)] == ["93.3 %", "94.0 %", "100 %", "5.12 %", "0.00 %"]
+    assert [frames.number(v) for v in (0.0123456, 1e-7, 12345.0)] == ["0.0123", "1e-07", "1.23e+04"]
+    assert frames.points(-0.0064) == "\N{MINUS SIGN}0.64 points"
+    times = [0.01, 0.42, 28.1, 59.7, 65, 3600 * 2 + 180]
+    assert [frames.duration(t) for t in times] == ["under 0.1 s", "0.42 s", "28 s", "1 min 00 s", "1 min 05 s", "2 h 03 min"]
+    assert [frames.size(b) for b in (12, 410_000_000, 2.5e13)] == ["12 bytes", "410 MB", "25 TB"]
+    assert [frames.counted(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
+def test_coverage_names_every_weight() -> None:
+    from snows.config import RunConfig
+
+    table = frames.coverage(helpers.plan(RunConfig()))
+    assert len(table) == len(helpers.PRUNED) + len(helpers.SKIPPED)
+    assert table[table["reason"] != ""]["layer"].tolist() == ["conv1"]

@@ -1,0 +1,223 @@
+"""The queue: order, cancel, resume, crashes, and what a killed server leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.jobs import JobManager, device_of
+from snows.config import PruneConfig, RunConfig
+from snows.events import Queued, RunCancelled, RunFailed, RunFinished
+from snows.store import Run, RunStore
+from tests.app import helpers
+
+ON_CPU = RunConfig(prune=PruneConfig(device="cpu"))
+ON_CUDA = RunConfig(prune=PruneConfig(device="cuda"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+class Gate:
+    """An engine that notes which runs it was given and lets each end only when told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.release = threading.Semaphore(0)
+        self.most_at_once = self._at_once = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, run: Run) -> None:
+        with self._lock:
+            self.begun.append(run.id)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        assert self.release.acquire(timeout=20)
+        with self._lock:
+            self._at_once -= 1
+        run.append(RunFinished(metrics={}))
+
+
+def test_one_at_a_time_first_come_first_served(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    ids = [manager.submit(ON_CPU) for _ in range(4)]
+    until(lambda: gate.begun == ids[:1])
+    assert [manager.position(run) for run in ids] == [None, 1, 2, 3]
+    assert [store.get(run).state() for run in ids] == ["queued"] * 4  # the engine has said nothing yet
+    for _ in ids:
+        gate.release.release()
+    until(lambda: all(store.get(run).state() == "finished" for run in ids))
+    assert gate.begun == ids
+    assert gate.most_at_once == 1
+
+
+def test_each_device_has_a_line_of_its_own(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    ids = [manager.submit(ON_CPU), manager.submit(ON_CUDA)]
+    until(lambda: sorted(gate.begun) == sorted(ids))
+    gate.release.release(2)
+    until(lambda: all(store.get(run).state() == "finished" for run in ids))
+
+
+def test_devices_by_any_name() -> None:
+    import torch
+
+    best = "cuda:0" if torch.cuda.is_available() else "cpu"
+    named = {"auto": best, "cpu": "cpu", "cuda": "cuda:0", "cuda:1": "cuda:1"}
+    assert {name: device_of(RunConfig(prune=PruneConfig(device=name))) for name in named} == named
+
+
+def test_a_fresh_run_is_never_seen_as_interrupted(store: RunStore) -> None:
+    manager = JobManager(store, helpers.slow_execute)
+    for _ in range(5):
+        assert store.get(manager.submit(ON_CPU)).state() in ("queued", "running")
+
+
+def test_cancel_of_a_waiting_run_ends_it_at_once(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    first, second, third = (manager.submit(ON_CPU) for _ in range(3))
+    manager.cancel(second)
+    assert store.get(second).state() == "cancelled"
+    assert isinstance(store.get(second).events()[0][-1], RunCancelled)
+    assert manager.position(third) == 1
+    gate.release.release(2)
+    until(lambda: store.get(third).state() == "finished")
+    assert gate.begun == [first, third]
+
+
+def test_cancel_of_a_running_run_reaches_its_worker_then_resume_finishes_it(store: RunStore) -> None:
+    manager = JobManager(store, lambda run: helpers.slow_execute(run, pause=0.002))
+    run = store.get(manager.submit(ON_CPU))
+    until(lambda: len(run.events()[0]) > 60)
+    manager.cancel(run.id)
+    until(lambda: run.state() == "cancelled")
+    done = run.events()[0][-1].finished_sites
+    assert 0 < done < len(helpers.PRUNED)
+    manager.resume(run.id)
+    until(lambda: run.state() == "finished")
+    kinds = [type(e) for e in run.events()[0]]
+    assert kinds.count(Queued) == 2
+    assert kinds.count(RunFinished) == 1
+
+
+def test_resume_leaves_active_and_finished_runs_alone(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    run = store.get(manager.submit(ON_CPU))
+    manager.resume(run.id)
+    gate.release.release(2)
+    until(lambda: run.state() == "finished")
+    manager.resume(run.id)
+    assert gate.begun == [run.id]
+    assert run.state() == "finished"
+
+
+def test_two_tabs_resume_once(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    run = helpers.write_run(store, "failed")
+    tabs = [threading.Thread(target=manager.resume, args=(run.id,)) for _ in range(2)]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join()
+    gate.release.release(2)
+    until(lambda: run.state() == "finished")
+    assert gate.begun == [run.id]
+
+
+def test_a_crash_is_an_event_and_the_line_goes_on(store: RunStore) -> None:
+    def crash_once(run: Run) -> None:
+        if run.id == first:
+            raise RuntimeError("the sky fell")
+        run.append(RunFinished(metrics={}))
+
+    manager = JobManager(store, crash_once)
+    first = ""
+    gate = threading.Lock()
+    with gate:
+        first = manager.submit(ON_CPU)
+    second = manager.submit(ON_CPU)
+    until(lambda: store.get(second).state() == "finished")
+    last = store.get(first).events()[0][-1]
+    assert isinstance(last, RunFailed)
+    assert "the sky fell" in last.message
+    assert "Resume" in last.message
+    assert "crash_once" in last.detail
+
+
+def test_a_vanished_folder_does_not_stop_the_line(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
+    def lose(run: Run) -> None:
+        if not lost:
+            lost.append(run.id)
+            store.delete(run.id)
+            raise RuntimeError("and nowhere to say so")
+        run.append(RunFinished(metrics={}))
+
+    lost: list[str] = []
+    manager = JobManager(store, lose)
+    manager.submit(ON_CPU)
+    second = manager.submit(ON_CPU)
+    until(lambda: store.get(second).state() == "finished")
+    assert "could not record how it ended" in caplog.text
+
+
+def test_unknown_run_is_named(store: RunStore) -> None:
+    manager = JobManager(store, helpers.slow_execute)
+    with pytest.raises(KeyError, match="no run 'nonsense'"):
+        manager.cancel("nonsense")
+    with pytest.raises(KeyError, match="no run 'nonsense'"):
+        manager.resume("nonsense")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a thread a priority of its own")
+def test_a_worker_on_the_cpu_yields_to_the_app(store: RunStore) -> None:
+    seen: list[int] = []
+
+    def note(run: Run) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        run.append(RunFinished(metrics={}))
+
+    run = store.get(JobManager(store, note).submit(ON_CPU))
+    until(lambda: run.state() == "finished")
+    assert seen[0] > os.getpriority(os.PRIO_PROCESS, os.getpid())
+
+
+def test_a_killed_server_leaves_runs_that_can_be_resumed(store: RunStore) -> None:
+    script = (
+        "import sys, time\n"
+        "from app.jobs import JobManager\n"
+        "from snows.config import PruneConfig, RunConfig\n"
+        "from snows.store import RunStore, default_root\n"
+        "from tests.app.helpers import slow_execute\n"
+        "manager = JobManager(RunStore(default_root()), lambda run: slow_execute(run, 0.01))\n"
+        "for _ in range(2): manager.submit(RunConfig(prune=PruneConfig(device='cpu')))\n"
+        "time.sleep(60)\n"
+    )
+    server = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent.parent.parent)
+    try:
+        until(lambda: len(store.list()) == 2)
+        until(lambda: any(len(run.events()[0]) > 60 for run in store.list()))
+        assert sorted(run.state() for run in store.list()) == ["queued", "running"]
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    assert [run.state() for run in store.list()] == ["interrupted"] * 2
+
+    manager = JobManager(store, lambda run: helpers.slow_execute(run, pause=0))
+    for run in store.list():
+        manager.resume(run.id)
+    until(lambda: all(run.state() == "finished" for run in store.list()))

@@ -1,0 +1,229 @@
+"""Every page in every state a run can be in, without a browser."""
+
+import re
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import state
+from snows.config import NM, RunConfig
+from snows.events import RunFailed
+from snows.store import Run, RunStore
+from tests.app import helpers
+from tests.app.conftest import OpenPage
+
+
+def text_of(app: AppTest) -> str:
+    """All that can be read on the page."""
+    assert not app.exception, app.exception
+    elements = [*app.title, *app.header, *app.subheader, *app.markdown, *app.caption, *app.error, *app.warning, *app.info]
+    words = [str(e.value) for e in elements]
+    return "\n".join(words + [f"{m.label}: {m.value} ({m.delta})" for m in app.metric])
+
+
+def button(app: AppTest, label: str):
+    return next(b for b in app.button if b.label == label)
+
+
+def labels(app: AppTest) -> list[str]:
+    return [b.label for b in app.button]
+
+
+def until_ended(run: Run) -> str:
+    deadline = time.monotonic() + 20
+    while (found := run.state()) in ("queued", "running"):
+        assert time.monotonic() < deadline, "the run does not end"
+        time.sleep(0.02)
+    return found
+
+
+class TestOverview:
+    def test_empty(self, open_page: OpenPage) -> None:
+        app = open_page("overview")
+        assert "?" in app.title[0].value
+        assert "None yet" in text_of(app)
+        assert "processor cores" in text_of(app) or "of memory" in text_of(app)
+
+    def test_demonstration_starts_a_run_and_shows_it(self, open_page: OpenPage, store: RunStore) -> None:
+        app = open_page("overview")
+        button(app, "Run the demonstration").click().run()
+        (run,) = store.list()
+        config = run.config()
+        assert config.prune.pattern == NM(n=1, m=4)
+        assert (config.model, config.prune.k_steps, config.num_calibration) == ("resnet20-fashion", 3, 512)
+        assert until_ended(run) == "finished"
+        assert run.id in text_of(app.run())
+
+    def test_lists_runs_with_their_states(self, open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
+        states = ["finished", "failed", "cancelled", "interrupted", "running", "queued"]
+        for name in states:
+            helpers.write_run(store, name, hold)
+        text = text_of(open_page("overview"))
+        for name in states:
+            assert re.search(rf"badge\[.*{name}\]", text), name
+        assert "accuracy 93.3 %" in text
+        assert "your newest finished run" in text
+
+    def test_run_of_another_version_hides_no_other(self, open_page: OpenPage, store: RunStore) -> None:
+        foreign = store.create(RunConfig())
+        (foreign.path / "config.json").write_text('{"model": "x", "unheard_of": 1}')
+        helpers.write_run(store, "finished")
+        text = text_of(open_page("overview"))
+        assert "accuracy 93.3 %" in text
+        assert "another version" in text_of(open_page("prune", run=foreign.id))
+
+
+class TestRunStates:
+    @pytest.mark.parametrize(
+        ("name", "words", "offered"),
+        [
+            ("running", ["Layer 8 of 21: layer2.0.conv2", "The solver in", "layer2.0.conv2"], "Cancel"),
+            ("queued", ["starts when the run before it has ended"], "Cancel"),
+            ("failed", ["Layer layer2.0.conv1 was given a NaN", "7 of 21 layers are finished and kept"], "Resume"),
+            ("cancelled", ["You cancelled this run", "7 of 21 layers are finished and kept"], "Resume"),
+            ("interrupted", ["its worker is gone", "7 of 21 layers are finished and kept"], "Resume"),
+            ("finished", ["Accuracy: 93.3 % (\N{MINUS SIGN}0.64 points from 94.0 %)", "Agreement: 97.0 %", "Time: 28 s"], None),
+        ],
+    )
+    def test_says_what_happened_and_what_to_do(
+        self, name: str, words: list[str], offered: str | None, open_page: OpenPage, store: RunStore, hold: ExitStack
+    ) -> None:
+        run = helpers.write_run(store, name, hold)
+        app = open_page("prune", run=run.id)
+        shown = text_of(app) + "".join(p.proto.text for p in app.get("progress"))
+        assert [w for w in words if w not in shown] == []
+        assert {"Cancel", "Resume"} & set(labels(app)) == ({offered} if offered else set())
+        assert "Start" in labels(app)  # a next run can be set up meanwhile
+        downloads = app.get("download_button")
+        assert len(downloads) == (name == "finished")
+
+    def test_waiting_run_shows_its_place(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
+        release = threading.Event()
+        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))
+        open_page("overview")
+        first, second, third = (state.jobs().submit(RunConfig()) for _ in range(3))
+        try:
+            assert "It is number 2 in line" in text_of(open_page("prune", run=third))
+        finally:
+            release.set()
+        assert [until_ended(store.get(run)) for run in (first, second, third)] == ["finished"] * 3
+
+    def test_cancel_then_resume(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
+        engine.execute = lambda run: helpers.slow_execute(run, pause=0.02)
+        open_page("overview")
+        run = store.get(state.jobs().submit(RunConfig()))
+        app = open_page("prune", run=run.id)
+        button(app, "Cancel").click().run()
+        assert until_ended(run) == "cancelled"
+        engine.execute = lambda run: helpers.slow_execute(run, pause=0)
+        app.run()
+        button(app, "Resume").click().run()
+        assert until_ended(run) == "finished"
+        assert not run.cancel_requested()
+
+    def test_unknown_run_leaves_the_form(self, open_page: OpenPage) -> None:
+        app = open_page("prune", run="nonsense")
+        assert "There is no run 'nonsense'" in text_of(app)
+        assert "Start" in labels(app)
+
+    def test_crash_of_the_engine_is_shown(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
+        def crash(run: Run) -> None:
+            raise RuntimeError("the sky fell")
+
+        engine.execute = crash
+        app = open_page("prune")
+        button(app, "Start").click().run()
+        (run,) = store.list()
+        assert until_ended(run) == "failed"
+        assert isinstance(run.events()[0][-1], RunFailed)
+        app.run()
+        assert "the sky fell" in text_of(app)
+        assert "Resume" in labels(app)
+
+    def test_recorded_run_when_there_is_none(
+        self, open_page: OpenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        helpers.write_run(RunStore(tmp_path / "recorded"), "finished")
+        app = open_page("prune")
+        assert "A recorded run" in text_of(app)
+        assert "Accuracy: 93.3 %" in text_of(app)
+        assert "a recorded run" in text_of(open_page("overview"))
+
+
+class TestForm:
+    def test_start_carries_every_setting(self, open_page: OpenPage, store: RunStore) -> None:
+        app = open_page("prune")
+        app.selectbox("form.prune.pattern").set_value("1:8")
+        app.selectbox("form.prune.mask").set_value("wanda")
+        app.number_input("form.prune.k_steps").set_value(5)
+        app.number_input("form.num_calibration").set_value(64)
+        app.number_input("form.prune.solver.rtol").set_value(0.05)
+        app.text_input("form.prune.device").set_value("cpu")
+        app.run()
+        assert "5. `operation5`" in text_of(app)
+        button(app, "Start").click().run()
+        config = store.list()[0].config()
+        assert config.prune.pattern == NM(n=1, m=8)
+        assert (config.prune.mask, config.prune.k_steps, config.num_calibration) == ("wanda", 5, 64)
+        assert (config.prune.solver.rtol, config.prune.device, config.checkpoint) == (0.05, "cpu", None)
+
+    def test_default_form_is_the_default_config(self, open_page: OpenPage, store: RunStore) -> None:
+        button(open_page("prune"), "Start").click().run()
+        assert store.list()[0].config() == RunConfig()
+
+    @pytest.mark.parametrize(
+        ("widget", "key", "value", "sentence"),
+        [
+            ("number_input", "prune.k_steps", -1, "must be at least 0"),
+            ("number_input", "num_calibration", 0, "must be at least 1"),
+            ("number_input", "prune.solver.rtol", 2.0, "must be below 1"),
+            ("text_input", "prune.device", "tpu", "Unknown device 'tpu'"),
+        ],
+    )
+    def test_bad_input_gives_a_sentence_and_no_start(
+        self, open_page: OpenPage, widget: str, key: str, value: object, sentence: str
+    ) -> None:
+        app = open_page("prune")
+        getattr(app, widget)(f"form.{key}").set_value(value)
+        app.run()
+        assert sentence in app.error[0].value
+        assert "Start" not in labels(app)
+
+    @pytest.mark.parametrize(
+        ("key", "typed", "sentence"),
+        [
+            ("prune.pattern", "4:4", "would keep every weight"),
+            ("prune.pattern", "lots", "Unknown pattern 'lots'"),
+            ("prune.mask", "guess", "Unknown mask method 'guess'"),
+            ("model", "timm:nonsense", "There is no model"),
+        ],
+    )
+    def test_bad_typed_option_gives_a_sentence(self, open_page: OpenPage, key: str, typed: str, sentence: str) -> None:
+        app = open_page("overview")
+        app.session_state[f"form.{key}"] = typed  # AppTest cannot type an option that is not there
+        app.switch_page("../pages/prune.py").run()
+        assert sentence in app.error[0].value
+        assert "Start" not in labels(app)
+        assert app.selectbox(f"form.{key}").value == typed
+
+    def test_what_was_typed_outlives_a_change_of_page(self, open_page: OpenPage) -> None:
+        app = open_page("prune")
+        app.number_input("form.prune.k_steps").set_value(7).run()
+        app.switch_page("../pages/overview.py").run()
+        app.switch_page("../pages/prune.py").run()
+        assert app.number_input("form.prune.k_steps").value == 7
+
+    def test_settings_of_a_run_can_be_used_again(self, open_page: OpenPage, store: RunStore) -> None:
+        config = RunConfig.model_validate({"num_calibration": 33, "prune": {"pattern": "3:8", "update": "none"}})
+        run = helpers.write_run(store, "failed", config=config)
+        app = open_page("prune", run=run.id)
+        app.number_input("form.num_calibration").set_value(99).run()
+        button(app, "Use these settings for a new run").click().run()
+        assert app.number_input("form.num_calibration").value == 33
+        assert app.selectbox("form.prune.pattern").value == "3:8"
+        assert "run" not in app.query_params

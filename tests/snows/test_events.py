@@ -1,0 +1,92 @@
+"""Events: a JSON line each, both ways, and tolerance for what other versions write."""
+
+import json
+import math
+from dataclasses import MISSING, fields
+from typing import get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snows.events import KINDS, CGIteration, Event, RunFinished, RunStarted, from_json, to_json
+
+everything = st.one_of(
+    *[st.builds(cls, **{f.name: st.from_type(get_type_hints(cls)[f.name]) for f in fields(cls)}) for cls in KINDS.values()]
+)
+
+
+def same(a: object, b: object) -> bool:
+    """Equality with NaN equal to itself."""
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+@given(everything)
+def test_json_round_trip(event: Event) -> None:
+    line = to_json(event)
+    back = from_json(line)
+    assert type(back) is type(event)
+    assert same(vars(back), vars(event))
+
+
+@given(everything)
+def test_a_line_is_one_line_of_strict_json(event: Event) -> None:
+    line = to_json(event)
+    assert len(line.splitlines()) == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads(line, parse_constant=refuse)["kind"] == type(event).__name__
+
+
+def test_every_event_is_known() -> None:
+    assert {cls.__name__: cls for cls in Event.__subclasses__()} == KINDS
+
+
+@given(everything)
+def test_a_reader_survives_a_newer_writer(event: Event) -> None:
+    record = json.loads(to_json(event))
+    assert same(vars(from_json(json.dumps(record | {"added_later": 1}))), vars(event))
+    assert from_json(json.dumps(record | {"kind": "AddedLater"})) is None
+
+
+@pytest.mark.parametrize("cls", KINDS.values())
+def test_a_field_with_a_default_may_be_absent(cls: type[Event]) -> None:
+    hints = get_type_hints(cls)
+    example: dict[type, object] = {str: "x", int: 1, float: 1.0}
+    required = {
+        f.name: example.get(hints[f.name], [] if "list" in str(hints[f.name]) else {})
+        for f in fields(cls)
+        if f.default is MISSING and f.default_factory is MISSING
+    }
+    assert isinstance(from_json(json.dumps({"kind": cls.__name__} | required)), cls)
+
+
+def test_a_dictionary_may_hold_any_key() -> None:
+    for skipped in ({"float": "shared by 2 operations"}, {"kind": "a"}, {"": ""}):
+        event = RunStarted(device="cpu", sites=[], skipped=skipped)
+        assert from_json(to_json(event)) == event
+    event = RunFinished(metrics={"float": math.inf})
+    assert from_json(to_json(event)) == event
+
+
+def test_a_diverged_loss_survives() -> None:
+    event = CGIteration(site="fc", step=0, iteration=3, residual=math.nan, curvature=-math.inf)
+    back = from_json(to_json(event))
+    assert isinstance(back, CGIteration)
+    assert math.isnan(back.residual)
+    assert back.curvature == -math.inf
+
+
+@given(everything, st.data())
+def test_a_torn_line_is_malformed_not_misread(event: Event, data: st.DataObject) -> None:
+    line = to_json(event)
+    with pytest.raises(ValueError, match=r"."):
+        from_json(line[: data.draw(st.integers(0, len(line) - 1))])

@@ -1,0 +1,300 @@
+import socket
+import time
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from snows import models
+from snows.config import InputError
+from snows.models import CatalogueError, CheckpointError, load
+
+TINY_TIMM = "timm:test_vit"  # 0.4 million weights, 160x160 input
+GREY = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+
+
+@pytest.fixture
+def state() -> dict[str, Tensor]:
+    """A state dict that fits resnet20-fashion and differs from its random weights."""
+    return {name: value + 1 for name, value in models.BUNDLED["resnet20-fashion"].build().state_dict().items()}
+
+
+def _resnet(checkpoint: Path | None = None) -> models.LoadedModel:
+    return load("resnet20-fashion", checkpoint, pretrained=False)
+
+
+# --- catalogue ---
+
+
+@pytest.mark.parametrize("name", sorted(models.BUNDLED))
+def test_bundled_networks_take_their_own_input(name: str) -> None:
+    loaded = load(name, pretrained=False)
+    images = loaded.preprocess(torch.from_numpy(GREY)[None, None])
+    assert images.shape[1:] == loaded.input_size
+    assert loaded.module(images).shape == (1, len(loaded.class_names))
+    assert not loaded.module.training
+
+
+def test_bundled_weights_are_those_of_the_card() -> None:
+    loaded = load("resnet20-fashion")
+    card = models.card("resnet20-fashion")
+    assert sum(p.numel() for p in loaded.module.parameters()) == card["parameters"]
+    assert card["test_accuracy"] >= 0.935
+
+
+def test_missing_bundled_weights_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "ASSETS", tmp_path)
+    with pytest.raises(CatalogueError, match="python -m snows train --model vit-fashion"):
+        load("vit-fashion")
+
+
+def test_random_weights_are_repeatable_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, second = _resnet(), _resnet()
+    assert torch.equal(torch.rand(4), expected)
+    for mine, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet20", "resnet20-fashion"),
+        ("vit-fashoin", "vit-fashion"),
+        ("resnet18", "timm:resnet18 or torchvision:resnet18"),
+        ("timm:resnet_18", "timm:resnet18"),
+        ("torchvision:vit_b16", "torchvision:vit_b_16"),
+        ("keras:resnet50", "resnet50"),
+        ("", "timm:NAME"),
+    ],
+)
+def test_unknown_name_suggests_near_ones(name: str, hint: str) -> None:
+    with pytest.raises(CatalogueError, match=f"There is no model {name!r}") as raised:
+        load(name)
+    assert hint in str(raised.value)
+
+
+def test_timm_network_preprocesses_by_its_own_config() -> None:
+    loaded = load(TINY_TIMM, pretrained=False)
+    assert loaded.input_size == (3, 160, 160)
+    assert loaded.class_ids[0] == "n01440764"
+    assert loaded.class_names[0].startswith("tench")
+    picture = Image.fromarray(np.full((50, 80, 3), 255, np.uint8))
+    images = loaded.preprocess([picture, picture.convert("L")])
+    assert images.shape == (2, 3, 160, 160)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, torch.ones_like(images))  # white, with mean and deviation 0.5
+    assert torch.equal(loaded.preprocess(torch.full((1, 3, 50, 80), 255, dtype=torch.uint8)), images[:1])
+
+
+def test_torchvision_network_preprocesses_by_its_weights_transforms() -> None:
+    loaded = load("torchvision:squeezenet1_1", pretrained=False)
+    assert loaded.input_size == (3, 224, 224)
+    assert (loaded.class_names[0], loaded.class_ids[0]) == ("tench", "n01440764")
+    images = loaded.preprocess([Image.new("RGB", (300, 260))])
+    black = -torch.tensor([0.485, 0.456, 0.406]) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(images, black[None, :, None, None].expand(1, 3, 224, 224))
+    assert loaded.module(images).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_torchvision_networks_with_side_classifiers_load_without_a_warning(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not load(f"torchvision:{name}", pretrained=False).module.training
+
+
+@pytest.mark.parametrize("name", [TINY_TIMM, "torchvision:squeezenet1_1"])
+def test_no_connection_is_one_sentence_with_the_way_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments: None)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    started = time.perf_counter()
+    with pytest.raises(CatalogueError, match=r"could not be fetched from .* --checkpoint FILE"):
+        load(name)
+    assert time.perf_counter() - started < 20  # the hub's client alone would try for 45 seconds
+
+
+def test_timm_network_without_published_weights() -> None:
+    name = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
+    with pytest.raises(CatalogueError, match=f"timm publishes no weights for {name}. Bring your own with --checkpoint FILE"):
+        load(f"timm:{name}")
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("L", (32, 32)), "32x32 of kind L"),
+        (Image.new("RGB", (28, 28)), "28x28 of kind RGB"),
+    ],
+)
+def test_bundled_networks_refuse_other_pictures(image: Image.Image, said: str) -> None:
+    with pytest.raises(InputError, match=f"takes 28x28 grey images, not {said}"):
+        _resnet().preprocess([image])
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 3, 28, 28, dtype=torch.uint8), torch.zeros(1, 1, 28, 28)])
+def test_bundled_networks_refuse_other_tensors(images: Tensor) -> None:
+    with pytest.raises(InputError, match=r"takes uint8 images of shape \(B, 1, 28, 28\)"):
+        _resnet().preprocess(images)
+
+
+def test_pictures_and_tensors_give_the_same_input() -> None:
+    loaded = _resnet()
+    assert torch.equal(loaded.preprocess([Image.fromarray(GREY)]), loaded.preprocess(torch.from_numpy(GREY)[None, None]))
+
+
+# --- checkpoints that fit ---
+
+
+def _save_safetensors(state: dict[str, Tensor], folder: Path) -> Path:
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def _saver(wrap: Callable[[dict[str, Tensor]], object], **keywords: bool) -> Callable[[dict[str, Tensor], Path], Path]:
+    def save(state: dict[str, Tensor], folder: Path) -> Path:
+        torch.save(wrap(state), folder / "weights.pt", **keywords)
+        return folder / "weights.pt"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        pytest.param(_save_safetensors, id="safetensors"),
+        pytest.param(_saver(lambda state: state), id="plain"),
+        pytest.param(_saver(lambda state: state, _use_new_zipfile_serialization=False), id="legacy"),
+        pytest.param(_saver(lambda state: {"state_dict": state, "epoch": 3}), id="state_dict"),
+        pytest.param(_saver(lambda state: {"model": state}), id="model"),
+        pytest.param(_saver(lambda state: {f"module.{k}": v for k, v in state.items()}), id="module-prefix"),
+        pytest.param(_saver(lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}}), id="lightning"),
+        pytest.param(
+            _saver(lambda state: {k: v.double() if v.is_floating_point() else v for k, v in state.items()}), id="float64"
+        ),
+        pytest.param(
+            _saver(lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}), id="no-counters"
+        ),
+    ],
+)
+def test_checkpoint_forms(save: Callable[[dict[str, Tensor], Path], Path], state: dict[str, Tensor], tmp_path: Path) -> None:
+    loaded = load("resnet20-fashion", save(state, tmp_path)).module.state_dict()
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(loaded[name], value), name
+            assert loaded[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [TINY_TIMM, "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small"])
+def test_checkpoint_with_a_classifier_of_another_size(name: str, tmp_path: Path) -> None:
+    module = load(name, pretrained=False).module
+    classifier = [key for key, value in module.state_dict().items() if 1000 in value.shape]
+    state = {key: value[:7].clone() if key in classifier else value for key, value in module.state_dict().items()}
+    loaded = load(name, _save_safetensors(state, tmp_path))
+    assert loaded.class_names == tuple(f"class {i}" for i in range(7))
+    assert loaded.class_ids == ()
+    with torch.no_grad():
+        assert loaded.module(torch.zeros(1, *loaded.input_size)).shape == (1, 7)
+
+
+# --- checkpoints that do not ---
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="There is no checkpoint file"):
+        _resnet(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
+def test_damaged_checkpoint(damage: str, suffix: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = _save_safetensors(state, tmp_path) if suffix == ".safetensors" else _saver(lambda s: s)(state, tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"hello, I am no checkpoint", "truncated": whole[: len(whole) // 2]}[damage])
+    with pytest.raises(CheckpointError, match="damaged"):
+        _resnet(path)
+
+
+def test_unknown_kind_of_file(tmp_path: Path) -> None:
+    (tmp_path / "weights.h5").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"neither .safetensors nor a state dict"):
+        _resnet(tmp_path / "weights.h5")
+
+
+def test_pickled_network_is_refused_and_not_run(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        _resnet(tmp_path / "whole.pt")
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": {}}])
+def test_file_without_a_state_dict(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict"):
+        _resnet(tmp_path / "other.pt")
+
+
+def test_compressed_archive_is_refused_unread(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = _saver(lambda s: s)(state, tmp_path)
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    with pytest.raises(CheckpointError, match="is compressed"):
+        _resnet(tmp_path / "small.pt")
+
+
+def test_oversized_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "huge.pt").open("wb") as file:
+        file.truncate(10**12)  # sparse: takes no room
+    with pytest.raises(CheckpointError, match=r"has 1,000,000 MB, far more than this network's 1 MB"):
+        _resnet(tmp_path / "huge.pt")
+
+
+def test_mismatched_keys_are_explained(state: dict[str, Tensor], tmp_path: Path) -> None:
+    del state["fc.bias"], state["bn1.weight"]
+    state["extra"] = torch.zeros(2)
+    state["conv1.weight"] = torch.zeros(16, 3, 3, 3)
+    with pytest.raises(CheckpointError) as raised:
+        _resnet(_save_safetensors(state, tmp_path))
+    said = str(raised.value)
+    assert "2 missing (bn1.weight, fc.bias)" in said
+    assert "1 unexpected (extra)" in said
+    assert "1 of the wrong shape (conv1.weight is [16, 3, 3, 3] instead of [16, 1, 3, 3])" in said
+
+
+def test_checkpoint_of_another_network_lists_the_first_few(tmp_path: Path) -> None:
+    path = _save_safetensors(load(TINY_TIMM, pretrained=False).module.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing \(\S+, \S+, \S+, …\); .* unexpected \(\S+, \S+, \S+, …\)"):
+        _resnet(path)
+
+
+def test_quantized_values_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["fc.weight"] = state["fc.weight"].to(torch.int8)
+    with pytest.raises(CheckpointError, match=r"fc.weight is \[10, 64\] int8 instead of \[10, 64\]"):
+        _resnet(_save_safetensors(state, tmp_path))
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "NaN"), (float("inf"), "an infinite value")])
+def test_nonfinite_weight_is_named(value: float, said: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    state["layer2.0.conv1.weight"][3, 2, 1, 0] = value
+    with pytest.raises(CheckpointError, match=f"the weight layer2.0.conv1.weight holds {said} \\(1 of 4,608 values\\)"):
+        _resnet(_save_safetensors(state, tmp_path))
