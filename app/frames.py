@@ -38,6 +38,7 @@ PHASES = {
 }
 _WIDEST_PICTURE = 48
 _PICTURE_ROWS = 6
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Progress:
     current: SiteStarted | None  # the layer in work
     phase: str
     elapsed: float
-    left: float | None  # None until a first layer has been timed
+    left: float | None  # for the layers still to prune; None until a first one has been timed
 
     @property
     def fraction(self) -> float:
@@ -68,25 +69,25 @@ def progress(events: list[Event], now: float) -> Progress:
     started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
     sites = started.sites if started else []
     finished = {e.index: e for e in events if isinstance(e, SiteFinished)}
-    elapsed, begun = 0.0, None
-    phase, opened, measuring = "load", None, 0.0
+    elapsed, begun, seen = 0.0, None, 0.0
+    phase = "load"
     current: SiteStarted | None = None
     for event in events:
         if isinstance(event, Queued):
+            elapsed += seen - begun if begun is not None else 0.0  # what went before was interrupted
             begun, current, phase = None, None, "load"
             continue
-        if phase == "evaluate_dense" and opened is not None:
-            measuring = event.time - opened
-        begun = begun or event.time
+        seen = event.time
+        if begun is None:
+            begun = seen
         if isinstance(event, Phase):
-            phase, opened = event.name, event.time
+            phase = event.name
         elif isinstance(event, SiteStarted):
             current = event
         elif isinstance(event, SiteFinished):
             current = None
-        last_of_stretch = isinstance(event, RunFinished | RunFailed | RunCancelled)
-        if last_of_stretch:
-            elapsed, begun = elapsed + event.time - begun, None
+        if isinstance(event, RunFinished | RunFailed | RunCancelled):
+            elapsed, begun, current = elapsed + event.time - begun, None, None
     if begun is not None:
         elapsed += now - begun
 
@@ -94,7 +95,7 @@ def progress(events: list[Event], now: float) -> Progress:
     left = None
     if here and phase == "prune":
         waiting = (len(sites) - len(finished)) * sum(e.seconds for e in here) / len(here)
-        left = max(waiting - (now - current.time if current else 0.0), 0.0) + measuring
+        left = max(waiting - (now - current.time if current else 0.0), 0.0)
     return Progress(
         device=started.device if started else None,
         sites=sites,
@@ -120,11 +121,13 @@ def last_started(events: list[Event]) -> SiteStarted | None:
 
 
 def cg_residuals(events: list[Event]) -> pd.DataFrame:
-    """The layer begun last: one row a CG iteration, counted through all its Newton steps: layer, step, iteration, residual."""
+    """The layer begun last: one row a CG iteration, counted through all its Newton steps: layer, step (from 1), iteration,
+    residual.
+    """
     started = last_started(events)
     begun = next((i for i, event in enumerate(events) if event is started), len(events))
     iterations = [e for e in events[begun:] if isinstance(e, CGIteration)]
-    rows = [(layer(e.site), e.step, count, e.residual) for count, e in enumerate(iterations, start=1)]
+    rows = [(layer(e.site), e.step + 1, count, e.residual) for count, e in enumerate(iterations, start=1)]
     return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual"])
 
 
@@ -142,7 +145,9 @@ def log(events: list[Event]) -> pd.DataFrame:
                 resumed = f", {event.resumed} of them already finished" if event.resumed else ""
                 rows.append((after, "", f"Started on {event.device}: {len(event.sites)} layers to prune{resumed}", ""))
             case NewtonStep():
-                what = f"Newton step {event.step}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
+                what = (
+                    f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
+                )
                 rows.append((after, layer(event.site), what + number(event.step_size), words(event.cg_status)))
             case SiteFinished():
                 first = event.losses.get("mask_only")
@@ -162,10 +167,21 @@ def log(events: list[Event]) -> pd.DataFrame:
 
 
 def coverage(plan: "Plan") -> pd.DataFrame:
-    """Every weight of the network: layer, shape, keeps, reason (why it stays dense, or empty)."""
-    pruned = [(layer(s.name), " x ".join(map(str, s.shape)), percent(s.density), "") for s in plan.sites]
-    skipped = [(layer(name), "", "all", reason) for name, reason in plan.skipped.items()]
-    return pd.DataFrame(pruned + skipped, columns=["layer", "shape", "keeps", "reason"])
+    """Every weight of the network: layer, shape, keeps, reason (why it stays dense, or empty).
+
+    What many weights share a reason for is one row, last; it would bury the rest.
+    """
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in plan.skipped.items():
+        names_by_reason.setdefault(reason, []).append(layer(name))
+    few = [(name, "", "all", reason) for reason, names in names_by_reason.items() if len(names) <= _FEW for name in names]
+    many = [
+        (f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}")
+        for reason, names in names_by_reason.items()
+        if len(names) > _FEW
+    ]
+    pruned = [(layer(s.name), " x ".join(map(str, s.shape)), f"{100 * s.density:g} %", "") for s in plan.sites]
+    return pd.DataFrame([*few, *pruned, *many], columns=["layer", "shape", "keeps", "reason"])
 
 
 def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
@@ -188,15 +204,16 @@ def pattern_words(pattern: NM | Unstructured | Dense) -> str:
         case NM():
             return f"Keep {pattern.n} of {pattern.m} weights ({pattern})"
         case Unstructured(scope="layer"):
-            return f"Keep {percent(pattern.density)} of each layer ({pattern} unstructured)"
+            return f"Keep {100 * pattern.density:g} % of each layer ({pattern} unstructured)"
         case Unstructured():
-            return f"Keep {percent(pattern.density)} of the whole network ({pattern})"
+            return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
     return "Keep every weight (dense)"
 
 
 def operations(names: list[str]) -> str:
-    """A window's operations, n_0 first, as a numbered Markdown list."""
-    return "\n".join(f"{k}. `{name}`" for k, name in enumerate(names))
+    """A window's operations, `path (kind)` each and n_0 first, as a numbered Markdown list."""
+    parts = (name.partition(" (") for name in names)
+    return "\n".join(f"{k}. `{path}` {kind.removesuffix(')')}" for k, (path, _, kind) in enumerate(parts))
 
 
 def words(name: str) -> str:

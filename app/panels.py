@@ -28,7 +28,7 @@ _METRICS = {
     "accuracy": ("Accuracy", frames.percent, "The share of evaluation images it labels rightly."),
     "agreement": ("Agreement", frames.percent, "The share of images on which it gives the dense network's answer."),
     "density": ("Weights kept", frames.percent, "Of the layers that were pruned."),
-    "seconds": ("Time", frames.duration, "From start to end, measuring included."),
+    "seconds": ("Time", frames.duration, "Of pruning, from the first layer to the last."),
 }
 _POLL_SECONDS = 1.0
 _QUIET = {"displayModeBar": False}
@@ -69,9 +69,8 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.subheader(title(config), anchor=False, width="content")
         badge(run_state)
-    st.caption(
-        f"{run.id} · keeps {frames.percent(config.prune.pattern.density)} of the weights in {len(progress.sites)} layers"
-    )
+    where = f" in {frames.counted(len(progress.sites), 'layer')}" if progress.sites else ""
+    st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
     match run_state:
         case "queued":
             _queued(run)
@@ -112,7 +111,7 @@ def _cancel_button(run: Run) -> None:
 
 
 def _running(run: Run, progress: frames.Progress) -> None:
-    left = f", about {frames.duration(progress.left)} left" if progress.left is not None else ""
+    left = f", about {frames.duration(progress.left)} left, then measuring" if progress.left is not None else ""
     where = (
         f"Layer {progress.done + 1} of {len(progress.sites)}: {frames.layer(progress.current.site)}"
         if progress.current
@@ -259,6 +258,7 @@ def run_picker(opened: Run | None) -> None:
         options := [None, *runs],
         options.index(current),
         key=f"picker-{current}",
+        width=400,
         format_func=lambda run_id: f"{_label(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
     )
     if picked != current:

@@ -12,10 +12,9 @@ if opened is not None:
     except KeyError as error:
         problem = f"{error.args[0]} Choose another run above, or start a new one below."
 
-heading, picker = st.columns([5, 3], gap="large", vertical_alignment="bottom")
+heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+heading.title("How few weights still give the same answers?", anchor=False, width="content")
 with heading:
-    st.title("How few weights still give the same answers?", anchor=False)
-with picker:
     panels.run_picker(run)
 if problem:
     st.error(problem, icon=":material/error:")

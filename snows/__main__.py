@@ -185,7 +185,10 @@ def _prune(given: argparse.Namespace) -> int:
                 raise
             except Exception as error:
                 return _fail(f"Run {run.id} stopped on an unexpected error: {type(error).__name__}: {error}", FAILED)
-    return _report(run, as_json=given.json)
+    code = _report(run, as_json=given.json)
+    if code == BAD_INPUT and given.resume is None:
+        store.delete(run.id)  # it never began; a slip of the keyboard is not worth a place in the list
+    return code
 
 
 def _get(store: RunStore, run_id: str) -> Run:
@@ -247,7 +250,7 @@ def _progress(run: Run) -> Iterator[None]:
     """A bar on stderr, driven by the run's own events, until the block ends."""
     from tqdm import tqdm
 
-    bar = tqdm(file=sys.stderr, unit=" layers", dynamic_ncols=True, desc="starting")
+    bar = tqdm(file=sys.stderr, unit=" layers", dynamic_ncols=True, desc="starting", bar_format="{desc} {elapsed}")
     done = threading.Event()
     _, offset = run.events()
 
@@ -274,14 +277,16 @@ def _progress(run: Run) -> Iterator[None]:
 def _advance(bar: Any, event: events.Event) -> None:
     match event:
         case events.RunStarted(sites=sites, resumed=resumed):
+            bar.bar_format = None  # until now there was nothing to count
             bar.reset(total=len(sites))
-            bar.update(resumed)
+            bar.initial = bar.n = resumed  # so that the time left counts only this session's layers
+            bar.refresh()
         case events.Phase(name=name):
             bar.set_description(name.replace("_", " "))
         case events.SiteStarted(site=site):
             bar.set_description(site)
         case events.CGIteration(step=step, iteration=iteration, residual=residual):
-            bar.set_postfix_str(f"Newton step {step}, CG iteration {iteration}, residual {residual:.1e}", refresh=False)
+            bar.set_postfix_str(f"Newton step {step + 1}, CG iteration {iteration}, residual {residual:.1e}", refresh=False)
             bar.update(0)
         case events.SiteFinished():
             bar.set_postfix_str("", refresh=False)

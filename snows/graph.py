@@ -8,8 +8,9 @@ the module it came from. On that list stand three things:
   pure function of the weight, and the only thing the solver ever differentiates (paper section 3, equation 5);
 * a **Frontier** walks the calibration set through the graph once, holding at each moment only the values later nodes still need.
 
-Counted operations are convolution, linear, activation, attention and (layer, group) normalization. A batch norm belongs to the
-convolution before it: the convolution's value is taken after it. Adds, reshapes, dropout and pooling are not counted.
+Counted operations are convolution, linear, activation, attention and (layer, group) normalization. Batch norms, adds,
+reshapes, dropout and pooling are not. A convolution's value is read before its batch norm: read after it, ResNet-20 at 1:16 and K = 3
+lost 1.6 points.
 """
 
 import operator
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+
+from snows.config import InputError
 
 aten = torch.ops.aten
 
@@ -59,7 +62,7 @@ _TRANSPARENT = {
 }
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """The network cannot be turned into a graph; the message says why and what to do."""
 
 
@@ -115,15 +118,24 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor]:
     return (torch.addcmul(shift.view(shape), x, scale.view(shape)),)
 
 
-def execute(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def execute_node(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Evaluate one node from the values of its inputs."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def _hardsigmoid(x: Tensor) -> Tensor:
+    # The kernel has no second derivative.
+    return torch.nn.functional.hardtanh(x / 6 + 0.5, 0, 1)
+
+
+# The form in which windows run an operation, where it differs from the network's.
+IN_WINDOWS: dict[Any, Callable[..., Any]] = {BATCH_NORM: _batch_norm, aten.hardsigmoid.default: _hardsigmoid}
+
+
 def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    target: Callable[..., Any] = _batch_norm if node.target is BATCH_NORM else node.target  # type: ignore[assignment]
+    target: Callable[..., Any] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
     return target(*args, **kwargs)
 
 
@@ -182,7 +194,7 @@ class NetworkGraph:
         """
         if example.shape[0] < 2:
             example = torch.cat([example, example])  # a batch of one would be taken for a constant
-        training = module.training
+        training = {m: m.training for m in module.modules()}  # a part may be frozen in eval mode
         module.eval()
         try:
             with torch.no_grad(), _plain_attention_modules():
@@ -193,10 +205,11 @@ class NetworkGraph:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ExportError(
                 f"This network cannot be exported to a graph ({reason[:300]}). Networks whose Python code branches on the values or "
-                "the number of images cannot be followed; rewrite that part with tensor operations, or choose another network."
+                "the number of images (`len(x)`; `x.shape[0]` is fine) cannot be followed; rewrite that part, or choose another network."
             ) from error
         finally:
-            module.train(training)
+            for part, mode in training.items():
+                part.training = mode
         return cls(program)
 
     # --- what the nodes are ---
@@ -229,7 +242,7 @@ class NetworkGraph:
         return source if isinstance(source, fx.Node) and source.target in SOFTMAX else None
 
     def value_node(self, node: fx.Node) -> fx.Node:
-        """Where the value of a counted operation is read: after the batch norm that belongs to a convolution, else at the node."""
+        """Where a counted operation hands on its value: after the batch norm of a convolution, else at the node itself."""
         users = self.users[node]
         if node.target in CONVOLUTIONS and len(users) == 1 and users[0].target is BATCH_NORM:
             return next(u for u in self.users[users[0]] if u.target is operator.getitem and u.args[1] == 0)
@@ -275,7 +288,9 @@ class NetworkGraph:
             groups = node.args[6] if len(node.args) > 6 else 1
             if groups != 1:
                 inputs = weight.meta["val"].shape[1]
-                return f"a grouped convolution ({groups} groups): each output sees only {inputs} input channel{'s'[: inputs > 1]}"
+                return (
+                    f"a grouped convolution ({groups} groups): each output sees only {inputs} input channel{'s'[: inputs > 1]}"
+                )
             return None
         return f"used by {str(node.target).removeprefix('aten.').split('.')[0]}, not as the weight of a linear layer or convolution"
 
@@ -297,7 +312,7 @@ class NetworkGraph:
         values[self.input] = images
         captured = set(capture)
         for i, node in enumerate(self.nodes):
-            values[node] = execute(node, values)
+            values[node] = execute_node(node, values)
             for parent in node.all_input_nodes:
                 if parent in self.index and parent not in captured and parent is not self.output and self.last_use(parent) <= i:
                     del values[parent]
@@ -336,7 +351,7 @@ class Window:
         self.graph = graph
         self.site = site
         self.operations = [graph.describe(n) for n in operations]
-        self.captured = [graph.value_node(n) for n in operations]
+        self.captured = list(operations)
         weight = graph.tensor_node(site.name)
 
         # Everything the captured values need, split by whether it depends on the weight.
@@ -379,7 +394,7 @@ class Window:
         """
         local: Values = {n: values[n] for n in self.outside} | {n: parameters[n] for n in self._tensors}
         for node in self._side:
-            local[node] = execute(node, local)
+            local[node] = execute_node(node, local)
         reads = {p for n in self.nodes for p in n.all_input_nodes}
         return {n: v for n, v in local.items() if n in reads}
 
@@ -432,12 +447,14 @@ class Frontier:
             check()
             values = {n: _move(v, device) for n, v in batch.items()} if nodes else batch
             for position, node in enumerate(nodes, self.position):
-                values[node] = execute(node, _Layers(values, parameters))
+                values[node] = execute_node(node, _Layers(values, parameters))
                 for parent in node.all_input_nodes:
                     if parent in values and parent not in kept and graph.last_use(parent) <= position:
                         del values[parent]
             self._batches[i] = {
-                n: _move(v, self.storage) for n, v in values.items() if n in kept or graph.last_use(n) >= max(stop, self.position)
+                n: _move(v, self.storage)
+                for n, v in values.items()
+                if n in kept or graph.last_use(n) >= max(stop, self.position)
             }
         self.position = max(stop, self.position)
 

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snows.graph import ACTIVATIONS, BATCH_NORM, CONVOLUTIONS, Window, aten, batch_norm_affine, differentiable_attention
+from snows.graph import (
+    ACTIVATIONS,
+    BATCH_NORM,
+    CONVOLUTIONS,
+    IN_WINDOWS,
+    Window,
+    aten,
+    batch_norm_affine,
+    differentiable_attention,
+)
 
 Tangents = Mapping[fx.Node, Any]
 
@@ -37,7 +46,6 @@ _LINEAR_IN_FIRST = {
     aten.unsqueeze.default,
     aten.flatten.using_ints,
     aten.roll.default,
-    aten.pad.default,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
     operator.getitem,
@@ -60,7 +68,7 @@ class Linearization:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
         x = args[0].detach().requires_grad_()
         with torch.enable_grad():
-            y = node.target(x, *args[1:], **kwargs)  # type: ignore[operator]
+            y = IN_WINDOWS.get(node.target, node.target)(x, *args[1:], **kwargs)  # type: ignore[operator,arg-type]
         return torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
@@ -89,7 +97,9 @@ class Linearization:
 
     def _forward_mode(self, node: fx.Node, moving: list[fx.Node], tangents: Tangents) -> Any:
         def function(*primals: Tensor) -> Any:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), (self._values | dict(zip(moving, primals, strict=True))).__getitem__)
+            args, kwargs = fx.map_arg(
+                (node.args, node.kwargs), (self._values | dict(zip(moving, primals, strict=True))).__getitem__
+            )
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
         return torch.func.jvp(function, tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving))[1]
@@ -121,6 +131,11 @@ class Linearization:
         shape = self._values[node].shape
         return total if total.shape == shape else total.expand(shape)
 
+    def _pad(self, node: fx.Node, tangents: Tangents) -> Tensor:
+        # A constant border does not move, whatever its value; a reflected one does.
+        rest = fx.map_arg(node.args[1:3], self._values.__getitem__)
+        return aten.pad.default(tangents[node.args[0]], *rest)  # type: ignore[index]
+
     def _layer_norm(self, node: fx.Node, tangents: Tangents) -> Tensor:
         args = fx.map_arg(node.args, self._values.__getitem__)
         x, dims = args[0], tuple(range(-len(args[1]), 0))
@@ -136,5 +151,6 @@ class Linearization:
         **dict.fromkeys((*CONVOLUTIONS, aten.linear.default), _weighted),
         BATCH_NORM: _batch_norm,
         aten.add.Tensor: _add,
+        aten.pad.default: _pad,
         aten.layer_norm.default: _layer_norm,
     }

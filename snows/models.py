@@ -162,7 +162,8 @@ def check_name(name: str) -> None:
         return
     known = [f"{source}:{known}".removeprefix(":") for source in _SOURCES for known in names(source)]
     same = [full for full in known if full.endswith(f":{name.lower()}")]
-    near = same or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    begun = [full for full in BUNDLED if name and full.startswith(name.lower())]
+    near = same or begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise CatalogueError(
         f"There is no model {name!r}. {hint}Models are {', '.join(BUNDLED)}, timm:NAME and torchvision:NAME "

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snows.config import InputError
 from snows.graph import Site, Values, Window, differentiable_attention
 from snows.linearization import Linearization
 from snows.sparsity import from_matrix, to_matrix
@@ -24,7 +25,7 @@ from snows.sparsity import from_matrix, to_matrix
 Product = Callable[[Tensor], Tensor]
 
 
-class ReconstructionError(RuntimeError):
+class ReconstructionError(InputError):
     """The objective cannot be evaluated; the message says why and what to do."""
 
 
@@ -368,7 +369,9 @@ class Objective:
         seen = [s.double() for s in blocks.row_sums(probe * image)]
         overall = sum(s.sum() for s in seen).abs() / sum(o.sum() for o in own)  # type: ignore[union-attr]
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
-        scales = [(s / o.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall).to(kept.dtype) for s, o in zip(seen, own, strict=True)]
+        scales = [
+            (s / o.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall).to(kept.dtype) for s, o in zip(seen, own, strict=True)
+        ]
         return product, lambda r: blocks.solve(r, scales)
 
 

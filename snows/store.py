@@ -200,6 +200,10 @@ class Run:
         tensors = load_file(path)
         return tensors["weight"], tensors["mask"]
 
+    def finished_sites(self) -> Iterator[int]:
+        """The indices of the sites that are finished."""
+        return (int(p.stem) for p in sorted(self.path.glob("sites/[0-9]*.safetensors")))
+
     def save_weights(self, state_dict: dict[str, "Tensor"]) -> None:
         from safetensors.torch import save
 

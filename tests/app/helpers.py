@@ -69,9 +69,9 @@ def site_events(index: int, finish: bool = True) -> list[Event]:
     mask_only = 0.02 * math.exp(0.2 * index)
     final = mask_only / (8 + index % 5)
     events: list[Event] = [
-        SiteStarted(site=site, index=index, operations=[site, "relu", "conv2", "relu_1"], shape=[16, 16, 3, 3])
+        SiteStarted(site=site, index=index, operations=["conv1 (convolution)", "act1 (activation)"], shape=[16, 16, 3, 3])
     ]
-    for step in (1, 2):
+    for step in (0, 1):
         events += [
             CGIteration(
                 site=site, step=step, iteration=i, residual=math.exp(-0.45 * i + 0.3 * math.sin(i + index)), curvature=1.0
@@ -82,7 +82,7 @@ def site_events(index: int, finish: bool = True) -> list[Event]:
             NewtonStep(
                 site=site,
                 step=step,
-                loss=final * (3 - step),
+                loss=final * (2 - step),
                 gradient_norm=0.1,
                 cg_status="CONVERGED",
                 cg_iterations=10,
@@ -175,6 +175,6 @@ def plan(config: RunConfig) -> Plan:
     """What `snows.runner.plan` answers for a ResNet-20."""
     if config.model not in ("resnet20-fashion", "vit-fashion"):
         raise InputError(f"There is no model {config.model!r}. Choose a bundled one, or write timm:NAME.")
-    operations = [f"operation{k}" for k in range(config.prune.k_steps + 1)]
+    operations = [f"operation{k} (activation)" for k in range(config.prune.k_steps + 1)]
     sites = [SitePlan(name, "conv2d", (16, 16, 3, 3), config.prune.pattern.density, operations) for name in PRUNED]
     return Plan(sites, SKIPPED, seconds=28.0, bytes=410_000_000)

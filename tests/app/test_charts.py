@@ -68,7 +68,7 @@ def test_residual_chart_has_a_line_a_newton_step_and_the_tolerance() -> None:
     residuals = frames.cg_residuals(helpers.site_events(3))
     figure = charts.residual_chart(residuals, rtol=0.01)
     assert [trace.name for trace in figure.data] == ["Newton step 1", "Newton step 2"]
-    assert list(figure.data[1].x)[0] == 11
+    assert figure.data[1].x[0] == 11
     assert figure.layout.shapes[0].y0 == 0.01
     assert figure.layout.yaxis.type == "log"
 

@@ -48,8 +48,7 @@ def test_progress_counts_work_not_waiting() -> None:
     progress = frames.progress(events, now=117)
     assert (progress.done, progress.current.site, progress.fraction) == (1, "s1.weight", 0.25)
     assert progress.elapsed == 7  # from the first phase at 110
-    # Three layers of 2 s, one of them 1 s old, then as long as measuring the dense network took.
-    assert progress.left == pytest.approx(3 * 2 - 1 + 3)
+    assert progress.left == pytest.approx(3 * 2 - 1)  # three layers of 2 s, one of them 1 s old
 
 
 def test_progress_over_a_resume() -> None:
@@ -81,9 +80,9 @@ def test_residuals_are_those_of_the_layer_begun_last() -> None:
     def iteration(site: str, step: int, count: int) -> CGIteration:
         return CGIteration(site=site, step=step, iteration=count, residual=1 / count, curvature=1.0)
 
-    events = [started_site(0, 0), iteration("s0.weight", 1, 1), started_site(1, 1)]
+    events = [started_site(0, 0), iteration("s0.weight", 0, 1), started_site(1, 1)]
     assert frames.cg_residuals(events).empty
-    events += [iteration("s1.weight", 1, 1), iteration("s1.weight", 1, 2), iteration("s1.weight", 2, 1)]
+    events += [iteration("s1.weight", 0, 1), iteration("s1.weight", 0, 2), iteration("s1.weight", 1, 1)]
     found = frames.cg_residuals(events)
     assert found["iteration"].tolist() == [1, 2, 3]
     assert found["step"].tolist() == [1, 1, 2]
@@ -122,8 +121,8 @@ def test_picture_keeps_the_share(pattern: Unstructured | Dense) -> None:
     ("pattern", "words"),
     [
         (NM(n=1, m=4), "Keep 1 of 4 weights (1:4)"),
-        (Unstructured(sparsity=0.7), "Keep 30.0 % of each layer (70% unstructured)"),
-        (Unstructured(sparsity=0.9, scope="global"), "Keep 10.0 % of the whole network (90% global)"),
+        (Unstructured(sparsity=0.7), "Keep 30 % of each layer (70% unstructured)"),
+        (Unstructured(sparsity=0.9, scope="global"), "Keep 10 % of the whole network (90% global)"),
         (Dense(), "Keep every weight (dense)"),
     ],
 )
@@ -147,3 +146,9 @@ def test_coverage_names_every_weight() -> None:
     table = frames.coverage(helpers.plan(RunConfig()))
     assert len(table) == len(helpers.PRUNED) + len(helpers.SKIPPED)
     assert table[table["reason"] != ""]["layer"].tolist() == ["conv1"]
+
+    norms = {f"bn{i}.bias": "too few" for i in range(20)}
+    table = frames.coverage(helpers.Plan(helpers.plan(RunConfig()).sites, helpers.SKIPPED | norms, 1.0, 1))
+    assert table["layer"].iloc[0] == "conv1"
+    assert table["layer"].iloc[-1] == "20 others"
+    assert all(name in table["reason"].iloc[-1] for name in norms)

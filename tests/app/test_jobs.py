@@ -141,16 +141,14 @@ def test_two_tabs_resume_once(store: RunStore) -> None:
 
 def test_a_crash_is_an_event_and_the_line_goes_on(store: RunStore) -> None:
     def crash_once(run: Run) -> None:
-        if run.id == first:
+        if not crashed:
+            crashed.append(run.id)
             raise RuntimeError("the sky fell")
         run.append(RunFinished(metrics={}))
 
+    crashed: list[str] = []
     manager = JobManager(store, crash_once)
-    first = ""
-    gate = threading.Lock()
-    with gate:
-        first = manager.submit(ON_CPU)
-    second = manager.submit(ON_CPU)
+    first, second = manager.submit(ON_CPU), manager.submit(ON_CPU)
     until(lambda: store.get(second).state() == "finished")
     last = store.get(first).events()[0][-1]
     assert isinstance(last, RunFailed)

@@ -165,7 +165,7 @@ class TestForm:
         app.number_input("form.prune.solver.rtol").set_value(0.05)
         app.text_input("form.prune.device").set_value("cpu")
         app.run()
-        assert "5. `operation5`" in text_of(app)
+        assert "5. `operation5` activation" in text_of(app)
         button(app, "Start").click().run()
         config = store.list()[0].config()
         assert config.prune.pattern == NM(n=1, m=8)

@@ -180,6 +180,7 @@ def test_failure_is_a_sentence_and_a_code(
     assert out == ""
     assert err.endswith("The disk is full. Free some space.\n")
     assert "Traceback" not in err
+    assert [run.state() for run in store.list()] == ([] if bad_input else ["failed"])
 
 
 def test_unexpected_error_shows_no_trace(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def test_random_weights_are_repeatable_and_leave_the_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("resnet20", "resnet20-fashion"),
+        ("resnet20", "Did you mean resnet20-fashion?"),
         ("vit-fashoin", "vit-fashion"),
         ("resnet18", "timm:resnet18 or torchvision:resnet18"),
         ("timm:resnet_18", "timm:resnet18"),

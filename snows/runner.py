@@ -1,0 +1,207 @@
+"""`execute`: do what a run folder's config says. The worker's whole contract, the same in a thread, another process or a shell.
+
+Everything that happens goes into the run's event file, the last event saying how it ended; the folder then holds the pruned weights and
+the metrics. Sites that an earlier worker finished are taken over, so executing an interrupted run resumes it. `plan` says beforehand
+what a config would do, and about how long it would take.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from snows import data, events, metrics, models
+from snows.config import InputError, PruneConfig, RunConfig
+from snows.graph import NetworkGraph, Site, execute_node
+from snows.pruner import Cancelled, channels_last_if_faster, coverage, prune, resolve_device
+from snows.store import Run, StoreError
+
+EVALUATION_BATCH = 250
+
+
+def execute(run: Run) -> None:
+    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` alone: a full disk takes no event."""
+    try:
+        _execute(run)
+    except StoreError:
+        raise
+    except Cancelled:
+        finished = sum(1 for _ in run.finished_sites())
+        run.clear_cancel()
+        run.append(events.RunCancelled(finished_sites=finished))
+    except InputError as error:
+        run.append(events.RunFailed(message=str(error), bad_input=True))
+    except torch.OutOfMemoryError as error:
+        run.append(
+            events.RunFailed(
+                message="The device ran out of memory. Use a smaller batch size, a smaller K or fewer images, then resume; finished "
+                "layers are kept.",
+                detail=str(error),
+            )
+        )
+    except Exception as error:
+        run.append(
+            events.RunFailed(
+                message=f"The run stopped on an unexpected error ({type(error).__name__}: {error}). Finished layers are kept; resume "
+                "the run, and report the trace if it happens again.",
+                detail=traceback.format_exc(),
+            )
+        )
+
+
+def _execute(run: Run) -> None:
+    config = run.config()
+
+    def check() -> None:
+        if run.cancel_requested():
+            raise Cancelled
+
+    run.append(events.Phase(name="load"))
+    device = resolve_device(config.prune.device)
+    model = models.load(config.model, config.checkpoint)
+    images = data.load(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed)
+    earlier = {e.index: e for e in run.events()[0] if isinstance(e, events.SiteFinished)}
+
+    run.append(events.Phase(name="prune"))
+    result = prune(
+        model.module,
+        images.calibration,
+        config.prune,
+        on_event=run.append,
+        cancelled=run.cancel_requested,
+        finished=run.load_site,
+        on_site=run.save_site,
+    )
+
+    run.append(events.Phase(name="evaluate"))
+    dense_logits = logits(model.module, images.evaluation, config.prune, device, check)
+    pruned_logits = logits(result.model, images.evaluation, config.prune, device, check)
+    pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
+    size = metrics.size_bytes(result.model.state_dict(), result.patterns)
+    found: dict[str, float | None] = {
+        "accuracy_dense": None if images.labels is None else metrics.accuracy(dense_logits, images.labels),
+        "accuracy": None if images.labels is None else metrics.accuracy(pruned_logits, images.labels),
+        "agreement": metrics.agreement(pruned_logits, dense_logits),
+        "divergence": metrics.divergence(pruned_logits, dense_logits),
+        "density": metrics.density(pruned),
+        "seconds": result.seconds + sum(e.seconds for e in earlier.values()),
+        "num_products": result.num_products + sum(e.num_products for e in earlier.values()),
+        "dense_bytes": size.dense,
+        "packed_bytes": size.packed,
+        "num_evaluation": len(images.evaluation),
+    }
+    run.append(events.Phase(name="save"))
+    run.save_weights(result.model.state_dict())
+    run.save_metrics(found)
+    run.append(events.RunFinished(metrics=found))
+
+
+@torch.no_grad()
+def logits(
+    module: nn.Module,
+    images: Tensor,
+    config: PruneConfig,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """The network's outputs (N, classes) on the CPU, in batches. `check` is called between them and may raise to cancel."""
+    dtype = getattr(torch, config.precision)
+    layout = channels_last_if_faster(module, images)
+    module = module.to(device=device, dtype=dtype).eval()
+    parts = []
+    for batch in images.split(EVALUATION_BATCH):
+        check()
+        parts.append(module(batch.to(device, dtype).contiguous(memory_format=layout)).cpu())
+    return torch.cat(parts)
+
+
+# --- beforehand ---
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """A weight that will be pruned; `operations` are the names in its window."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    density: float
+    operations: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images."""
+
+    sites: list[SitePlan]
+    skipped: dict[str, str]
+    seconds: float
+    bytes: int
+
+
+def plan(config: RunConfig) -> Plan:
+    """The sites and windows of a run, why other weights stay dense, and about what it takes. Raises `InputError` for a bad config."""
+    device = resolve_device(config.prune.device)
+    model = models.load(config.model, config.checkpoint)
+    layout = channels_last_if_faster(model.module, torch.empty(1, *model.input_size))
+    module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision), memory_format=layout)  # type: ignore[call-overload]
+    example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
+    example = example.contiguous(memory_format=layout)
+    graph = NetworkGraph.export(module, example)
+    covered = coverage(graph, config.prune)
+    seconds, sizes = _profile(graph, example)
+    windows = {s.name: graph.window(s, config.prune.k_steps) for s in covered.sites}
+    sites = [
+        SitePlan(s.name, s.kind, s.shape, covered.patterns[s.name].density, windows[s.name].operations) for s in covered.sites
+    ]
+
+    images, total, most = config.num_calibration, 2 * sum(seconds.values()), 0.0
+    for site in covered.sites:
+        window = windows[site.name]
+        forward = sum(seconds[n] for n in window.nodes)
+        total += _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
+        held = sum(sizes.get(n, 0.0) for n in {*window.outside, *window.captured})
+        saved = 3 * sum(sizes[n] for n in window.nodes)
+        most = max(most, 2 * held * images + saved * min(images, config.prune.batch_size))
+    weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
+    return Plan(sites, covered.skipped, total * images, int(4 * weights + most))
+
+
+def _window_passes(config: PruneConfig) -> float:
+    """Forward passes through a window that an update takes, counting a backward pass as one more."""
+    evaluations = {"none": 2, "least-squares": 3, "sparsegpt": 3, "snows": 3}[config.update]
+    if config.update != "snows":
+        return evaluations
+    solver = config.solver
+    # About ten preconditioned iterations reach a relative residual of 1e-2; without row blocks the cap is met more often than not.
+    iterations = min(solver.max_iters, 10 if solver.preconditioner == "row_blocks" else 50)
+    product = {"gauss_newton": 2.0, "hessian": 4.0, "finite_difference": 4.0}[solver.curvature]
+    return evaluations + solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
+
+
+def _gram_cost(site: Site) -> float:
+    """Cost of the input Gram matrix over that of the layer: P inputs a row against R outputs, as one large matrix product."""
+    inputs = int(torch.Size(site.shape[1:]).numel())
+    return 1 + 0.5 * inputs / site.shape[0]
+
+
+@torch.no_grad()
+def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, dict]:
+    """Seconds and bytes of each node for one image."""
+    seconds: dict = {}
+    sizes: dict = {graph.input: float(example[0].numel() * example.element_size())}
+    for _ in range(2):  # the first pass pays for warming up
+        values = graph.bind({}) | {graph.input: example}
+        for node in graph.nodes:
+            if example.is_cuda:
+                torch.cuda.synchronize(example.device)
+            started = time.perf_counter()
+            value = values[node] = execute_node(node, values)
+            if example.is_cuda:
+                torch.cuda.synchronize(example.device)
+            seconds[node] = (time.perf_counter() - started) / len(example)
+            sizes[node] = value.numel() * value.element_size() / len(example) if isinstance(value, Tensor) else 0.0
+    return seconds, sizes

@@ -1,0 +1,167 @@
+"""A first visit in a real browser, over the real engine: start, watch, cancel, start again, finish, download, use it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from snows.store import RunStore
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+MINUTES = 60_000  # milliseconds
+CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+# Counts what leaves the page inside a live chart: nothing may, or the chart blinks.
+WATCH_FOR_FLICKER = """() => {
+  window.removed = 0;
+  new MutationObserver(changes => {
+    for (const change of changes)
+      for (const node of change.removedNodes)
+        if (node.nodeType == 1 && (node.matches('.svg-container') || node.querySelector('.svg-container'))) removed++;
+  }).observe(document.querySelector('[data-testid=stMain]'), { subtree: true, childList: true });
+}"""
+
+
+@pytest.fixture
+def address(store: RunStore, tmp_path: Path) -> Iterator[str]:
+    """The app, served on a free port over an empty store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"SNOWS_RUNS": str(store.root)}, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health").close()
+                break
+            except urllib.error.URLError:
+                assert server.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline, "the app did not answer within a minute"
+                time.sleep(0.1)
+        yield f"http://localhost:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium or Chrome on the path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def set_number(page: Page, label: str, value: int) -> None:
+    field = page.get_by_label(label, exact=True)
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def points(page: Page) -> int:
+    """How many layers' final losses the live chart shows."""
+    return page.locator(".live-chart").first.locator(".trace.scatter").last.locator(".points path").count()
+
+
+def run_id(page: Page) -> str:
+    page.wait_for_url("**/prune?run=*", timeout=MINUTES)
+    return page.url.partition("?run=")[2]
+
+
+def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store: RunStore, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 1600})
+    page.goto(address)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("before it forgets?")
+    expect(page.get_by_text("processor cores").or_(page.get_by_text("Runs will use the"))).to_be_visible(timeout=MINUTES)
+
+    # Start the demonstration by keyboard alone, and see its chart grow without a blink.
+    page.get_by_role("button", name="Run the demonstration").focus()
+    page.keyboard.press("Enter")
+    first = run_id(page)
+    expect(page.locator(".live-chart").first.locator(".points path").first).to_be_visible(timeout=2 * MINUTES)
+    page.evaluate(WATCH_FOR_FLICKER)
+    seen = points(page)
+    page.wait_for_function(
+        "seen => [...document.querySelectorAll('.live-chart')][0].querySelectorAll('.trace.scatter:last-child .points path')"
+        ".length >= seen + 2",
+        arg=seen,
+        timeout=2 * MINUTES,
+    )
+    assert page.evaluate("removed") == 0
+
+    # A reload and a second tab show the same run, still going.
+    page.reload()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible(timeout=MINUTES)
+    second_tab = browser.new_page()
+    second_tab.goto(page.url)
+    expect(second_tab.get_by_text("so far", exact=False).first).to_be_visible(timeout=MINUTES)
+    second_tab.close()
+
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("You cancelled this run.")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    assert store.get(first).state() == "cancelled"
+
+    # Start again, smaller, through the form; it finishes.
+    set_number(page, "Calibration images", 32)
+    set_number(page, "Evaluation images", 200)
+    set_number(page, "K", 1)
+    expect(page.locator("ol li").filter(has_text="act1").first).to_be_visible(timeout=MINUTES)
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.wait_for_function("first => !location.search.includes(first)", arg=first, timeout=MINUTES)
+    second = run_id(page)
+    expect(page.get_by_text("Agreement").first).to_be_visible(timeout=4 * MINUTES)
+    assert store.get(second).state() == "finished"
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the pruned weights").click()
+    weights = tmp_path / download.value.suggested_filename
+    download.value.save_as(weights)
+    check_weights(weights, store, second)
+
+
+def check_weights(path: Path, store: RunStore, run: str) -> None:
+    """The downloaded file loads into a fresh network, obeys the pattern, and is as accurate as the page said."""
+    import torch
+    from safetensors.torch import load_file
+
+    from snows import data, models, sparsity
+    from snows.events import RunStarted
+
+    config = store.get(run).config()
+    fresh = models.load(config.model)
+    fresh.module.load_state_dict(load_file(path))
+    sites = next(e for e in store.get(run).events()[0] if isinstance(e, RunStarted)).sites
+    for site in sites:
+        assert sparsity.check_compliance(fresh.module.get_parameter(site), config.prune.pattern).ok, site
+    images = data.load(config.data, fresh, config.num_calibration, config.num_evaluation, config.prune.seed)
+    with torch.no_grad():
+        answers = fresh.module(images.evaluation).argmax(1)
+    accuracy = float((answers == images.labels).float().mean())
+    assert accuracy == pytest.approx(store.get(run).metrics()["accuracy"], abs=1e-6)
