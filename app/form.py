@@ -217,9 +217,7 @@ def _solver_setting(name: str, setting: FieldInfo) -> None:
 
 @st.cache_data(max_entries=32, show_spinner="Reading the network…")
 def _plan(config_json: str) -> Any:
-    from snows import runner
-
-    return runner.plan(RunConfig.model_validate_json(config_json))
+    return state.planner().plan(RunConfig.model_validate_json(config_json))
 
 
 def _outcome(config: RunConfig) -> None:
@@ -232,7 +230,7 @@ def _outcome(config: RunConfig) -> None:
         )
     try:
         plan = _plan(config.model_dump_json())
-    except InputError as error:
+    except (InputError, RuntimeError) as error:
         st.error(str(error), icon=":material/error:")
         return
     names = [frames.layer(site.name) for site in plan.sites]

@@ -115,17 +115,16 @@ def site_losses(events: list[Event]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["index", "layer", "stage", "loss"])
 
 
-def last_started(events: list[Event]) -> SiteStarted | None:
-    """The layer begun last, finished or not."""
-    return next((e for e in reversed(events) if isinstance(e, SiteStarted)), None)
+def last_solved(events: list[Event]) -> SiteStarted | None:
+    """The layer that conjugate gradient worked on last. A layer just begun takes its place with its first iteration."""
+    site = next((e.site for e in reversed(events) if isinstance(e, CGIteration)), None)
+    return next((e for e in reversed(events) if isinstance(e, SiteStarted) and e.site == site), None)
 
 
 def cg_residuals(events: list[Event]) -> pd.DataFrame:
-    """The layer begun last: one row a CG iteration, counted through all its Newton steps: layer, step (from 1), iteration,
-    residual.
-    """
-    started = last_started(events)
-    begun = next((i for i, event in enumerate(events) if event is started), len(events))
+    """One row a CG iteration of `last_solved`, counted through its Newton steps: layer, step (from 1), iteration, residual."""
+    solved = last_solved(events)
+    begun = next((i for i, event in enumerate(events) if event is solved), len(events))
     iterations = [e for e in events[begun:] if isinstance(e, CGIteration)]
     rows = [(layer(e.site), e.step + 1, count, e.residual) for count, e in enumerate(iterations, start=1)]
     return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual"])

@@ -20,8 +20,10 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), 
 @st.cache_resource
 def warm_up() -> threading.Thread:
     """Import torch and the engine while the first page is read; it takes seconds and every run needs them."""
+    planner = state.planner()
 
     def load() -> None:
+        planner.start()
         import snows.runner  # noqa: F401
 
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.

@@ -190,20 +190,14 @@ def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_liv
 
 
 def _figures(events: list[Event], config: RunConfig, progress: frames.Progress, is_live: bool) -> None:
-    losses, now = st.columns([3, 2], gap="large")
+    solves = config.prune.update == "snows"
+    losses, now = st.columns([3, 2], gap="large") if solves else (st.container(), None)
     with losses:
         st.markdown("**What each layer lost, and got back**")
         _loss_chart(events, config, progress.sites, is_live)
-    with now:
-        residuals = frames.cg_residuals(events)
-        started = frames.last_started(events)
-        if not residuals.empty:
-            st.markdown(f"**The solver in** `{residuals['layer'].iloc[-1]}`")
-            figure = charts.residual_chart(residuals, config.prune.solver.rtol)
-            _draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
-        if started and len(started.operations) > 1:
-            st.caption("It changes this layer so that all of these compute what they did:")
-            st.markdown(frames.operations(started.operations))
+    if now is not None:
+        with now:
+            _solver(events, config, is_live)
     st.markdown("**What happened**, newest first")
     st.dataframe(
         frames.log(events),
@@ -217,6 +211,18 @@ def _figures(events: list[Event], config: RunConfig, progress: frames.Progress, 
             "status": st.column_config.TextColumn("Status", width="large"),
         },
     )
+
+
+def _solver(events: list[Event], config: RunConfig, is_live: bool) -> None:
+    solved = frames.last_solved(events)
+    if solved is None:
+        st.caption("The solver has not begun.")
+        return
+    st.markdown(f"**The solver in** `{frames.layer(solved.site)}`")
+    figure = charts.residual_chart(frames.cg_residuals(events), config.prune.solver.rtol)
+    _draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    st.caption("It changes this layer so that all of these compute what they did:")
+    st.markdown(frames.operations(solved.operations))
 
 
 def recorded_run() -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 from pydantic import ValidationError
 
 from app.jobs import JobManager
+from app.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
 from snows.store import Run, RunStore, default_root
@@ -32,6 +33,12 @@ def page(name: str) -> "st.Page":
 def jobs() -> JobManager:
     """The process's one job manager."""
     return JobManager(store())
+
+
+@st.cache_resource
+def planner() -> Planner:
+    """The process's one planner."""
+    return Planner()
 
 
 def store() -> RunStore:

@@ -16,15 +16,21 @@ heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_
 heading.title("How few weights still give the same answers?", anchor=False, width="content")
 with heading:
     panels.run_picker(run)
-if problem:
-    st.error(problem, icon=":material/error:")
-
-if run is not None:
-    panels.run_view(run)
-    st.divider()
-    st.header("Another run", anchor=False)
-    form.draw(state.config_of(run) or RunConfig())
-else:
-    st.markdown("Choose a network, which of its weights stay, and what those become. Then start, and watch it layer by layer.")
-    form.draw(RunConfig())
-    panels.recorded_run()
+# Each part has a place of its own, so that one that grows or goes does not make Streamlit build the next one anew.
+view, settings, recorded = st.container(), st.container(), st.container()
+with view:
+    if problem:
+        st.error(problem, icon=":material/error:")
+    if run is not None:
+        panels.run_view(run)
+        st.divider()
+        st.header("Another run", anchor=False)
+    else:
+        st.markdown(
+            "Choose a network, which of its weights stay, and what those become. Then start, and watch it layer by layer."
+        )
+with settings:
+    form.draw((state.config_of(run) if run else None) or RunConfig())
+with recorded:
+    if run is None:
+        panels.recorded_run()

@@ -1,16 +1,17 @@
 """`NetworkGraph`: any exportable network as an ordered list of operations, and the windows SNOWS re-fits.
 
-`torch.export` sees functional calls that module hooks miss (residual adds, `F.relu`, fused attention) and names every operation by
-the module it came from. On that list stand three things:
+`torch.export` sees functional calls that module hooks miss (residual adds, `F.relu`, fused attention) and names every operation
+by the module it came from. On that list stand three things:
 
 * a **Site** is a weight that can be pruned: one `Linear` or ungrouped `Conv2d` weight, used once;
-* a **Window** is the slice of the network from a site's own output to the K-th next counted operation that depends on it. It is a
-  pure function of the weight, and the only thing the solver ever differentiates (paper section 3, equation 5);
-* a **Frontier** walks the calibration set through the graph once, holding at each moment only the values later nodes still need.
+* a **Window** is the slice of the network from a site's own output to the K-th next counted operation that depends on it. It is
+  a pure function of the weight, and the only thing the solver ever differentiates (paper section 3, equation 5);
+* a **Frontier** walks the calibration set through the graph once, holding at each moment only the values later nodes still
+  need.
 
 Counted operations are convolution, linear, activation, attention and (layer, group) normalization. Batch norms, adds,
-reshapes, dropout and pooling are not. A convolution's value is read before its batch norm: read after it, ResNet-20 at 1:16 and K = 3
-lost 1.6 points.
+reshapes, dropout and pooling are not. A convolution's value is read before its batch norm: read after it, ResNet-20 at 1:16 and
+K = 3 lost 1.6 points.
 """
 
 import operator
@@ -32,6 +33,7 @@ Values = dict[fx.Node, Any]
 CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default}
 ACTIVATIONS = {
     aten.relu.default,
+    aten.relu6.default,
     aten.gelu.default,
     aten.silu.default,
     aten.hardtanh.default,
@@ -40,9 +42,12 @@ ACTIVATIONS = {
     aten.sigmoid.default,
     aten.tanh.default,
     aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
     aten.leaky_relu.default,
     aten.mish.default,
     aten.softplus.default,
+    aten.log_sigmoid.default,
     aten.prelu.default,
 }
 _NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
@@ -118,9 +123,15 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor]:
     return (torch.addcmul(shift.view(shape), x, scale.view(shape)),)
 
 
+def arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The node's arguments with the values of its inputs in their places."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    return list(args), dict(kwargs)
+
+
 def execute_node(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     """Evaluate one node from the values of its inputs."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = arguments(node, values)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -134,7 +145,7 @@ IN_WINDOWS: dict[Any, Callable[..., Any]] = {BATCH_NORM: _batch_norm, aten.hards
 
 
 def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = arguments(node, values)
     target: Callable[..., Any] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
     return target(*args, **kwargs)
 
@@ -142,8 +153,8 @@ def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
 class NetworkGraph:
     """One exported network: ordered operations, tensors by name, and the sites where it can be pruned.
 
-    `parameters` maps names to the module's own tensors (parameters, buffers, constants); nothing here changes them. Every method
-    that runs operations takes the tensors to use, so that a pruned network is this graph with other weights.
+    `parameters` maps names to the module's own tensors (parameters, buffers, constants); nothing here changes them. Every
+    method that runs operations takes the tensors to use, so that a pruned network is this graph with other weights.
     """
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
@@ -204,8 +215,9 @@ class NetworkGraph:
         except Exception as error:  # the exporter raises dozens of unrelated types, from any layer
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ExportError(
-                f"This network cannot be exported to a graph ({reason[:300]}). Networks whose Python code branches on the values or "
-                "the number of images (`len(x)`; `x.shape[0]` is fine) cannot be followed; rewrite that part, or choose another network."
+                f"This network cannot be exported to a graph ({reason[:300]}). Networks whose Python code branches on the "
+                "values or the number of images (`len(x)`; `x.shape[0]` is fine) cannot be followed; rewrite that part, or "
+                "choose another network."
             ) from error
         finally:
             for part, mode in training.items():
@@ -292,7 +304,8 @@ class NetworkGraph:
                     f"a grouped convolution ({groups} groups): each output sees only {inputs} input channel{'s'[: inputs > 1]}"
                 )
             return None
-        return f"used by {str(node.target).removeprefix('aten.').split('.')[0]}, not as the weight of a linear layer or convolution"
+        operation = str(node.target).removeprefix("aten.").split(".")[0]
+        return f"used by {operation}, not as the weight of a linear layer or convolution"
 
     # --- running it ---
 
@@ -307,7 +320,8 @@ class NetworkGraph:
     def run(
         self, images: Tensor, parameters: Mapping[str, Tensor] | None = None, capture: Collection[fx.Node] = ()
     ) -> tuple[Tensor, Values]:
-        """Run every node in order: the network's output and the values at the `capture` nodes. Equals the module bit for bit."""
+        """Run every node in order: the network's output and the values at the `capture` nodes. Equals the module bit for
+        bit."""
         values: Values = self.bind(parameters or {})
         values[self.input] = images
         captured = set(capture)
@@ -415,8 +429,8 @@ class Window:
 class Frontier:
     """The calibration set on its way through one network, in batches, kept on `storage` between steps.
 
-    `advance` runs every batch up to a position and drops what no later node reads, so memory is one cut through the network, not
-    its depth, and reaching the end costs one forward pass in all.
+    `advance` runs every batch up to a position and drops what no later node reads, so memory is one cut through the network,
+    not its depth, and reaching the end costs one forward pass in all.
     """
 
     def __init__(self, graph: NetworkGraph, batches: Sequence[Tensor], storage: torch.device | str = "cpu") -> None:

@@ -1,15 +1,15 @@
 """The derivative of a window at one weight, built once and applied to many vectors.
 
-Conjugate gradient asks for products with the same Jacobian J dozens of times. PyTorch's forward mode runs the function again for
-each (value and derivative together), and the trick of differentiating a backward pass twice does work on values that no one reads.
-Here the window runs once. `pull` (Jᵀu) replays the backward pass of that run; `push` (Jv) sends a tangent through the nodes with the
-rule each deserves: an operation that is linear in its input is applied to the tangent itself, an elementwise one multiplies by
-a slope computed once, and for any other PyTorch's own forward mode differentiates that single operation.
+Conjugate gradient asks for products with the same Jacobian J dozens of times. PyTorch's forward mode runs the function again
+for each (value and derivative together), and the trick of differentiating a backward pass twice does work on values that no one
+reads. Here the window runs once. `pull` (Jᵀu) replays the backward pass of that run; `push` (Jv) sends a tangent through the
+nodes with the rule each deserves: an operation that is linear in its input is applied to the tangent itself, an elementwise one
+multiplies by a slope computed once, and for any other PyTorch's own forward mode differentiates that single operation.
 """
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,7 @@ from snows.graph import (
     CONVOLUTIONS,
     IN_WINDOWS,
     Window,
+    arguments,
     aten,
     batch_norm_affine,
     differentiable_attention,
@@ -65,10 +66,10 @@ class Linearization:
         self._values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in self._values.items()}
 
     def _slope(self, node: fx.Node) -> Tensor:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        args, kwargs = arguments(node, self._values)
         x = args[0].detach().requires_grad_()
         with torch.enable_grad():
-            y = IN_WINDOWS.get(node.target, node.target)(x, *args[1:], **kwargs)  # type: ignore[operator,arg-type]
+            y = IN_WINDOWS.get(node.target, node.target)(x, *args[1:], **kwargs)  # type: ignore[operator]
         return torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
@@ -91,39 +92,37 @@ class Linearization:
         if node in self._slopes:
             return self._slopes[node] * tangents[moving[0]]
         if node.target in _LINEAR_IN_FIRST and moving == [node.args[0]]:
-            rest, kwargs = fx.map_arg((node.args[1:], node.kwargs), self._values.__getitem__)
-            return node.target(tangents[moving[0]], *rest, **kwargs)  # type: ignore[operator]
+            args, kwargs = arguments(node, self._values)
+            return node.target(tangents[moving[0]], *args[1:], **kwargs)  # type: ignore[operator]
         return self._forward_mode(node, moving, tangents)
 
     def _forward_mode(self, node: fx.Node, moving: list[fx.Node], tangents: Tangents) -> Any:
         def function(*primals: Tensor) -> Any:
-            args, kwargs = fx.map_arg(
-                (node.args, node.kwargs), (self._values | dict(zip(moving, primals, strict=True))).__getitem__
-            )
+            args, kwargs = arguments(node, self._values | dict(zip(moving, primals, strict=True)))
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
         return torch.func.jvp(function, tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving))[1]
 
     def _weighted(self, node: fx.Node, tangents: Tangents) -> Tensor:
         """Convolution or linear, x * w + b: dx * w + x * dw."""
-        x, w = node.args[:2]
-        rest = [None, *fx.map_arg(tuple(node.args[3:]), self._values.__getitem__)]
+        x, w, _, *rest = [*arguments(node, self._values)[0], None][: max(3, len(node.args))]
+        moving_x, moving_w = (tangents.get(a) for a in node.args[:2])  # type: ignore[arg-type]
         parts = []
-        if x in tangents:
-            parts.append(node.target(tangents[x], self._values[w], *rest))  # type: ignore[index,operator]
-        if w in tangents:
-            parts.append(node.target(self._values[x], tangents[w], *rest))  # type: ignore[index,operator]
+        if moving_x is not None:
+            parts.append(node.target(moving_x, w, None, *rest))  # type: ignore[operator]
+        if moving_w is not None:
+            parts.append(node.target(x, moving_w, None, *rest))  # type: ignore[operator]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _batch_norm(self, node: fx.Node, tangents: Tangents) -> tuple[Tensor]:
         x = tangents[node.args[0]]  # type: ignore[index]
-        scale, _ = batch_norm_affine(fx.map_arg(node.args, self._values.__getitem__))
+        scale, _ = batch_norm_affine(arguments(node, self._values)[0])
         return (x * scale.view(1, -1, *[1] * (x.ndim - 2)),)
 
     def _add(self, node: fx.Node, tangents: Tangents) -> Tensor:
         alpha = node.kwargs.get("alpha", 1)
         terms = [
-            tangents[a] if factor == 1 else factor * tangents[a]
+            tangents[a] if factor == 1 else factor * tangents[a]  # type: ignore[index]
             for a, factor in zip(node.args, (1, alpha), strict=True)
             if a in tangents
         ]
@@ -133,11 +132,11 @@ class Linearization:
 
     def _pad(self, node: fx.Node, tangents: Tangents) -> Tensor:
         # A constant border does not move, whatever its value; a reflected one does.
-        rest = fx.map_arg(node.args[1:3], self._values.__getitem__)
-        return aten.pad.default(tangents[node.args[0]], *rest)  # type: ignore[index]
+        _, padding, *mode = arguments(node, self._values)[0][:3]
+        return aten.pad.default(tangents[node.args[0]], padding, *mode)  # type: ignore[index]
 
     def _layer_norm(self, node: fx.Node, tangents: Tangents) -> Tensor:
-        args = fx.map_arg(node.args, self._values.__getitem__)
+        args, _ = arguments(node, self._values)
         x, dims = args[0], tuple(range(-len(args[1]), 0))
         weight, epsilon = (args[2] if len(args) > 2 else None), (args[4] if len(args) > 4 else 1e-5)
         dx = tangents[node.args[0]]  # type: ignore[index]
@@ -147,7 +146,7 @@ class Linearization:
         dy = (dx - dx.mean(dims, keepdim=True) - normal * (dx * normal).mean(dims, keepdim=True)) * inverse
         return dy if weight is None else dy * weight
 
-    _RULES: dict[Any, Callable[["Linearization", fx.Node, Tangents], Any]] = {
+    _RULES: ClassVar[dict[Any, Callable[["Linearization", fx.Node, Tangents], Any]]] = {
         **dict.fromkeys((*CONVOLUTIONS, aten.linear.default), _weighted),
         BATCH_NORM: _batch_norm,
         aten.add.Tensor: _add,

@@ -28,7 +28,7 @@ class PruneError(InputError):
     """The request cannot be carried out; the message says why and what to do."""
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818 (not an error)
     """Raised inside the loop when `cancelled()` turned true; finished sites have been handed on."""
 
 
@@ -88,12 +88,41 @@ def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tenso
     if isinstance(images, Tensor):
         parts = list(images.split(batch_size)) if images.ndim and len(images) else []
     else:
-        parts = [b[0] if isinstance(b, list | tuple) else b for b in images]  # type: ignore[misc]
-    if not parts or not all(isinstance(p, Tensor) and len(p) for p in parts):
+        parts = [b[0] if isinstance(b, list | tuple) else b for b in images]
+    if not parts or not all(isinstance(p, Tensor) and p.ndim and len(p) for p in parts):
         raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
-    if not all(bool(torch.isfinite(p).all()) for p in parts):
-        raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")
+    for part in parts:
+        if not part.is_floating_point():
+            raise PruneError(f"Calibration images must be preprocessed to floating point, but these are {part.dtype}.")
+        if not bool(torch.isfinite(part).all()):
+            raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise PruneError(
+                f"Calibration images must have one shape, but there are {tuple(parts[0].shape[1:])} and "
+                f"{tuple(part.shape[1:])}. Resize them alike."
+            )
     return parts
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, images: Tensor) -> None:
+    """Run a few images (B, C, H, W): what does not fit is named here, where an exporter would bury it."""
+    shape = tuple(images.shape[1:])
+    try:
+        output = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # any layer may refuse, with any error of its own
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PruneError(
+            f"The network cannot run on images of shape {shape}: {reason[:300].rstrip('.')}. Give images of the size and "
+            "channels that it was made for."
+        ) from error
+    if isinstance(output, Tensor) and (not output.ndim or len(output) != len(images)):
+        raise PruneError(
+            f"From {len(images)} images of shape {shape} the network made an output of shape {tuple(output.shape)}, which has "
+            "no row for each. Give a tensor (N, C, H, W) or a loader that yields such batches."
+        )
 
 
 def _check_weights(parameters: Mapping[str, Tensor]) -> None:
@@ -105,8 +134,8 @@ def _check_weights(parameters: Mapping[str, Tensor]) -> None:
 
 
 def channels_last_if_faster(module: nn.Module, images: Tensor) -> torch.memory_format:
-    """The layout to run `module` on `images` in: convolutions that look around are faster channels-last (1.5x for ResNet-20 on an
-    AVX-512 CPU), and a patch embedding alone does not make a network convolutional."""
+    """The layout to run `module` on `images` in: convolutions that look around are faster channels-last (1.5x for ResNet-20 on
+    an AVX-512 CPU), and a patch embedding alone does not make a network convolutional."""
     spatial = any(isinstance(m, nn.Conv2d) and m.kernel_size[0] > m.stride[0] for m in module.modules())
     return torch.channels_last if spatial and images.ndim == 4 else torch.contiguous_format
 
@@ -124,9 +153,9 @@ def prune(
 ) -> PruneResult:
     """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
 
-    `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked between
-    CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed, `on_site` is
-    handed each new one: together they make a run resumable. `progress` shows a progress bar.
+    `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked
+    between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
+    `on_site` is handed each new one: together they make a run resumable. `progress` shows a progress bar.
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
@@ -137,8 +166,9 @@ def prune(
     batches = batches_of(images, config.batch_size)
     pruned = deepcopy(model).to(device=device, dtype=dtype).eval()
     layout = channels_last_if_faster(pruned, batches[0])
-    pruned = pruned.to(memory_format=layout)  # type: ignore[call-overload]
+    pruned = pruned.to(memory_format=layout)
     batches = [b.to(dtype).contiguous(memory_format=layout) for b in batches]
+    _check_fit(pruned, batches[0][:2].to(device))
     graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
     _check_weights(graph.parameters)
     covered = coverage(graph, config)
@@ -178,6 +208,7 @@ def prune(
         bar.close()
     if config.batch_norm_reestimate:
         reestimate_batch_norm(pruned, [b.to(device) for b in batches])
+    pruned = pruned.to(memory_format=torch.contiguous_format)  # the usual layout, the only one that safetensors saves
     return PruneResult(
         pruned, masks, covered.patterns, done, covered.skipped, sum(r.num_products for r in done), time.perf_counter() - started
     )
@@ -213,7 +244,7 @@ class _Loop:
         self.parameters = dict(self.dense_parameters)
         self.pruned = Frontier(graph, batches)
         self.dense = Frontier(graph, batches) if config.targets == "dense" else None
-        self.given_masks = read_mask_file(config.mask) if config.mask not in MASKS else None
+        self.given_masks = self._given_masks(config.mask) if config.mask not in MASKS else None
         self.global_masks = self._global_masks(batches)
 
     def check(self) -> None:
@@ -252,19 +283,28 @@ class _Loop:
                 return input_gram(site, inputs, self.device)
 
             scores[site.name] = self._scores(i, site, pattern, gram)
-        return keep_masks_global(scores, sites[0][2])
+        masks: dict[str, Tensor] = {}
+        for pattern in dict.fromkeys(p for _, _, p in sites):  # an override may be a global pattern of its own
+            masks |= keep_masks_global({s.name: scores[s.name] for _, s, p in sites if p == pattern}, pattern)
+        return masks
+
+    def _given_masks(self, path: str) -> dict[str, Tensor]:
+        masks, found = {}, read_mask_file(path)
+        for site in self.covered.sites:
+            mask = found.get(site.name)
+            if mask is None or tuple(mask.shape) != site.shape:
+                there = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+                raise PruneError(
+                    f"The mask file has {there} for {site.name}, which has shape {site.shape}. Use a file from this network."
+                )
+            masks[site.name] = to_matrix(mask.to(self.device))
+        return masks
 
     def mask(self, index: int, site: Site, gram: Callable[[], Tensor]) -> Tensor:
         """(R, P), True = kept."""
         pattern = self.covered.patterns[site.name]
         if self.given_masks is not None:
-            mask = self.given_masks.get(site.name)
-            if mask is None or tuple(mask.shape) != site.shape:
-                found = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
-                raise PruneError(
-                    f"The mask file has {found} for {site.name}, which has shape {site.shape}. Use a file from this network."
-                )
-            return to_matrix(mask.to(self.device))
+            return self.given_masks[site.name]
         if site.name in self.global_masks:
             return self.global_masks[site.name]
         return keep_mask(self._scores(index, site, pattern, gram), pattern)

@@ -12,6 +12,7 @@ weights in a row, n kept weights in all.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,14 +66,15 @@ def input_rows(site: Site, x: Tensor) -> Tensor:
     return torch.cat(positions, -1).flatten(0, 2) if len(positions) > 1 else positions[0].flatten(0, 2)
 
 
-def _pair(value: Sequence[int] | int) -> tuple[int, int]:
+def _pair(value: Any) -> tuple[int, int]:
     values = [value] if isinstance(value, int) else list(value)
     return (values[0], values[-1])
 
 
 def _convolution_geometry(site: Site) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
     # conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
-    args = [*site.node.args[3:], *[1, 0, 1][len(site.node.args[3:]) :]]
+    given: Sequence[Any] = site.node.args[3:]
+    args = [*given, *[1, 0, 1][len(given) :]]
     stride, dilation = _pair(args[0]), _pair(args[2])
     if args[1] == "same":  # one more on the far side where the total is odd, as PyTorch does
         total = [d * (k - 1) for d, k in zip(dilation, site.shape[2:], strict=True)]
@@ -236,8 +238,8 @@ class RowBlocks:
 class Objective:
     """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches.
 
-    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured on
-    `curvature_share` of the batches, drawn anew for every Newton step from `seed`; loss and gradient always on all of them.
+    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
+    on `curvature_share` of the batches, drawn anew for every Newton step from `seed`; loss and gradient always on all of them.
     """
 
     def __init__(
@@ -310,7 +312,8 @@ class Objective:
         return torch.randperm(len(self.batches), generator=generator)[:count].sort().values.tolist()
 
     def product(self, kept: Tensor, chosen: Sequence[int] | None = None) -> Product:
-        """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by default).
+        """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
+        default).
 
         The window is run and its derivative graph built once; every product reuses them.
         """
@@ -331,7 +334,8 @@ class Objective:
         return product
 
     def _finite_difference(self, kept: Tensor, chosen: Sequence[int], epsilon: float | None = None) -> Product:
-        # Central differences: the error is epsilon^2 (truncation) plus precision / epsilon (rounding), least near precision^(1/3).
+        # Central differences: the error is epsilon^2 (truncation) plus precision / epsilon (rounding), least near
+        # precision^(1/3).
         relative = epsilon or torch.finfo(kept.dtype).eps ** (1 / 3)
 
         def product(v: Tensor) -> Tensor:
@@ -350,8 +354,8 @@ class Objective:
         """The damped curvature product at `kept`, and a preconditioner for it (the identity without row blocks).
 
         One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
-        (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than at
-        K = 0.
+        (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than
+        at K = 0.
         """
         raw = self.product(kept, self.curvature_batches(step))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)

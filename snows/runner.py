@@ -1,8 +1,8 @@
 """`execute`: do what a run folder's config says. The worker's whole contract, the same in a thread, another process or a shell.
 
-Everything that happens goes into the run's event file, the last event saying how it ended; the folder then holds the pruned weights and
-the metrics. Sites that an earlier worker finished are taken over, so executing an interrupted run resumes it. `plan` says beforehand
-what a config would do, and about how long it would take.
+Everything that happens goes into the run's event file, the last event saying how it ended; the folder then holds the pruned
+weights and the metrics. Sites that an earlier worker finished are taken over, so executing an interrupted run resumes it.
+`plan` says beforehand what a config would do, and about how long it would take.
 """
 
 import time
@@ -23,7 +23,8 @@ EVALUATION_BATCH = 250
 
 
 def execute(run: Run) -> None:
-    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` alone: a full disk takes no event."""
+    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` alone: a full disk takes no
+    event."""
     try:
         _execute(run)
     except StoreError:
@@ -35,21 +36,13 @@ def execute(run: Run) -> None:
     except InputError as error:
         run.append(events.RunFailed(message=str(error), bad_input=True))
     except torch.OutOfMemoryError as error:
-        run.append(
-            events.RunFailed(
-                message="The device ran out of memory. Use a smaller batch size, a smaller K or fewer images, then resume; finished "
-                "layers are kept.",
-                detail=str(error),
-            )
-        )
+        remedy = "Use a smaller batch size, a smaller K or fewer images"
+        message = f"The device ran out of memory. {remedy}; finished layers are kept."
+        run.append(events.RunFailed(message=message, detail=str(error)))
     except Exception as error:
-        run.append(
-            events.RunFailed(
-                message=f"The run stopped on an unexpected error ({type(error).__name__}: {error}). Finished layers are kept; resume "
-                "the run, and report the trace if it happens again.",
-                detail=traceback.format_exc(),
-            )
-        )
+        what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
+        remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
+        run.append(events.RunFailed(message=f"{what} {remedy}", detail=traceback.format_exc()))
 
 
 def _execute(run: Run) -> None:
@@ -143,7 +136,8 @@ class Plan:
 
 
 def plan(config: RunConfig) -> Plan:
-    """The sites and windows of a run, why other weights stay dense, and about what it takes. Raises `InputError` for a bad config."""
+    """The sites and windows of a run, why other weights stay dense, and about what it takes. Raises `InputError` for a bad
+    config."""
     device = resolve_device(config.prune.device)
     model = models.load(config.model, config.checkpoint)
     layout = channels_last_if_faster(model.module, torch.empty(1, *model.input_size))
@@ -176,7 +170,8 @@ def _window_passes(config: PruneConfig) -> float:
     if config.update != "snows":
         return evaluations
     solver = config.solver
-    # About ten preconditioned iterations reach a relative residual of 1e-2; without row blocks the cap is met more often than not.
+    # About ten preconditioned iterations reach a relative residual of 1e-2; without row blocks the cap is met more often than
+    # not.
     iterations = min(solver.max_iters, 10 if solver.preconditioner == "row_blocks" else 50)
     product = {"gauss_newton": 2.0, "hessian": 4.0, "finite_difference": 4.0}[solver.curvature]
     return evaluations + solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)

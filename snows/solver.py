@@ -1,8 +1,8 @@
 """Newton-CG: conjugate gradient, Armijo line search, and the outer loop over them.
 
 Flat vectors and operators in, result objects out; this file knows no network, mask or file. The outer loop is algorithm 7.1 of
-Nocedal & Wright (2006, section 7.1) with a fixed relative tolerance, preconditioned CG as their algorithm 5.3. How a solve ended is
-data: a `Status`, whose text names the remedy. A callback may raise to stop a solve between two CG iterations.
+Nocedal & Wright (2006, section 7.1) with a fixed relative tolerance, preconditioned CG as their algorithm 5.3. How a solve
+ended is data: a `Status`, whose text names the remedy. A callback may raise to stop a solve between two CG iterations.
 """
 
 from collections.abc import Callable
@@ -199,12 +199,13 @@ def newton_cg(
             on_iteration=lambda i, r, c, step=step: on_iteration(step, i, r, c),  # type: ignore[misc]
         )
         slope = float(gradient @ solve.x)
-        # At a truncated CG iterate, s·Hs = -g·s, so the model's decrease -(g·s + s·Hs/2) is -g·s/2.
         search = line_search(lambda t, x=x, s=solve.x: problem.loss(x + t * s), loss, slope)  # type: ignore[misc]
         t = search.step_size
-        result = StepResult(
-            step, search.loss, gradient_norm, solve, t, search.tried, -slope * (t - t * t / 2), loss - search.loss
-        )
+        # The model falls by -(t g·s + t² s·Hs / 2). At a CG iterate s·Hs = -g·s; a solve that is cut at once has measured it.
+        cut = solve.status is Status.NEGATIVE_CURVATURE and solve.num_products == 1
+        bend = solve.curvatures[0] * float(solve.x @ solve.x) if cut else -slope
+        predicted = -t * slope - t * t / 2 * bend
+        result = StepResult(step, search.loss, gradient_norm, solve, t, search.tried, predicted, loss - search.loss)
         steps.append(result)
         on_step(result)
         if t == 0:

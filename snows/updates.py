@@ -21,7 +21,8 @@ from snows.sparsity import to_matrix
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """`kept` (n,) are the values of the kept weights. `status` is a member's name of `solver.Status` or a word of the update's."""
+    """`kept` (n,) are the values of the kept weights. `status` is a member's name of `solver.Status` or a word of the
+    update's."""
 
     kept: Tensor
     status: str
@@ -31,9 +32,9 @@ class UpdateResult:
 class SiteProblem:
     """One site's reconstruction problem: window, mask, calibration batches and targets.
 
-    `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer and
-    `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own output on
-    `site_inputs` (propagated targets).
+    `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer
+    and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
+    output on `site_inputs` (propagated targets).
     """
 
     def __init__(
@@ -123,8 +124,8 @@ def least_squares(problem: SiteProblem) -> UpdateResult:
 def sparsegpt(problem: SiteProblem) -> UpdateResult:
     """SparseGPT's column sweep on the given mask (Frantar & Alistarh, 2023, algorithm 1).
 
-    The sweep starts from the weight that best reproduces the targets without a mask: ||Y - W X||^2 and ||(W0 - W) X||^2 differ by
-    a constant when W0 is that weight. With propagated targets it is the dense weight itself.
+    The sweep starts from the weight that best reproduces the targets without a mask: ||Y - W X||^2 and ||(W0 - W) X||^2 differ
+    by a constant when W0 is that weight. With propagated targets it is the dense weight itself.
     """
     start = to_matrix(problem.weight)
     if problem._site_outputs is not None:
@@ -137,7 +138,8 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
 
 
 def snows(problem: SiteProblem) -> UpdateResult:
-    """Newton-CG on the K-step objective (Lucas & Mazumder, 2025, algorithm 1), from the better of its start and the mask alone."""
+    """Newton-CG on the K-step objective (Lucas & Mazumder, 2025, algorithm 1), from the better of its start and the mask
+    alone."""
     config, objective = problem.config, problem.objective
     start = problem.masked
     if config.start == "least_squares" and sum(problem.least_squares_losses) <= sum(problem.masked_losses):

@@ -27,9 +27,8 @@ def hold() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """`snows.runner` with `plan` and `execute` of no cost; a test may set its own `execute`."""
+    """`snows.runner` with an `execute` of no cost; a test may set its own."""
     fake = types.ModuleType("snows.runner")
-    fake.plan = helpers.plan
     fake.execute = lambda run: helpers.slow_execute(run, pause=0)
     monkeypatch.setitem(sys.modules, "snows.runner", fake)
     monkeypatch.setattr(snows, "runner", fake, raising=False)
@@ -43,6 +42,7 @@ def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.Mon
     st.cache_resource.clear()
     st.cache_data.clear()
     monkeypatch.setattr("app.state.recorded_runs", lambda: RunStore(tmp_path / "recorded"))
+    monkeypatch.setattr("app.state.planner", lambda: types.SimpleNamespace(start=lambda: None, plan=helpers.plan))
 
     def visit(page: str, run: str | None = None) -> AppTest:
         app = AppTest.from_file(str(ROOT / "app/main.py"), default_timeout=60)

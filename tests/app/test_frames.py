@@ -76,18 +76,21 @@ def test_a_layer_done_twice_counts_once_by_its_last_end() -> None:
     }
 
 
-def test_residuals_are_those_of_the_layer_begun_last() -> None:
+def test_residuals_are_those_of_the_layer_last_solved() -> None:
     def iteration(site: str, step: int, count: int) -> CGIteration:
         return CGIteration(site=site, step=step, iteration=count, residual=1 / count, curvature=1.0)
 
     events = [started_site(0, 0), iteration("s0.weight", 0, 1), started_site(1, 1)]
-    assert frames.cg_residuals(events).empty
+    assert frames.cg_residuals(events)["layer"].tolist() == ["s0"]  # until the next layer has something to show
+    assert frames.last_solved(events) is events[0]
     events += [iteration("s1.weight", 0, 1), iteration("s1.weight", 0, 2), iteration("s1.weight", 1, 1)]
+    assert frames.last_solved(events) is events[2]
     found = frames.cg_residuals(events)
     assert found["iteration"].tolist() == [1, 2, 3]
     assert found["step"].tolist() == [1, 1, 2]
     assert found["residual"].tolist() == [1.0, 0.5, 1.0]
     assert frames.cg_residuals([]).empty
+    assert frames.last_solved([started_site(0, 0)]) is None
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "cancelled", "interrupted"])

@@ -102,7 +102,8 @@ def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
 
 
 def table(records: list[dict]) -> str:
-    """The measurements as Markdown: for each network, methods down and patterns across, mean and spread over seeds in percent."""
+    """The measurements as Markdown: for each network, methods down and patterns across, mean and spread over seeds in
+    percent."""
     parts = []
     for name in MODELS:
         mine = [r for r in records if r["model"] == name]
@@ -112,8 +113,8 @@ def table(records: list[dict]) -> str:
         dense = statistics.mean(r["accuracy_dense"] for r in mine)
         head = ["method", "targets", *(f"keep {p}" if ":" in p else f"remove {p}" for p in PATTERNS)]
         lines = [
-            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, mean ± standard deviation over the seeds measured "
-            f"({', '.join(map(str, seeds))}); the best of each column in bold.",
+            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, mean ± standard deviation over seeds "
+            f"{', '.join(map(str, seeds))}; the best of each column in bold.",
             "",
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),

@@ -30,13 +30,16 @@ FLAGS = [
 ]
 MINUTES = 60_000  # milliseconds
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
-# Counts what leaves the page inside a live chart: nothing may, or the chart blinks.
+# Names what leaves the page inside a live chart, or with one: nothing may, or the chart blinks.
 WATCH_FOR_FLICKER = """() => {
-  window.removed = 0;
+  window.removed = [];
+  const name = node => node.nodeName + '.' + (node.getAttribute('class') || '');
   new MutationObserver(changes => {
     for (const change of changes)
       for (const node of change.removedNodes)
-        if (node.nodeType == 1 && (node.matches('.svg-container') || node.querySelector('.svg-container'))) removed++;
+        if (node.nodeType == 1 && (node.querySelector('.live-chart') ||
+            (change.target.closest('.live-chart') && (node.matches('.svg-container') || node.querySelector('.main-svg')))))
+          removed.push(name(node) + ' from ' + name(change.target));
   }).observe(document.querySelector('[data-testid=stMain]'), { subtree: true, childList: true });
 }"""
 
@@ -113,7 +116,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
         arg=seen,
         timeout=2 * MINUTES,
     )
-    assert page.evaluate("removed") == 0
+    assert page.evaluate("removed") == []
 
     # A reload and a second tab show the same run, still going.
     page.reload()

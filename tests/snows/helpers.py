@@ -21,7 +21,8 @@ ALL = 10_000  # more steps than any network has
 
 
 def assert_entries_close(actual: Tensor, expected: Tensor, *, rtol: float = 1e-9, atol: float = 1e-11, what: str = "") -> None:
-    """`torch.testing.assert_close`, but `atol` is relative to the largest expected entry and a failure prints the worst entries."""
+    """`torch.testing.assert_close` with `atol` relative to the largest expected entry; a failure prints the worst entries."""
+    actual, expected = actual.detach(), expected.detach()
     assert actual.shape == expected.shape, f"{what} has shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
     error = (actual - expected).abs()
     allowed = atol * max(1.0, float(expected.abs().max())) + rtol * expected.abs()

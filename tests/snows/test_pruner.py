@@ -1,0 +1,682 @@
+"""The cascade against a plain reference made of module hooks; what comes out, what is handed on, what is refused."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from snows import events
+from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
+from snows.graph import ExportError, NetworkGraph
+from snows.pruner import Cancelled, PruneError, PruneResult, coverage, prune, reestimate_batch_norm, resolve_device
+from snows.sparsity import check_compliance, check_compliance_global, keep_mask, to_matrix
+from tests.snows.helpers import ALL, Attention, Residual, assert_entries_close
+
+
+class Chain(nn.Module):
+    """Every counted operation is a module of its own, so that plain hooks see all of them, in order."""
+
+    OPERATIONS = ("conv1", "act1", "conv2", "act2", "fc1", "act3", "fc2")
+    SITES = ("conv1", "conv2", "fc1", "fc2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.act1 = nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+        self.conv2, self.bn2, self.act2 = nn.Conv2d(4, 4, 3, 2, padding=1), nn.BatchNorm2d(4), nn.GELU()
+        self.flatten, self.fc1, self.act3, self.fc2 = nn.Flatten(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))
+        return self.fc2(self.act3(self.fc1(self.flatten(x))))
+
+
+def seeded(build: Any, *shape: int, images: int = 10) -> tuple[nn.Module, Tensor]:
+    """A float64 network with seeded weights and batch-norm statistics, and images for it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = build().double()
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
+        return module.eval(), torch.randn(images, *shape, dtype=torch.float64)
+
+
+def chain(images: int = 10) -> tuple[nn.Module, Tensor]:
+    return seeded(Chain, 2, 4, 4, images=images)
+
+
+def residual() -> tuple[nn.Module, Tensor]:
+    return seeded(Residual, 2, 6, 6)
+
+
+def config(**overrides: Any) -> PruneConfig:
+    settings = {"pattern": "1:2", "precision": "float64", "batch_size": 4, "device": "cpu", "k_steps": 2} | overrides
+    return PruneConfig.model_validate(settings)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+
+
+# --- the cascade, told with hooks ---
+
+
+@torch.no_grad()
+def hooked(module: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inputs and outputs of all of the chain's operations."""
+    inputs, outputs, handles = {}, {}, []
+    for name in Chain.OPERATIONS:
+
+        def hook(_: nn.Module, given: tuple[Tensor], output: Tensor, name: str = name) -> None:
+            inputs[name], outputs[name] = given[0], output
+
+        handles.append(module.get_submodule(name).register_forward_hook(hook))
+    module(images)
+    for handle in handles:
+        handle.remove()
+    return inputs, outputs
+
+
+def set_weight(module: nn.Module, site: str, weight: Tensor) -> None:
+    module.get_submodule(site).weight.data.copy_(weight)
+
+
+def matrix_of(weight: Tensor) -> Tensor:
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def unmatrix(matrix: Tensor, like: Tensor) -> Tensor:
+    if like.ndim == 2:
+        return matrix
+    return matrix.view(like.shape[0], *like.shape[2:], like.shape[1]).permute(0, 3, 1, 2)
+
+
+def layer_rows(module: nn.Module, site: str, x: Tensor) -> Tensor:
+    layer = module.get_submodule(site)
+    if isinstance(layer, nn.Linear):
+        return x
+    kh, kw = layer.kernel_size
+    unfolded = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride)
+    return unfolded.view(len(x), -1, kh, kw, unfolded.shape[-1]).permute(0, 4, 2, 3, 1).reshape(-1, kh * kw * x.shape[1])
+
+
+def reference_least_squares(dense: nn.Module, cascade: nn.Module, site: str, images: Tensor, targets: str) -> Tensor:
+    """The best weight on the magnitude mask for the layer's own output, row by row."""
+    weight = dense.get_submodule(site).weight.detach()
+    keep = keep_mask(matrix_of(weight).abs(), NM(n=1, m=2))
+    inputs, _ = hooked(cascade, images)
+    rows = layer_rows(dense, site, inputs[site])
+    if targets == "dense":
+        output = hooked(dense, images)[1][site]
+        bias = dense.get_submodule(site).bias
+        output = output if output.ndim == 2 else output.permute(0, 2, 3, 1).flatten(0, 2)
+        output = output if bias is None else output - bias.detach()
+    else:
+        output = rows @ matrix_of(weight).T
+    # The same faint pull towards zero that the engine documents, as further rows of the system.
+    ridge = 1e-8 * rows.square().mean()
+    system = torch.cat([rows / len(rows) ** 0.5, ridge.sqrt() * torch.eye(rows.shape[1], dtype=rows.dtype)])
+    wanted = F.pad(output / len(rows) ** 0.5, (0, 0, 0, rows.shape[1]))
+    solution = torch.zeros_like(matrix_of(weight))
+    for r, row in enumerate(keep):
+        solution[r, row] = torch.linalg.lstsq(system[:, row], wanted[:, r : r + 1], driver="gelsd").solution[:, 0]
+    return unmatrix(solution, weight)
+
+
+def reference_losses(
+    dense: nn.Module, cascade: nn.Module, site: str, weight: Tensor, images: Tensor, targets: str, k: int
+) -> list[float]:
+    """The window's loss at each operation when `site` has `weight` in the network as pruned so far."""
+    first = Chain.OPERATIONS.index(site)
+    here = deepcopy(cascade)
+    if targets == "dense":
+        wanted = hooked(dense, images)[1]
+    else:
+        set_weight(here, site, dense.get_submodule(site).weight.detach())
+        wanted = hooked(here, images)[1]
+    set_weight(here, site, weight)
+    reached = hooked(here, images)[1]
+    return [float((reached[n] - wanted[n]).square().mean()) for n in Chain.OPERATIONS[first : first + k + 1]]
+
+
+@pytest.mark.parametrize("update", ["least-squares", "snows"])
+@pytest.mark.parametrize("k", [0, 2, ALL])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_the_cascade_is_the_reference_cascade(targets: str, k: int, update: str) -> None:
+    dense, images = chain(images=50)
+    result = prune(dense, images, config(update=update, k_steps=k, targets=targets, batch_size=20))
+    assert [r.site for r in result.sites] == [f"{site}.weight" for site in Chain.SITES]
+    cascade = deepcopy(dense)
+    for site, record in zip(Chain.SITES, result.sites, strict=True):
+        dense_weight = dense.get_submodule(site).weight.detach()
+        mask = unmatrix(keep_mask(matrix_of(dense_weight).abs(), NM(n=1, m=2)), dense_weight)
+        found = result.model.get_submodule(site).weight.detach()
+        least_squares = reference_least_squares(dense, cascade, site, images, targets)
+        if update == "least-squares":
+            assert_entries_close(found, least_squares, rtol=1e-5, atol=1e-6, what=site)
+        stages = {"mask_only": dense_weight * mask, "least_squares": least_squares, "final": found}
+        assert record.by_k.keys() == stages.keys() - ({"least_squares"} if update == "least-squares" else set())
+        for stage in record.by_k:
+            weight = stages[stage]
+            expected = reference_losses(dense, cascade, site, weight, images, targets, k)
+            assert record.by_k[stage] == pytest.approx(expected, rel=1e-5, abs=1e-10), f"{site} {stage}"
+            assert record.losses[stage] == pytest.approx(sum(expected), rel=1e-5, abs=1e-10)
+        zero = reference_losses(dense, cascade, site, torch.zeros_like(dense_weight), images, targets, 0)
+        assert len(record.scale) == len(record.by_k["final"])
+        if dense.get_submodule(site).bias is None:
+            assert record.scale[0] == pytest.approx(zero[0], rel=1e-9)
+        set_weight(cascade, site, found)
+    assert_same(weights(cascade), weights(result.model))
+
+
+def test_the_targets_differ_once_something_is_pruned() -> None:
+    dense, images = chain()
+    by_target = {t: prune(dense, images, config(update="least-squares", targets=t)) for t in TARGETS}
+    first, last = "conv1.weight", "fc2.weight"
+    a, b = (weights(by_target[t].model) for t in TARGETS)
+    assert_entries_close(a[first], b[first], rtol=1e-6)
+    assert float((a[last] - b[last]).abs().max()) > 1e-3
+
+
+# --- what comes out ---
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("mask", MASKS)
+def test_pruned_weights_are_zero_and_the_model_is_left_alone(update: str, mask: str) -> None:
+    model, images = chain()
+    before = weights(model)
+    original = images.clone()
+    result = prune(model, images, config(update=update, mask=mask, k_steps=1))
+    assert_same(weights(model), before)
+    assert torch.equal(images, original)
+    assert result.model is not model
+    assert set(result.masks) == {f"{s}.weight" for s in Chain.SITES} == set(result.patterns)
+    for name, kept in result.masks.items():
+        weight = result.model.get_parameter(name)
+        assert kept.dtype == torch.bool
+        assert kept.shape == weight.shape
+        assert not bool(weight[~kept].any())
+        assert float(kept.double().mean()) == 0.5
+        assert check_compliance(weight.detach(), NM(n=1, m=2)).ok
+    untouched = set(before) - set(result.masks)
+    assert_same({n: t for n, t in weights(result.model).items() if n in untouched}, {n: before[n] for n in untouched})
+    for record in result.sites:
+        assert record.losses["final"] <= record.losses["mask_only"] * (1 + 1e-9) or update in ("sparsegpt", "least-squares")
+        assert record.seconds >= 0
+        assert record.density == 0.5
+        assert record.peak_memory is None
+    assert result.num_products == sum(r.num_products for r in result.sites)
+    assert (result.num_products > 0) == (update == "snows")
+    if update == "none":
+        assert all(torch.equal(result.model.get_parameter(n), before[n] * m) for n, m in result.masks.items())
+
+
+@pytest.mark.parametrize("build", [lambda: chain(), lambda: residual(), lambda: seeded(lambda: Attention("fused"), 1, 4, 4)])
+def test_snows_never_ends_above_its_start(build: Any) -> None:
+    model, images = build()
+    result = prune(model, images, config(k_steps=4))
+    assert result.sites
+    for record in result.sites:
+        assert record.losses["final"] <= min(record.losses["mask_only"], record.losses["least_squares"]) * (1 + 1e-12)
+    assert sum(r.losses["final"] for r in result.sites) < sum(r.losses["mask_only"] for r in result.sites)
+
+
+def test_every_loss_in_a_layer_only_falls() -> None:
+    model, images = residual()
+    seen: list[events.Event] = []
+    prune(model, images, config(k_steps=3), on_event=seen.append)
+    by_site: dict[str, list[float]] = {}
+    for event in seen:
+        if isinstance(event, events.NewtonStep):
+            by_site.setdefault(event.site, []).append(event.loss)
+            assert event.actual >= 0
+            assert (event.step_size > 0) == (event.status == "accepted")
+    assert by_site
+    assert all(losses == sorted(losses, reverse=True) for losses in by_site.values())
+
+
+def test_events_come_in_order() -> None:
+    model, images = chain()
+    seen: list[events.Event] = []
+    handed: list[int] = []
+    result = prune(model, images, config(), on_event=seen.append, on_site=lambda i, w, m: handed.append(i))
+    started = seen[0]
+    assert isinstance(started, events.RunStarted)
+    assert started.sites == [f"{s}.weight" for s in Chain.SITES]
+    assert started.resumed == 0
+    assert started.device == "CPU"
+    assert started.skipped == result.skipped
+    assert handed == [0, 1, 2, 3]
+    assert [e.index for e in seen if isinstance(e, events.SiteStarted)] == handed
+    assert [e for e in seen if isinstance(e, events.SiteFinished)] == result.sites
+    current = None
+    for event in seen[1:]:
+        if isinstance(event, events.SiteStarted):
+            assert current is None
+            current = event.site
+            first = Chain.OPERATIONS.index(event.site.removesuffix(".weight"))
+            kinds = {"conv": "convolution", "act": "activation", "fc": "linear"}
+            assert event.operations == [f"{n} ({kinds[n[:-1]]})" for n in Chain.OPERATIONS[first : first + 3]]
+        else:
+            assert event.site == current
+            if isinstance(event, events.SiteFinished):
+                current = None
+    assert current is None
+    assert all(events.from_json(events.to_json(e)) == e for e in seen)
+
+
+# --- patterns and masks ---
+
+
+@pytest.mark.parametrize(
+    ("pattern", "density"), [("1:2", 0.5), ("1:4", 0.25), ("3:4", 0.75), ("70%", 0.3), ("90%", 0.1), ("60% global", 0.4)]
+)
+def test_every_kind_of_pattern(pattern: str, density: float) -> None:
+    model, images = residual()
+    result = prune(model, images, config(pattern=pattern, update="least-squares"))
+    named = {n: p for n, p in result.model.named_parameters() if n in result.masks}
+    kept, size = sum(int(m.sum()) for m in result.masks.values()), sum(m.numel() for m in result.masks.values())
+    assert kept / size == pytest.approx(density, abs=0.01)
+    for name, applied in result.patterns.items():
+        assert check_compliance(named[name].detach(), applied).ok
+        assert check_compliance(result.masks[name], applied).ok
+    if "4" in pattern and ":" in pattern:
+        assert set(result.skipped) >= {"conv1.weight"}
+        assert "needs a number of input channels that 4 divides" in result.skipped["conv1.weight"]
+    else:
+        assert len(result.masks) == 5
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_global_pattern_keeps_its_total_and_its_cap(mask: str) -> None:
+    model, images = residual()
+    with torch.no_grad():
+        model.conv3.weight.mul_(1e-3)  # no one would miss this layer
+    pattern = Unstructured(sparsity=0.6, scope="global", layer_cap=0.8)
+    result = prune(model, images, config(pattern=pattern, mask=mask, update="none"))
+    assert check_compliance_global(result.masks, pattern).ok
+    shares = {n: float(m.double().mean()) for n, m in result.masks.items()}
+    assert min(shares.values()) >= 0.2 - 1e-9
+    if mask != "random":
+        assert len({round(s, 3) for s in shares.values()}) > 1
+    if mask == "magnitude":
+        assert shares["conv3.weight"] == pytest.approx(0.2, abs=0.01)
+        assert [record.density for record in result.sites] == pytest.approx(list(shares.values()), rel=1e-6)
+
+
+def test_overrides_by_weight_and_by_module() -> None:
+    model, images = residual()
+    overrides = {"conv1": "dense", "fc.weight": "25%", "conv2.weight": "50% global", "conv3": "1:4"}
+    result = prune(model, images, config(pattern="1:2", update="none", overrides=overrides))
+    assert result.skipped["conv1.weight"] == "left dense as asked"
+    assert torch.equal(result.model.conv1.weight, model.conv1.weight)
+    shares = {n: float(m.double().mean()) for n, m in result.masks.items()}
+    assert shares == {"fc.weight": 0.75, "conv2.weight": 0.5, "conv3.weight": 0.25, "shortcut.weight": 0.5}
+    assert result.patterns["shortcut.weight"] == NM(n=1, m=2)
+
+
+def test_two_global_patterns_each_rank_their_own_layers() -> None:
+    model, images = residual()
+    overrides = {"fc": "20% global", "shortcut": "20% global"}
+    result = prune(model, images, config(pattern="75% global", update="none", overrides=overrides))
+    own = [n for n in result.masks if n in ("fc.weight", "shortcut.weight")]
+    for names, density in ((own, 0.8), ([n for n in result.masks if n not in own], 0.25)):
+        kept, size = sum(int(result.masks[n].sum()) for n in names), sum(result.masks[n].numel() for n in names)
+        assert kept == round(density * size)
+
+
+def test_random_masks_differ_by_seed_and_by_layer_and_repeat() -> None:
+    model, images = chain()
+    one, again, other = (prune(model, images, config(mask="random", update="none", seed=s)).masks for s in (0, 0, 1))
+    assert_same(one, again)
+    assert all(not torch.equal(one[n], other[n]) for n in one if one[n].numel() > 20)
+
+
+@pytest.mark.parametrize("saved", ["mask", "checkpoint"])
+def test_a_mask_from_a_file(tmp_path: Path, saved: str) -> None:
+    model, images = chain()
+    earlier = prune(model, images, config(mask="random", update="none", seed=7))
+    path = tmp_path / "mask.safetensors"
+    save_file(earlier.masks if saved == "mask" else earlier.model.state_dict(), path)
+    result = prune(model, images, config(mask=str(path), k_steps=1))
+    assert_same(result.masks, earlier.masks)
+    assert all(not bool(result.model.get_parameter(n)[~m].any()) for n, m in result.masks.items())
+    assert all(r.losses["final"] <= r.losses["mask_only"] for r in result.sites)
+
+
+def test_a_mask_file_of_another_network_is_refused_before_any_work(tmp_path: Path) -> None:
+    model, images = chain()
+    masks = prune(model, images, config(update="none")).masks
+    seen: list[events.Event] = []
+    for masks_, sentence in (
+        ({n: m for n, m in masks.items() if n != "fc2.weight"}, "no mask for fc2.weight, which has shape (3, 6)"),
+        (masks | {"fc1.weight": masks["fc1.weight"].T.contiguous()}, "a mask of shape (16, 6) for fc1.weight, which has shape"),
+    ):
+        path = tmp_path / "other.safetensors"
+        save_file(masks_, path)
+        with pytest.raises(InputError) as caught:
+            prune(model, images, config(mask=str(path)), on_event=seen.append)
+        assert sentence in str(caught.value)
+        assert "Use a file from this network." in str(caught.value)
+    assert seen == []
+
+
+def test_a_mask_file_may_empty_a_layer(tmp_path: Path) -> None:
+    model, images = chain()
+    masks = prune(model, images, config(update="none")).masks
+    masks["conv2.weight"] = torch.zeros_like(masks["conv2.weight"])
+    save_file(masks, tmp_path / "empty.safetensors")
+    result = prune(model, images, config(mask=str(tmp_path / "empty.safetensors")))
+    assert not bool(result.model.conv2.weight.any())
+    assert [r.density for r in result.sites] == [0.5, 0.0, 0.5, 0.5]
+
+
+# --- the same again ---
+
+
+@pytest.mark.parametrize("build", [lambda: residual(), lambda: seeded(lambda: Attention("fused"), 1, 4, 4)])
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_run_repeats_bit_for_bit(build: Any, precision: str) -> None:
+    model, images = build()
+    settings = config(k_steps=3, seed=3, precision=precision, solver=SolverConfig(curvature_share=0.5))
+    first, second = prune(model, images, settings), prune(model, images, settings)
+    assert_same(weights(first.model), weights(second.model))
+    assert [r.by_k for r in first.sites] == [r.by_k for r in second.sites]
+    assert next(first.model.parameters()).dtype == getattr(torch, precision)
+
+
+def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+    model, images = chain()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = prune(model, images, config(mask="random"))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert_same(weights(prune(model, images, config(mask="random")).model), weights(first.model))
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "50% global"])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, pattern: str) -> None:
+    model, images = residual()
+    settings = config(
+        precision="float32", mask="wanda", k_steps=3, targets=targets, pattern=pattern, solver=SolverConfig(curvature_share=0.5)
+    )
+    stored: dict[int, bytes] = {}
+
+    def keep(index: int, weight: Tensor, mask: Tensor) -> None:
+        stored[index] = save({"weight": weight.contiguous(), "mask": mask.contiguous()})
+
+    whole = prune(model, images, settings, on_site=keep)
+    assert sorted(stored) == list(range(5))
+    for done in (1, 3, 4, 5):
+
+        def finished(index: int, done: int = done) -> tuple[Tensor, Tensor] | None:
+            if index >= done:
+                return None
+            tensors = load(stored[index])
+            return tensors["weight"], tensors["mask"]
+
+        seen: list[events.Event] = []
+        handed: list[int] = []
+        again = prune(
+            model, images, settings, finished=finished, on_event=seen.append, on_site=lambda i, w, m, h=handed: h.append(i)
+        )
+        assert_same(weights(again.model), weights(whole.model))
+        assert_same(again.masks, whole.masks)
+        assert handed == list(range(done, 5))
+        assert seen[0].resumed == done
+        assert [r.by_k for r in again.sites] == [r.by_k for r in whole.sites[done:]]
+
+
+def test_cancelling_stops_between_two_iterations_and_keeps_what_is_finished() -> None:
+    model, images = chain()
+    seen: list[events.Event] = []
+    handed: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def cancelled() -> bool:
+        return any(isinstance(e, events.CGIteration) and e.site == "fc1.weight" and e.iteration == 2 for e in seen)
+
+    settings = config(solver=SolverConfig(rtol=1e-8, preconditioner="none"))
+    with pytest.raises(Cancelled):
+        prune(
+            model,
+            images,
+            settings,
+            on_event=seen.append,
+            cancelled=cancelled,
+            on_site=lambda i, w, m: handed.__setitem__(i, (w, m)),
+        )
+    assert sorted(handed) == [0, 1]
+    last = seen[-1]
+    assert isinstance(last, events.CGIteration)
+    assert (last.site, last.iteration) == ("fc1.weight", 2)
+    resumed = prune(model, images, settings, finished=handed.get)
+    assert_same(weights(resumed.model), weights(prune(model, images, settings).model))
+
+
+@pytest.mark.parametrize("after", [1, 3, 10])
+def test_cancelling_works_at_any_moment(after: int) -> None:
+    model, images = chain()
+    asked = count(1)
+    with pytest.raises(Cancelled):
+        prune(model, images, config(mask="wanda", pattern="50% global"), cancelled=lambda: next(asked) >= after)
+    assert next(asked) == after + 1
+
+
+# --- images ---
+
+
+def test_loaders_of_tensors_and_of_pairs_give_what_one_tensor_gives() -> None:
+    model, images = chain()
+    expected = weights(prune(model, images, config()).model)
+    labels = torch.arange(len(images))
+    loaders: list[Any] = [
+        DataLoader(TensorDataset(images, labels), batch_size=4),
+        DataLoader(TensorDataset(images), batch_size=4),
+        list(images.split(4)),
+        [(batch, None) for batch in images.split(4)],
+        iter(images.split(4)),
+        DataLoader(images, batch_size=4),
+    ]
+    for loader in loaders:
+        assert_same(weights(prune(model, loader, config()).model), expected)
+
+
+def test_the_batch_size_changes_nothing_but_rounding() -> None:
+    model, images = chain()
+    by_size = [
+        weights(prune(model, images, config(batch_size=b, solver=SolverConfig(curvature_share=1))).model) for b in (3, 10)
+    ]
+    for name in by_size[0]:
+        assert_entries_close(by_size[0][name], by_size[1][name], rtol=1e-5, atol=1e-6, what=name)
+
+
+def test_one_image_is_enough() -> None:
+    model, images = chain(images=1)
+    result = prune(model, images, config())
+    assert all(bool(torch.isfinite(t).all()) for t in weights(result.model).values())
+
+
+def test_a_training_model_is_pruned_in_eval_mode_and_stays_in_training() -> None:
+    model, images = chain()
+    expected = weights(prune(model, images, config()).model)
+    model.train()
+    result = prune(model, images, config())
+    assert model.training
+    assert not result.model.training
+    assert_same(weights(result.model), expected)
+
+
+def empty() -> Iterator[Tensor]:
+    yield from ()
+
+
+class Odd(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() if float(x.sum()) > 1e9 else x
+
+
+def bad_weight(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        module.fc1.weight[2, 3] = torch.nan
+    return module
+
+
+@pytest.mark.parametrize(
+    ("spoil_images", "sentence"),
+    [
+        (lambda x: x[:0], "There are no calibration images"),
+        (lambda x: empty(), "There are no calibration images"),
+        (lambda x: [], "There are no calibration images"),
+        (lambda x: [{"image": x}], "There are no calibration images"),
+        (lambda x: torch.tensor(1.0), "There are no calibration images"),
+        (lambda x: x.index_fill(0, torch.tensor(7), torch.nan), "A calibration image holds NaN or infinity"),
+        (lambda x: x.index_fill(0, torch.tensor(7), torch.inf), "A calibration image holds NaN or infinity"),
+        (lambda x: (x * 9).to(torch.uint8), "must be preprocessed to floating point, but these are torch.uint8"),
+        (lambda x: x[:, :1], "cannot run on images of shape (1, 4, 4): Given groups=1"),
+        (lambda x: F.pad(x, (0, 3)), "cannot run on images of shape (2, 4, 7)"),
+        (lambda x: x[:, 0, 0], "cannot run on images of shape (4,)"),
+        (lambda x: [x[:4], F.pad(x[4:], (0, 2))], "must have one shape, but there are (2, 4, 4) and (2, 4, 6)"),
+    ],
+)
+def test_images_that_cannot_be_used_give_a_sentence(spoil_images: Any, sentence: str) -> None:
+    model, images = chain()
+    with pytest.raises(PruneError) as caught:
+        prune(model, spoil_images(images), config())
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_images_one_by_one_instead_of_in_batches_give_a_sentence() -> None:
+    class Free(nn.Module):
+        """A convolution takes (C, H, W) for an image without a batch, and no error would be raised."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).mean((-2, -1)))
+
+    model, images = seeded(Free, 2, 4, 4)
+    with pytest.raises(PruneError, match="From 2 images of shape"):
+        prune(model, list(images), config())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"pattern": "1:7"}, "No weight of this network can be pruned to this pattern: "),
+        ({"overrides": {"conv9": "1:2"}}, "No prunable weight is called 'conv9'. There are: conv1.weight, conv2.weight"),
+        ({"overrides": {n: "dense" for n in Chain.SITES}}, "No weight of this network can be pruned to this pattern"),
+        ({"mask": "/nowhere/mask.safetensors"}, "There is no mask file /nowhere/mask.safetensors"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict[str, Any], sentence: str) -> None:
+    model, images = chain()
+    with pytest.raises(InputError) as caught:
+        prune(model, images, config(**overrides))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    model, images = chain()
+    with pytest.raises(PruneError, match=r"The weight fc1\.weight holds NaN or infinity"):
+        prune(bad_weight(model), images, config())
+
+
+def test_a_network_that_cannot_be_followed_gives_a_sentence() -> None:
+    with pytest.raises(ExportError, match="This network cannot be exported to a graph"):
+        prune(nn.Sequential(nn.Linear(4, 4), Odd()), torch.randn(4, 4), config(precision="float32"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_asked_for_where_there_is_none() -> None:
+    model, images = chain()
+    assert resolve_device("auto") == torch.device("cpu")
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(PruneError, match=f"Device '{name}' was asked for, but PyTorch finds no CUDA device"):
+            prune(model, images, config(device=name))
+
+
+def test_coverage_names_every_weight() -> None:
+    model, images = residual()
+    graph = NetworkGraph.export(model, images[:2])
+    covered = coverage(graph, config(pattern="2:4", overrides={"fc": Dense()}))
+    names = [s.name for s in covered.sites]
+    assert names == ["conv2.weight", "conv3.weight", "shortcut.weight"]
+    assert set(names) | set(covered.skipped) == {n for n, _ in model.named_parameters()}
+    assert covered.skipped["fc.weight"] == "left dense as asked"
+    assert covered.patterns == dict.fromkeys(names, NM(n=2, m=4))
+
+
+# --- batch norm ---
+
+
+def test_batch_norm_statistics_are_those_of_the_pruned_network() -> None:
+    model, images = chain(images=12)
+    plain = prune(model, images, config(update="none", batch_size=4))
+    result = prune(model, images, config(update="none", batch_size=4, batch_norm_reestimate=True))
+    for name, mask in result.masks.items():
+        assert torch.equal(result.model.get_parameter(name), plain.model.get_parameter(name))
+        assert not bool(result.model.get_parameter(name)[~mask].any())
+    values = F.conv2d(images, result.model.conv1.weight, padding=1).detach()
+    parts = values.split(4)
+    mean = torch.stack([p.mean((0, 2, 3)) for p in parts]).mean(0)
+    variance = torch.stack([p.var((0, 2, 3)) for p in parts]).mean(0)
+    assert_entries_close(result.model.bn1.running_mean, mean)
+    assert_entries_close(result.model.bn1.running_var, variance)
+    assert not torch.allclose(result.model.bn2.running_mean, model.bn2.running_mean)
+    assert not result.model.training
+    assert all(not m.training and getattr(m, "momentum", 0.1) == 0.1 for m in result.model.modules())
+
+
+def test_reestimation_restores_every_mode_when_it_fails() -> None:
+    model, _ = chain()
+    with pytest.raises(RuntimeError):
+        reestimate_batch_norm(model, [torch.zeros(2, 5, 4, 4, dtype=torch.float64)])
+    assert all(not m.training and m.momentum == 0.1 for m in (model.bn1, model.bn2))
+
+
+def test_a_network_without_batch_norm_is_left_alone() -> None:
+    model, images = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), 4)
+    settings = config(update="least-squares")
+    result = prune(model, images, settings)
+    again = prune(model, images, settings.model_copy(update={"batch_norm_reestimate": True}))
+    assert_same(weights(result.model), weights(again.model))
+
+
+def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    model, images = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), 4)
+    result: PruneResult = prune(model, images, config(), progress=True)
+    assert len(result.sites) == 2
+    shown = capsys.readouterr()
+    assert "pruning" in shown.err
+    assert shown.out == ""
+    prune(model, images, config())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_to_matrix_here_is_the_engines() -> None:
+    weight = torch.randn(3, 4, 2, 5)
+    assert torch.equal(matrix_of(weight), to_matrix(weight))
+    assert torch.equal(unmatrix(matrix_of(weight), weight), weight)

@@ -1,0 +1,196 @@
+"""What each update promises, on every problem of the table."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from snows import config, solver
+from snows.config import CURVATURES, SolverConfig
+from snows.reconstruction import input_rows, rows_of_output
+from snows.saliency import sparsegpt_sweep
+from snows.sparsity import to_matrix
+from snows.updates import UPDATES, SiteProblem
+from tests.snows.helpers import ALL, CASE_IDS, CASES, Case, assert_entries_close, case
+
+TABLE = pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)
+# Tight, so that what is claimed of the minimum holds to many digits.
+TIGHT = SolverConfig(rtol=1e-10, damping=0, min_decrease=0, curvature_share=1, max_iters=500)
+
+
+def bias_of(problem: Case) -> Tensor | None:
+    bias = problem.site.node.args[2] if len(problem.site.node.args) > 2 else None
+    return None if bias is None else problem.graph.bind({})[bias]
+
+
+def site_problem(problem: Case, settings: SolverConfig = TIGHT, propagated: bool = False, **more: Any) -> SiteProblem:
+    """The table's problem with its targets, or with the dense weight's own outputs as targets."""
+    batches = problem.batches
+    if propagated:
+        batches = [
+            dataclasses.replace(b, targets=[t.detach() for t in problem.window.outputs(problem.weight, b.inputs)])
+            for b in batches
+        ]
+    return SiteProblem(
+        problem.window,
+        problem.weight,
+        problem.mask,
+        batches,
+        [b.inputs[problem.site.input] for b in batches],
+        None if propagated else [b.targets[0] for b in batches],
+        bias=bias_of(problem),
+        config=settings,
+        device=torch.device("cpu"),
+        seed=0,
+        **more,
+    )
+
+
+def rows(problem: Case, made: SiteProblem) -> tuple[Tensor, Tensor]:
+    """All inputs (N, P) of the layer, and the outputs (N, R) it should reproduce, without the bias."""
+    inputs = torch.cat([input_rows(problem.site, b.inputs[problem.site.input]) for b in made.batches])
+    outputs = torch.cat([rows_of_output(problem.site, b.targets[0]) for b in made.batches])
+    bias = bias_of(problem)
+    return inputs, outputs if bias is None else outputs - bias
+
+
+def total(losses: Sequence[float]) -> float:
+    return sum(losses)
+
+
+def test_there_is_an_update_for_every_name_of_the_config() -> None:
+    assert tuple(UPDATES) == config.UPDATES
+
+
+@TABLE
+def test_none_keeps_the_dense_values(name: str, site: str, k: int) -> None:
+    problem = case(name, site, k)
+    result = UPDATES["none"](site_problem(problem))
+    assert torch.equal(problem.kept.expand(result.kept), problem.weight * (problem.kept.expand(result.kept) != 0))
+    assert torch.equal(result.kept, problem.kept.restrict(problem.weight))
+    assert result.status == "MASKED"
+
+
+@pytest.mark.parametrize("propagated", [False, True])
+@TABLE
+def test_least_squares_is_the_best_there_is_at_the_layer_itself(name: str, site: str, k: int, propagated: bool) -> None:
+    problem = case(name, site, k)
+    made = site_problem(problem, propagated=propagated)
+    result = UPDATES["least-squares"](made)
+    assert result.status == "EXACT"
+    x, y = rows(problem, made)
+    weight = to_matrix(problem.kept.expand(result.kept))
+    errors = (x @ weight.T - y).square().sum(0)
+    for r, row in enumerate(problem.mask):
+        best = y[:, r].square().sum()
+        if row.any():
+            solution = torch.linalg.lstsq(x[:, row], y[:, r : r + 1], driver="gelsd").solution
+            best = (x[:, row] @ solution - y[:, r : r + 1]).square().sum()
+        assert float(errors[r]) == pytest.approx(float(best), rel=1e-6, abs=1e-9 * float(y[:, r].square().sum()))
+
+
+@TABLE
+def test_least_squares_without_a_mask_returns_what_made_the_targets(name: str, site: str, k: int) -> None:
+    problem = case(name, site, k)
+    full = dataclasses.replace(problem, mask=torch.ones_like(problem.mask))
+    made = site_problem(full, propagated=True)
+    assert made.least_squares_losses[0] <= 1e-10 * max(1.0, made.masked_losses[0])
+    assert total(made.masked_losses) < 1e-25
+
+
+@pytest.mark.parametrize("propagated", [False, True])
+def test_sparsegpt_is_the_sweep(propagated: bool) -> None:
+    problem = case("residual", "conv1.weight", 0)
+    made = site_problem(problem, propagated=propagated)
+    result = UPDATES["sparsegpt"](made)
+    assert result.status == "SWEPT"
+    x, y = rows(problem, made)
+    start = to_matrix(problem.weight) if propagated else torch.linalg.lstsq(x, y).solution.T
+    expected = sparsegpt_sweep(start, x.T @ x / len(x), mask=problem.mask).weight
+    assert_entries_close(to_matrix(problem.kept.expand(result.kept)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sparsegpt_lies_between_the_mask_alone_and_least_squares() -> None:
+    problem = case("residual", "conv1.weight", 0)
+    made = site_problem(problem)
+    losses = {name: made.objective.loss(UPDATES[name](made).kept) for name in ("none", "sparsegpt", "least-squares")}
+    assert losses["least-squares"] < losses["sparsegpt"] < losses["none"]
+
+
+@pytest.mark.parametrize("settings", [SolverConfig(), SolverConfig(start="masked"), TIGHT], ids=["default", "masked", "tight"])
+@pytest.mark.parametrize("propagated", [False, True])
+@TABLE
+def test_snows_ends_no_higher_than_it_starts(name: str, site: str, k: int, propagated: bool, settings: SolverConfig) -> None:
+    problem = case(name, site, k)
+    made = site_problem(problem, settings, propagated)
+    result = UPDATES["snows"](made)
+    final = total(made.objective.losses(result.kept))
+    assert result.status in solver.Status.__members__
+    assert result.message == solver.Status[result.status].value
+    assert final <= total(made.masked_losses) * (1 + 1e-12)
+    if settings.start == "least_squares":
+        assert final <= total(made.least_squares_losses) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize(("name", "site", "k"), [CASES[2], CASES[6], CASES[8], CASES[-1]], ids=lambda v: str(v))
+def test_snows_lowers_the_loss_with_every_curvature(name: str, site: str, k: int, curvature: str) -> None:
+    problem = case(name, site, k)
+    steps: list[tuple[solver.StepResult, float]] = []
+    iterations: list[tuple[int, int]] = []
+    made = site_problem(
+        problem,
+        SolverConfig(curvature=curvature, curvature_share=1, newton_steps=2, max_iters=20),
+        on_step=lambda step, damping: steps.append((step, damping)),
+        on_iteration=lambda step, iteration, residual, bend: iterations.append((step, iteration)),
+    )
+    result = UPDATES["snows"](made)
+    start = min(total(made.masked_losses), total(made.least_squares_losses))
+    assert made.objective.loss(result.kept) < start
+    assert len(steps) in (1, 2)
+    assert steps[-1][0].loss == pytest.approx(made.objective.loss(result.kept), rel=1e-9)
+    assert all(damping > 0 for _, damping in steps)
+    assert {step for step, _ in iterations} <= {s.step for s, _ in steps}
+    # One probe a step for the scales, and one product an iteration.
+    assert made.objective.num_products == sum(1 + s.cg.num_products for s, _ in steps)
+
+
+@pytest.mark.parametrize("preconditioner", ["row_blocks", "none"])
+@pytest.mark.parametrize(("name", "site"), [("residual", "conv1.weight"), ("mlp", "0.weight")])
+def test_snows_at_the_layer_itself_is_least_squares(name: str, site: str, preconditioner: str) -> None:
+    problem = case(name, site, 0)
+    settings = TIGHT.model_copy(update={"start": "masked", "preconditioner": preconditioner, "newton_steps": 4})
+    made = site_problem(problem, settings)
+    result = UPDATES["snows"](made)
+    assert_entries_close(result.kept, made.least_squares, rtol=1e-5, atol=1e-6)
+
+
+def test_snows_finds_the_same_minimum_with_and_without_a_preconditioner() -> None:
+    problem = case("mlp", "0.weight", ALL)
+    found, products = [], []
+    for preconditioner in ("row_blocks", "none"):
+        settings = TIGHT.model_copy(update={"preconditioner": preconditioner, "newton_steps": 60})
+        made = site_problem(problem, settings)
+        found.append(made.objective.loss(UPDATES["snows"](made).kept))
+        products.append(made.objective.num_products)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_given_gram_matrix_is_used() -> None:
+    problem = case("mlp", "0.weight", 0)
+    plain = site_problem(problem)
+    given = site_problem(problem, gram=plain.gram.clone())
+    assert_entries_close(given.least_squares, plain.least_squares, rtol=1e-12)
+
+
+@pytest.mark.parametrize("update", config.UPDATES)
+def test_a_mask_that_keeps_nothing_breaks_nothing(update: str) -> None:
+    problem = case("mlp", "2.weight", 1)
+    nothing = torch.zeros_like(problem.mask)
+    made = site_problem(dataclasses.replace(problem, mask=nothing))
+    result = UPDATES[update](made)
+    assert result.kept.shape == (0,)
+    assert not bool(made.kept.expand(result.kept).any())
