@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from app import charts, frames, state
-from snows.config import MASKS, TARGETS, UPDATES, InputError, RunConfig, SolverConfig, explain, parse_pattern
+from snows.config import MASKS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain, parse_pattern
 from snows.store import ACTIVE, StoreError
 
 MODELS = {
@@ -156,6 +156,11 @@ def _settings() -> None:
         MASK_WORDS,
         accept_new_options=True,
         help="The rule that picks the weights to keep. Or type the path of a `.safetensors` file: its zeros are the mask.",
+    )
+    st.checkbox(
+        "Prune the classifier too",
+        **_kept("prune.prune_classifier"),
+        help=PruneConfig.model_fields["prune_classifier"].description,
     )
 
     st.subheader("What the kept weights become", anchor=False)

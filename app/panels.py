@@ -111,7 +111,7 @@ def _cancel_button(run: Run) -> None:
 
 
 def _running(run: Run, progress: frames.Progress) -> None:
-    left = f", about {frames.duration(progress.left)} left, then measuring" if progress.left is not None else ""
+    left = f", about {frames.duration(progress.left)} left, then measuring" if progress.left and progress.left >= 1 else ""
     where = (
         f"Layer {progress.done + 1} of {len(progress.sites)}: {frames.layer(progress.current.site)}"
         if progress.current

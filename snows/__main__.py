@@ -30,6 +30,7 @@ POLL_SECONDS = 0.2
 
 _RUN_FLAGS = ("model", "checkpoint", "data", "num_calibration", "num_evaluation", "name")
 _PRUNE_FLAGS = ("pattern", "mask", "update", "k_steps", "targets", "batch_size", "seed", "device", "precision")
+_PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
 _SOLVER_FLAGS = tuple(SolverConfig.model_fields)
 
 
@@ -87,13 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     method = prune.add_argument_group("method")
     _add_flags(method, PruneConfig, _PRUNE_FLAGS)
     _add_overrides(method)
-    method.add_argument(
-        "--re-estimate-batch-norm",
-        dest="batch_norm_reestimate",
-        action="store_true",
-        default=None,
-        help=PruneConfig.model_fields["batch_norm_reestimate"].description,
-    )
+    _add_switches(method)
     _add_flags(prune.add_argument_group("Newton-CG solver (--update snows)"), SolverConfig, _SOLVER_FLAGS)
     prune.add_argument(
         "--resume", metavar="RUN", help="Go on with a run that was cancelled or interrupted, as it was configured."
@@ -110,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_flags(coverage, RunConfig, ("model", "checkpoint"))
     _add_flags(coverage, PruneConfig, ("pattern", "k_steps"))
     _add_overrides(coverage)
+    _add_switches(coverage)
 
     train = command("train", _train, "Train a bundled network from scratch.")
     train.add_argument("--model", required=True, help="resnet20-fashion or vit-fashion.")
@@ -146,6 +142,12 @@ def _add_overrides(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _add_switches(parser: argparse._ActionsContainer) -> None:
+    for name in _PRUNE_SWITCHES:
+        flag, description = "--" + name.replace("_", "-"), PruneConfig.model_fields[name].description
+        parser.add_argument(flag, action="store_true", default=None, help=description)
+
+
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="Where torchvision downloaded FashionMNIST to. Default: ~/.snows/data.")
 
@@ -162,9 +164,7 @@ def _config(given: argparse.Namespace) -> RunConfig:
         if not equals:
             raise InputError(f"--override {text!r} is not of the form SITE=PATTERN, such as layer1.0.conv1.weight=2:4.")
         overrides[site] = pattern
-    prune = PruneConfig.model_validate(
-        values((*_PRUNE_FLAGS, "batch_norm_reestimate")) | {"overrides": overrides, "solver": solver}
-    )
+    prune = PruneConfig.model_validate(values((*_PRUNE_FLAGS, *_PRUNE_SWITCHES)) | {"overrides": overrides, "solver": solver})
     return RunConfig.model_validate(values(_RUN_FLAGS) | {"prune": prune})
 
 
@@ -199,7 +199,7 @@ def _get(store: RunStore, run_id: str) -> Run:
 
 
 def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
-    named = (*_RUN_FLAGS, *_PRUNE_FLAGS, *_SOLVER_FLAGS, "override", "batch_norm_reestimate")
+    named = (*_RUN_FLAGS, *_PRUNE_FLAGS, *_SOLVER_FLAGS, "override", *_PRUNE_SWITCHES)
     extra = ["--" + name.replace("_", "-") for name in named if getattr(given, name) is not None]
     if extra:
         raise InputError(f"--resume goes on with the run as it was configured; leave out {', '.join(extra)}.")

@@ -174,6 +174,11 @@ class PruneConfig(_Config):
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")
     precision: Literal["float32", "float64"] = Field("float32", description="The number format of the computation.")
+    prune_classifier: bool = Field(
+        False,
+        description="Prune the last layer too. It is small and every answer passes through it: pruned to 1:4, it costs "
+        "ResNet-20 more than all other layers together.",
+    )
     batch_norm_reestimate: bool = Field(False, description="Measure batch-norm statistics again after pruning.")
     solver: SolverConfig = SolverConfig()
 

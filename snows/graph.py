@@ -307,6 +307,12 @@ class NetworkGraph:
         operation = str(node.target).removeprefix("aten.").split(".")[0]
         return f"used by {operation}, not as the weight of a linear layer or convolution"
 
+    @property
+    def classifier(self) -> Site | None:
+        """The last site, where no counted operation follows it."""
+        last = self.sites[-1] if self.sites else None
+        return last if last is not None and len(self.window(last, 1).captured) == 1 else None
+
     # --- running it ---
 
     def bind(self, parameters: Mapping[str, Tensor]) -> Values:
@@ -494,5 +500,6 @@ class _Layers(Mapping[fx.Node, Any]):
 
 def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        # Towards the host a copy that does not block may be read before it has arrived.
+        return value.to(device, non_blocking=device.type == "cuda")
     return type(value)(_move(v, device) for v in value) if isinstance(value, list | tuple) else value

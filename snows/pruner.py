@@ -72,9 +72,16 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
     if unknown := set(config.overrides) - {n for s in graph.sites for n in (s.name, s.module)}:
         raise PruneError(f"No prunable weight is called {sorted(unknown)[0]!r}. There are: {', '.join(list(known)[:8])} …")
     skipped, sites, patterns = dict(graph.skipped), [], {}
+    classifier = None if config.prune_classifier else graph.classifier
     for site in graph.sites:
-        pattern = config.overrides.get(site.name, config.overrides.get(site.module, config.pattern))
-        reason = "left dense as asked" if isinstance(pattern, Dense) else obstacle(site.shape, site.kind, pattern)
+        own = config.overrides.get(site.name, config.overrides.get(site.module))
+        pattern = own or config.pattern
+        if isinstance(pattern, Dense):
+            reason: str | None = "left dense as asked"
+        elif site is classifier and own is None:
+            reason = "the classifier, left dense unless asked for (prune_classifier)"
+        else:
+            reason = obstacle(site.shape, site.kind, pattern)
         if reason is not None:
             skipped[site.name] = reason
             continue
@@ -174,7 +181,8 @@ def prune(
     covered = coverage(graph, config)
     if not covered.sites:
         raise PruneError(
-            "No weight of this network can be pruned to this pattern: " + "; ".join(list(covered.skipped.values())[:3])
+            "No weight of this network can be pruned to this pattern: "
+            + "; ".join(f"{s.name}: {covered.skipped[s.name]}" for s in graph.sites[:3])
         )
 
     loop = _Loop(graph, covered, config, batches, device, on_event, cancelled)
@@ -423,7 +431,7 @@ class _Loop:
                 predicted=result.predicted,
                 actual=result.actual,
                 damping=damping,
-                status="accepted" if result.step_size > 0 else "rejected",
+                status="accepted" if result.step_size > 0 else "rejected" if result.tried else "not needed",
             )
         )
 

@@ -195,14 +195,30 @@ class RowBlocks:
         self._groups = kept.groups(bytes_per_value=8)
         self._inverses: list[Tensor] | None = None
 
+    def _factor(self, group: _Group) -> Tensor:
+        """Cholesky factors of the group's blocks: (r, S, S).
+
+        A Gram matrix summed in float32 is known up to its rounding, so the blocks of rows with more weights than there are
+        samples may come out indefinite. The ridge is then raised to what the rounding hides, ten-fold at a time.
+        """
+        ridge, limit = self._ridge, self._gram.diagonal().mean()
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(_row_blocks(self._gram, group, ridge))
+            if not bool(failed.any()):
+                return factor
+            ridge = 10 * ridge
+            if bool(ridge > limit):
+                raise ReconstructionError(
+                    "The Gram matrix of the layer's calibration inputs is not positive definite. Use float64 or more images."
+                )
+
     def least_squares(self, cross: Tensor) -> Tensor:
         """The kept weights that minimize the K = 0 objective: row by row, block w = cross. `cross`: (R, P). Returns (n,)."""
         solution = cross.new_zeros(self.kept.count + 1)
         inverses = []
         for group in self._groups:
-            blocks = _row_blocks(self._gram, group, self._ridge)
             wanted = cross.double()[group.rows[:, None], group.columns].masked_fill(group.empty, 0)
-            factor = torch.linalg.cholesky(blocks)
+            factor = self._factor(group)
             solution[group.slots] = torch.cholesky_solve(wanted[..., None], factor).squeeze(-1).to(cross.dtype)
             inverses.append(torch.cholesky_inverse(factor).to(cross.dtype))
         self._inverses = inverses
@@ -221,10 +237,7 @@ class RowBlocks:
     def solve(self, kept: Tensor, scales: Sequence[Tensor]) -> Tensor:
         """(scale_r block_r)^-1 applied row by row. `scales`: one (r,) tensor a group."""
         if self._inverses is None:
-            self._inverses = [
-                torch.cholesky_inverse(torch.linalg.cholesky(_row_blocks(self._gram, g, self._ridge))).to(kept.dtype)
-                for g in self._groups
-            ]
+            self._inverses = [torch.cholesky_inverse(self._factor(g)).to(kept.dtype) for g in self._groups]
         padded = F.pad(kept, (0, 1))
         result = torch.empty_like(padded)
         for group, inverse, scale in zip(self._groups, self._inverses, scales, strict=True):

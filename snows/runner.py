@@ -139,7 +139,7 @@ def plan(config: RunConfig) -> Plan:
     """The sites and windows of a run, why other weights stay dense, and about what it takes. Raises `InputError` for a bad
     config."""
     device = resolve_device(config.prune.device)
-    model = models.load(config.model, config.checkpoint)
+    model = models.load(config.model, config.checkpoint, pretrained=False)  # only the structure counts
     layout = channels_last_if_faster(model.module, torch.empty(1, *model.input_size))
     module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision), memory_format=layout)  # type: ignore[call-overload]
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))

@@ -180,8 +180,9 @@ def newton_cg(
 ) -> NewtonResult:
     """Minimize `problem` from the flat vector `x`.
 
-    Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease`, when the gradient
-    vanishes, or when no step length lowers the loss. Every accepted step lowers it.
+    Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease` or the model
+    promises no more than that, when the gradient vanishes, or when no step length lowers the loss. Every accepted step lowers
+    it.
     """
     loss, gradient = problem.loss_and_gradient(x)
     steps: list[StepResult] = []
@@ -199,6 +200,11 @@ def newton_cg(
             on_iteration=lambda i, r, c, step=step: on_iteration(step, i, r, c),  # type: ignore[misc]
         )
         slope = float(gradient @ solve.x)
+        if solve.status is not Status.NEGATIVE_CURVATURE and 0 <= -slope / 2 < min_decrease * loss:
+            # Not worth the passes of a line search, and near the minimum rounding would make it fail.
+            steps.append(StepResult(step, loss, gradient_norm, solve, 0.0, [], -slope / 2, 0.0))
+            on_step(steps[-1])
+            return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
         search = line_search(lambda t, x=x, s=solve.x: problem.loss(x + t * s), loss, slope)  # type: ignore[misc]
         t = search.step_size
         # The model falls by -(t g·s + t² s·Hs / 2). At a CG iterate s·Hs = -g·s; a solve that is cut at once has measured it.

@@ -29,13 +29,13 @@ class Recipe:
     batch_size: int
     peak_lr: float
     weight_decay: float
-    label_smoothing: float
+    warmup: float  # share of the steps on which the learning rate rises
     autocast: bool  # bfloat16 forward and backward: 1.4x faster for the ResNet on AVX-512 CPUs, no gain for the ViT
 
 
 RECIPES: dict[str, Recipe] = {
-    "resnet20-fashion": Recipe("sgd", 12, 128, 0.1, 5e-4, 0.0, autocast=True),
-    "vit-fashion": Recipe("adamw", 16, 128, 2e-3, 0.05, 0.1, autocast=False),
+    "resnet20-fashion": Recipe("sgd", 12, 128, 0.1, 5e-4, 0.25, autocast=True),
+    "vit-fashion": Recipe("muon", 10, 128, 2e-3, 0.05, 0.15, autocast=False),
 }
 
 
@@ -49,6 +49,21 @@ def augment(images: torch.Tensor, generator: torch.Generator, *, shift: int = 2)
     mirrored = torch.rand(count, generator=generator) < 0.5
     columns[mirrored] = columns[mirrored].flip(1)
     return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """SGD with momentum; or Muon (Jordan et al., 2024) on the weight matrices of the transformer's blocks, at ten times the
+    rate of the AdamW that trains the rest. With AdamW alone the first two epochs got half as far."""
+    if recipe.optimizer == "sgd":
+        return [
+            torch.optim.SGD(model.parameters(), recipe.peak_lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+        ]
+    matrices = {n: p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2}
+    rest = [p for n, p in model.named_parameters() if n not in matrices]
+    return [
+        torch.optim.Muon(matrices.values(), 10 * recipe.peak_lr, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(rest, recipe.peak_lr, weight_decay=recipe.weight_decay),
+    ]
 
 
 def train(
@@ -81,14 +96,12 @@ def train(
         torch.manual_seed(seed)  # the initial weights; nothing else draws from the global generator
         model = spec.build().to(memory_format=torch.channels_last).train()
     generator = torch.Generator().manual_seed(seed)
-    if recipe.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), recipe.peak_lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-        )
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), recipe.peak_lr, weight_decay=recipe.weight_decay)
-    steps = -(-len(images) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_lr, total_steps=steps * epochs, pct_start=0.25)
+    optimizers = _optimizers(model, recipe)
+    steps = epochs * -(-len(images) // recipe.batch_size)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(o, o.param_groups[0]["lr"], total_steps=steps, pct_start=recipe.warmup)
+        for o in optimizers
+    ]
 
     started = time.perf_counter()
     for epoch in range(epochs):
@@ -97,11 +110,12 @@ def train(
             batch = spec.preprocess(augment(images[picks], generator)).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
                 logits = model(batch)
-            loss = F.cross_entropy(logits.float(), labels[picks], label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
+            loss = F.cross_entropy(logits.float(), labels[picks])
+            model.zero_grad()
             loss.backward()
-            optimizer.step()
-            schedule.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
             total_loss += loss.item() * len(picks)
         report(f"epoch {epoch + 1}/{epochs}  loss {total_loss / len(images):.4f}  {time.perf_counter() - started:.0f} s")
     seconds = time.perf_counter() - started

@@ -52,6 +52,7 @@ prunes = st.builds(
     seed=st.integers(0, 2**63 - 1),
     device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     precision=st.sampled_from(["float32", "float64"]),
+    prune_classifier=st.booleans(),
     batch_norm_reestimate=st.booleans(),
     solver=solvers,
 )

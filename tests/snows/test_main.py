@@ -88,8 +88,8 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
     flags = (
         "--model vit-fashion --checkpoint w.pt --data photos --num-calibration 64 --num-evaluation 100 --name mine "
         "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --update sparsegpt "
-        "--k-steps 7 --targets propagated --batch-size 32 --seed 5 --device cpu --precision float64 --re-estimate-batch-norm "
-        "--curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
+        "--k-steps 7 --targets propagated --batch-size 32 --seed 5 --device cpu --precision float64 "
+        "--batch-norm-reestimate --prune-classifier --curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
         "--min-decrease 0.01 --start masked"
     )
     assert main(["prune", *flags.split()]) == 0
@@ -114,6 +114,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "seed": 5,
         "device": "cpu",
         "precision": "float64",
+        "prune_classifier": True,
         "batch_norm_reestimate": True,
     }
     assert config.prune.solver.model_dump() == {
@@ -135,7 +136,7 @@ def test_every_setting_has_a_flag_with_a_sentence(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     config = RunConfig()
     settings = {*RunConfig.model_fields, *PruneConfig.model_fields, *type(config.prune.solver).model_fields}
-    renamed = {"prune": None, "solver": None, "overrides": "override", "batch_norm_reestimate": "re-estimate-batch-norm"}
+    renamed = {"prune": None, "solver": None, "overrides": "override"}
     for name in settings:
         flag = renamed.get(name, name.replace("_", "-"))
         assert flag is None or re.search(rf"^  --{flag}\b.*(\n {{8,}}|  )[A-Za-z.0-9]", said, re.MULTILINE), name

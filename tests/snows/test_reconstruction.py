@@ -450,6 +450,27 @@ def test_duplicate_inputs_break_nothing() -> None:
     assert float((p.x @ solution.T - p.y).square().sum()) == pytest.approx(float((p.x @ best - p.y).square().sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_fewer_single_precision_samples_than_weights_break_nothing(seed: int) -> None:
+    # Eight images give the head of a network 64 inputs: the Gram matrix has rank 8, and rounding makes it indefinite.
+    mask = ragged(10, 64, seed)
+    x, y = random(8, 64, seed=seed).relu().float() + 1, random(8, 10, seed=seed + 1).float()
+    gram, kept = x.T @ x / 8, KeptWeights(mask, (10, 64))
+    assert float(torch.linalg.eigvalsh(gram.double())[0]) < 0
+    blocks = RowBlocks(gram, kept)
+    weight = kept.expand(blocks.least_squares(y.T @ x / 8))
+    assert bool(torch.isfinite(weight).all())
+    enough = mask.sum(1) >= 8
+    assert float((x @ weight[enough].T - y[:, enough]).square().mean()) < 1e-4 * float(y.square().mean())
+    assert bool(torch.isfinite(blocks.solve(kept.restrict(weight), [torch.ones(len(g.rows)) for g in kept.groups(8)])).all())
+
+
+def test_a_gram_matrix_that_is_none_gives_a_sentence() -> None:
+    gram = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    with pytest.raises(ReconstructionError, match=r"is not positive definite\. Use float64 or more images\."):
+        RowBlocks(gram, KeptWeights(torch.ones(1, 2, dtype=torch.bool), (1, 2))).least_squares(torch.ones(1, 2))
+
+
 @pytest.mark.parametrize("after_least_squares", [True, False])
 @pytest.mark.parametrize("limit", [64, 2**11, 2**28])
 def test_solve_is_the_inverse_of_the_dense_blocks(

@@ -221,7 +221,7 @@ def test_cuda_asked_for_where_there_is_none(store: RunStore) -> None:
 def test_images_of_the_wrong_size_fail_with_a_sentence(store: RunStore, tmp_path: Path) -> None:
     for i in range(3):
         Image.fromarray(np.full((30, 30), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    run = store.create(config(data=str(tmp_path)))
+    run = store.create(config(data=str(tmp_path), num_calibration=2, num_evaluation=1))
     execute(run)
     last = happened(run)[-1]
     assert isinstance(last, events.RunFailed)

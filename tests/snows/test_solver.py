@@ -312,8 +312,12 @@ def test_a_share_of_decrease_below_the_minimum_ends_it() -> None:
     x = torch.full((3,), 2.0, dtype=torch.float64)
     result = minimize(problem, x, min_decrease=0.01)
     assert result.status is Status.NO_FURTHER_DECREASE
-    assert 0 < result.steps[-1].actual < 0.01 * (result.loss + result.steps[-1].actual)
-    assert all(s.actual >= 0.01 * (s.loss + s.actual) for s in result.steps[:-1])
+    *taken, last = result.steps
+    assert taken
+    assert all(s.actual >= 0.01 * (s.loss + s.actual) for s in taken)
+    # The model already says that the next step is not worth it: no loss is evaluated for it.
+    assert 0 < last.predicted < 0.01 * result.loss
+    assert (last.step_size, last.tried, last.actual) == (0.0, [], 0.0)
 
 
 def test_a_wrong_curvature_sign_keeps_the_start() -> None:
