@@ -276,7 +276,7 @@ class NetworkGraph:
             if tensor.ndim < 2:
                 reason = "one value per channel (a bias or a scale), too few to be worth pruning"
             elif not users:
-                reason = "not used when the network runs in eval mode"
+                reason = self._twin(name) or "not used when the network runs in eval mode"
             elif len(users) > 1:
                 reason = f"shared by {len(users)} operations, so no single window belongs to it"
             else:
@@ -288,6 +288,12 @@ class NetworkGraph:
             kind = "linear" if node.target is aten.linear.default else "conv2d"
             sites.append(Site(name, name.removesuffix(".weight"), kind, tuple(tensor.shape), node))
         return sorted(sites, key=lambda s: self.index[s.node]), skipped
+
+    def _twin(self, name: str) -> str | None:
+        # Tied weights are exported as one tensor under one of their names.
+        own = self.parameters[name].data_ptr()
+        twins = (n for n, t in self.parameters.items() if t.data_ptr() == own and self.users[self._tensor_nodes[n]])
+        return next((f"the same tensor as {twin}" for twin in twins), None)
 
     def _obstacle(self, node: fx.Node, weight: fx.Node) -> str | None:
         if node.target is aten.linear.default:

@@ -627,6 +627,24 @@ def test_coverage_names_every_weight() -> None:
     assert covered.patterns == dict.fromkeys(names, NM(n=2, m=4))
 
 
+def test_the_classifier_stays_dense_unless_asked_for() -> None:
+    model, images = residual()
+    graph = NetworkGraph.export(model, images[:2])
+    assert graph.classifier is not None
+    assert graph.classifier.name == "fc.weight"
+    kept = coverage(graph, config(prune_classifier=False))
+    assert kept.skipped["fc.weight"] == "the classifier, left dense unless asked for (prune_classifier)"
+    for asked in (config(prune_classifier=True), config(prune_classifier=False, overrides={"fc": "1:2"})):
+        assert coverage(graph, asked).patterns == kept.patterns | {"fc.weight": NM(n=1, m=2)}
+    result = prune(model, images, config(prune_classifier=False, update="none"))
+    assert torch.equal(result.model.fc.weight, model.fc.weight)
+
+
+def test_a_network_that_ends_in_an_activation_has_no_classifier() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double()
+    assert NetworkGraph.export(module, torch.zeros(2, 4, dtype=torch.float64)).classifier is None
+
+
 # --- batch norm ---
 
 

@@ -32,6 +32,7 @@ def config(**overrides: Any) -> RunConfig:
     prune = {
         "pattern": "2:4",
         "k_steps": 1,
+        "prune_classifier": True,
         "batch_size": 4,
         "device": "cpu",
         "overrides": {name: "dense" for name in LEFT if name not in CHOSEN},

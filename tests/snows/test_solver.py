@@ -320,6 +320,27 @@ def test_a_share_of_decrease_below_the_minimum_ends_it() -> None:
     assert (last.step_size, last.tried, last.actual) == (0.0, [], 0.0)
 
 
+def test_a_step_that_promises_too_little_is_not_tried() -> None:
+    class Counting(Smooth):
+        losses = 0
+
+        def loss(self, x: Tensor) -> float:
+            self.losses += 1
+            return super().loss(x)
+
+    problem = Counting(lambda x: x.square().sum() + 1000)
+    x = torch.full((3,), 0.1, dtype=torch.float64)  # at best, 1000.03 becomes 1000
+    result = minimize(problem, x, min_decrease=1e-3)
+    assert result.status is Status.NO_FURTHER_DECREASE
+    assert torch.equal(result.x, x)
+    assert result.loss == pytest.approx(1000.03)
+    (step,) = result.steps
+    assert (step.step_size, step.tried, step.actual) == (0.0, [], 0.0)
+    assert step.predicted == pytest.approx(0.03)
+    assert problem.losses == 1
+    assert minimize(problem, x, min_decrease=1e-6).loss == pytest.approx(1000)
+
+
 def test_a_wrong_curvature_sign_keeps_the_start() -> None:
     class Lying(Smooth):
         def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:

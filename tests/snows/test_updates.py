@@ -143,7 +143,7 @@ def test_snows_lowers_the_loss_with_every_curvature(name: str, site: str, k: int
     iterations: list[tuple[int, int]] = []
     made = site_problem(
         problem,
-        SolverConfig(curvature=curvature, curvature_share=1, newton_steps=2, max_iters=20),
+        SolverConfig(curvature=curvature, curvature_share=1, newton_steps=2, max_iters=20, min_decrease=0),
         on_step=lambda step, damping: steps.append((step, damping)),
         on_iteration=lambda step, iteration, residual, bend: iterations.append((step, iteration)),
     )
