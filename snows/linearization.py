@@ -14,10 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from snows.attention import fused_attention_map
 from snows.graph import (
     ACTIVATIONS,
     BATCH_NORM,
     CONVOLUTIONS,
+    FUSED_ATTENTION,
     IN_WINDOWS,
     Window,
     arguments,
@@ -63,6 +65,8 @@ class Linearization:
             self._values = window.values(self._weight, inputs)
         self.outputs: list[Tensor] = [self._values[n] for n in window.captured]
         self._slopes = {n: self._slope(n) for n in window.nodes if n.target in ACTIVATIONS}
+        self._statistics = {n: self._layer_statistics(n) for n in window.nodes if n.target is aten.layer_norm.default}
+        self._maps = {n: self._attention_map(n) for n in window.nodes if n.target is FUSED_ATTENTION}
         self._values = {n: v.detach() if isinstance(v, Tensor) else v for n, v in self._values.items()}
 
     def _slope(self, node: fx.Node) -> Tensor:
@@ -135,16 +139,40 @@ class Linearization:
         _, padding, *mode = arguments(node, self._values)[0][:3]
         return aten.pad.default(tangents[node.args[0]], padding, *mode)  # type: ignore[index]
 
+    @torch.no_grad()
+    def _layer_statistics(self, node: fx.Node) -> tuple[Tensor, Tensor]:
+        (x, shape, *rest), _ = arguments(node, self._values)
+        epsilon = rest[2] if len(rest) > 2 else 1e-5
+        return torch.native_layer_norm(x, shape, None, None, epsilon)[1:]
+
     def _layer_norm(self, node: fx.Node, tangents: Tangents) -> Tensor:
-        args, _ = arguments(node, self._values)
-        x, dims = args[0], tuple(range(-len(args[1]), 0))
-        weight, epsilon = (args[2] if len(args) > 2 else None), (args[4] if len(args) > 4 else 1e-5)
-        dx = tangents[node.args[0]]  # type: ignore[index]
-        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-        inverse = (variance + epsilon).rsqrt()
-        normal = (x - mean) * inverse
-        dy = (dx - dx.mean(dims, keepdim=True) - normal * (dx * normal).mean(dims, keepdim=True)) * inverse
-        return dy if weight is None else dy * weight
+        # Without its weight a layer norm has a symmetric Jacobian, so the kernel of its backward pass computes Jv as well.
+        (x, shape, *rest), _ = arguments(node, self._values)
+        dx, (mean, inverse) = tangents[node.args[0]], self._statistics[node]  # type: ignore[index]
+        dy = aten.native_layer_norm_backward(dx, x, shape, mean, inverse, None, None, [True, False, False])[0]
+        return dy if not rest or rest[0] is None else dy * rest[0]
+
+    @torch.no_grad()
+    def _attention_map(self, node: fx.Node) -> Tensor:
+        (query, key, _, *rest), options = arguments(node, self._values)
+        given = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | options
+        given.pop("dropout_p", None)  # no dropout in eval mode
+        return fused_attention_map(query, key, **given)
+
+    def _attention(self, node: fx.Node, tangents: Tangents) -> Tensor:
+        """O = A V with A = softmax(S): dO = dA V + A dV, dA = A * (dS - sum(A * dS)), dS = scale (dQ Kᵀ + Q dKᵀ)."""
+        if node.kwargs.get("enable_gqa"):
+            return self._forward_mode(node, [a for a in node.all_input_nodes if a in tangents], tangents)
+        (query, key, value, *_), options = arguments(node, self._values)
+        dq, dk, dv = (tangents.get(a) for a in node.args[:3])  # type: ignore[arg-type]
+        weights, scale = self._maps[node], options.get("scale") or query.shape[-1] ** -0.5
+        out = weights @ dv if dv is not None else torch.zeros_like(self._values[node])
+        moves = [dq @ key.mT] if dq is not None else []
+        moves += [query @ dk.mT] if dk is not None else []
+        if moves:
+            scores = scale * (moves[0] if len(moves) == 1 else moves[0] + moves[1])
+            out = out + (weights * (scores - (weights * scores).sum(-1, keepdim=True))) @ value
+        return out
 
     _RULES: ClassVar[dict[Any, Callable[["Linearization", fx.Node, Tangents], Any]]] = {
         **dict.fromkeys((*CONVOLUTIONS, aten.linear.default), _weighted),
@@ -152,4 +180,5 @@ class Linearization:
         aten.add.Tensor: _add,
         aten.pad.default: _pad,
         aten.layer_norm.default: _layer_norm,
+        FUSED_ATTENTION: _attention,
     }
