@@ -119,10 +119,12 @@ class SolverConfig(_Config):
         description="How curvature is measured: Gauss-Newton never bends the wrong way, the exact Hessian is the paper's "
         "choice, finite differences are for teaching.",
     )
-    newton_steps: int = Field(3, ge=1, le=100, description="How many Newton steps a layer gets at the most.")
+    # Two steps, to a tenth of the gradient: ResNet-20 at 1:16 and K = 3 then ends at 86.4 % with 188 products, where three
+    # steps to a hundredth take 503 to 86.5 %, and one step alone stays about two points below.
+    newton_steps: int = Field(2, ge=1, le=100, description="How many Newton steps a layer gets at the most.")
     max_iters: int = Field(50, ge=1, le=10_000, description="How many conjugate-gradient iterations one Newton step may take.")
     rtol: float = Field(
-        1e-2, gt=0, lt=1, description="Conjugate gradient stops when its residual has fallen to this share of the gradient."
+        0.1, gt=0, lt=1, description="Conjugate gradient stops when its residual has fallen to this share of the gradient."
     )
     damping: float = Field(
         1e-4,
