@@ -14,7 +14,9 @@ from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
     Event,
+    Measured,
     NewtonStep,
+    Note,
     Phase,
     Queued,
     RunCancelled,
@@ -30,10 +32,8 @@ if TYPE_CHECKING:
 
 PHASES = {
     "load": "Reading the network and the images",
-    "export": "Turning the network into a graph",
-    "evaluate_dense": "Measuring the dense network",
     "prune": "Pruning",
-    "evaluate": "Measuring the pruned network",
+    "evaluate": "Measuring the dense and the pruned network",
     "save": "Saving the weights",
 }
 _WIDEST_PICTURE = 48
@@ -51,12 +51,10 @@ class Progress:
     done: int
     current: SiteStarted | None  # the layer in work
     phase: str
+    fraction: float  # of the phase: layers while pruning, images while measuring
     elapsed: float
-    left: float | None  # for the layers still to prune; None until a first one has been timed
-
-    @property
-    def fraction(self) -> float:
-        return self.done / len(self.sites) if self.sites else 0.0
+    left: float | None  # for the rest of the phase; None until a first part of it has been timed
+    notes: list[str]  # what to read beside the results
 
 
 def layer(site: str) -> str:
@@ -96,6 +94,11 @@ def progress(events: list[Event], now: float) -> Progress:
     if here and phase == "prune":
         waiting = (len(sites) - len(finished)) * sum(e.seconds for e in here) / len(here)
         left = max(waiting - (now - current.time if current else 0.0), 0.0)
+    fraction = len(finished) / len(sites) if sites else 0.0
+    if events and isinstance(last := events[-1], Measured):
+        fraction = last.done / last.total
+        begun = next(e.time for e in reversed(events) if isinstance(e, Phase))
+        left = max((last.time - begun) / fraction - (now - begun), 0.0)
     return Progress(
         device=started.device if started else None,
         sites=sites,
@@ -103,8 +106,10 @@ def progress(events: list[Event], now: float) -> Progress:
         done=len(finished),
         current=current,
         phase=PHASES.get(phase, phase),
+        fraction=fraction,
         elapsed=elapsed,
         left=left,
+        notes=[e.message for e in events if isinstance(e, Note)],
     )
 
 
@@ -156,6 +161,8 @@ def log(events: list[Event]) -> pd.DataFrame:
                     else number(event.losses["final"])
                 )
                 rows.append((after, layer(event.site), f"Finished in {duration(event.seconds)}: loss {change}", event.message))
+            case Note():
+                rows.append((after, "", event.message, ""))
             case RunFinished():
                 rows.append((after, "", "Finished", ""))
             case RunCancelled():

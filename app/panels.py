@@ -80,6 +80,8 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
             _finished(run, config)
         case _:
             _stopped(run, run_state, events, progress, recorded)
+    for note in progress.notes:
+        st.caption(f":material/info: {note}")
     if progress.sites:
         _figures(events, config, progress, was_active)
     with st.expander("Settings of this run", icon=":material/settings:"):
@@ -111,7 +113,8 @@ def _cancel_button(run: Run) -> None:
 
 
 def _running(run: Run, progress: frames.Progress) -> None:
-    left = f", about {frames.duration(progress.left)} left, then measuring" if progress.left and progress.left >= 1 else ""
+    after = ", then measuring" if progress.current else ""
+    left = f", about {frames.duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
     where = (
         f"Layer {progress.done + 1} of {len(progress.sites)}: {frames.layer(progress.current.site)}"
         if progress.current

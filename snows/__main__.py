@@ -291,6 +291,9 @@ def _advance(bar: Any, event: events.Event) -> None:
         case events.SiteFinished():
             bar.set_postfix_str("", refresh=False)
             bar.update()
+        case events.Measured(done=done, total=total):
+            bar.set_postfix_str(f"{done:,} of {total:,} images", refresh=False)
+            bar.update(0)
 
 
 # --- list, show ---

@@ -33,9 +33,24 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Event):
-    """Work outside the sites: `load`, `export`, `evaluate_dense`, `prune`, `evaluate`, `save`."""
+    """Work outside the sites: `load`, `prune`, `evaluate`, `save`."""
 
     name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """Something to read beside the results, such as that the evaluation images are the calibration images."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Event):
+    """Within a phase that is not `prune`: `done` of `total` images have gone through a network."""
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, kw_only=True)

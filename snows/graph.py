@@ -15,6 +15,7 @@ K = 3 lost 1.6 points.
 """
 
 import operator
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,6 +66,10 @@ _TRANSPARENT = {
     aten.expand.default,
     aten.reshape.default,
 }
+
+
+# Two exports at once leave torch.export (2.14) broken until the process ends.
+_EXPORTING = threading.Lock()
 
 
 class ExportError(InputError):
@@ -208,7 +213,7 @@ class NetworkGraph:
         training = {m: m.training for m in module.modules()}  # a part may be frozen in eval mode
         module.eval()
         try:
-            with torch.no_grad(), _plain_attention_modules():
+            with _EXPORTING, torch.no_grad(), _plain_attention_modules():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
                 # An empty table makes in-place operations functional and leaves everything else whole.
                 program = program.run_decompositions({})

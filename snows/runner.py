@@ -5,6 +5,7 @@ weights and the metrics. Sites that an earlier worker finished are taken over, s
 `plan` says beforehand what a config would do, and about how long it would take.
 """
 
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -48,14 +49,11 @@ def execute(run: Run) -> None:
 def _execute(run: Run) -> None:
     config = run.config()
 
-    def check() -> None:
-        if run.cancel_requested():
-            raise Cancelled
-
     run.append(events.Phase(name="load"))
     device = resolve_device(config.prune.device)
     model = models.load(config.model, config.checkpoint)
     images = data.load(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed)
+    run.append(*(events.Note(message=note) for note in images.notes))
     earlier = {e.index: e for e in run.events()[0] if isinstance(e, events.SiteFinished)}
 
     run.append(events.Phase(name="prune"))
@@ -70,8 +68,9 @@ def _execute(run: Run) -> None:
     )
 
     run.append(events.Phase(name="evaluate"))
-    dense_logits = logits(model.module, images.evaluation, config.prune, device, check)
-    pruned_logits = logits(result.model, images.evaluation, config.prune, device, check)
+    measured = _Measured(run, 2 * len(images.evaluation))
+    dense_logits = logits(model.module, images.evaluation, config.prune, device, measured)
+    pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
     pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
     size = metrics.size_bytes(result.model.state_dict(), result.patterns)
     found: dict[str, float | None] = {
@@ -92,22 +91,39 @@ def _execute(run: Run) -> None:
     run.append(events.RunFinished(metrics=found))
 
 
+class _Measured:
+    """Says about once a second how far the evaluation is, and stops it where somebody asked."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run, self._total = run, total
+        self._done, self._said = 0, time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        if self._run.cancel_requested():
+            raise Cancelled
+        self._done += images
+        if time.monotonic() - self._said >= 1:
+            self._run.append(events.Measured(done=self._done, total=self._total))
+            self._said = time.monotonic()
+
+
 @torch.no_grad()
 def logits(
     module: nn.Module,
     images: Tensor,
     config: PruneConfig,
     device: torch.device,
-    check: Callable[[], None] = lambda: None,
+    on_batch: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """The network's outputs (N, classes) on the CPU, in batches. `check` is called between them and may raise to cancel."""
+    """The network's outputs (N, classes) on the CPU, in batches. `on_batch` is told the size of each and may raise to
+    cancel."""
     dtype = getattr(torch, config.precision)
     layout = channels_last_if_faster(module, images)
     module = module.to(device=device, dtype=dtype).eval()
     parts = []
     for batch in images.split(EVALUATION_BATCH):
-        check()
         parts.append(module(batch.to(device, dtype).contiguous(memory_format=layout)).cpu())
+        on_batch(len(batch))
     return torch.cat(parts)
 
 
@@ -170,9 +186,8 @@ def _window_passes(config: PruneConfig) -> float:
     if config.update != "snows":
         return evaluations
     solver = config.solver
-    # About ten preconditioned iterations reach a relative residual of 1e-2; without row blocks the cap is met more often than
-    # not.
-    iterations = min(solver.max_iters, 10 if solver.preconditioner == "row_blocks" else 50)
+    # With row blocks about five iterations a decimal digit; without, the cap is met more often than not.
+    iterations = min(solver.max_iters, round(-5 * math.log10(solver.rtol)) if solver.preconditioner == "row_blocks" else 50)
     product = {"gauss_newton": 2.0, "hessian": 4.0, "finite_difference": 4.0}[solver.curvature]
     return evaluations + solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
 

@@ -56,10 +56,8 @@ TERMINAL: dict[str, Event] = {
 def opening(resumed: int = 0) -> list[Event]:
     return [
         Phase(name="load"),
-        Phase(name="export"),
-        RunStarted(device="cpu", sites=PRUNED, skipped=SKIPPED, resumed=resumed),
-        Phase(name="evaluate_dense"),
         Phase(name="prune"),
+        RunStarted(device="cpu", sites=PRUNED, skipped=SKIPPED, resumed=resumed),
     ]
 
 

@@ -7,7 +7,18 @@ import pytest
 
 from app import frames
 from snows.config import NM, Dense, Unstructured
-from snows.events import CGIteration, Event, Phase, Queued, RunFinished, RunStarted, SiteFinished, SiteStarted
+from snows.events import (
+    CGIteration,
+    Event,
+    Measured,
+    Note,
+    Phase,
+    Queued,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
 from snows.store import RunStore
 from tests.app import helpers
 
@@ -37,9 +48,8 @@ def opening(time: float) -> list[Event]:
     return [
         Queued(time=time),
         Phase(time=time + 10, name="load"),
-        RunStarted(time=time + 11, device="cpu", sites=sites, skipped={"b": "no"}),
-        Phase(time=time + 11, name="evaluate_dense"),
-        Phase(time=time + 14, name="prune"),
+        Phase(time=time + 11, name="prune"),
+        RunStarted(time=time + 14, device="cpu", sites=sites, skipped={"b": "no"}),
     ]
 
 
@@ -49,6 +59,15 @@ def test_progress_counts_work_not_waiting() -> None:
     assert (progress.done, progress.current.site, progress.fraction) == (1, "s1.weight", 0.25)
     assert progress.elapsed == 7  # from the first phase at 110
     assert progress.left == pytest.approx(3 * 2 - 1)  # three layers of 2 s, one of them 1 s old
+
+
+def test_progress_while_measuring() -> None:
+    events = [*opening(100), Note(time=110, message="Only nine images."), Phase(time=200, name="evaluate")]
+    assert frames.progress(events, now=201).left is None
+    progress = frames.progress([*events, Measured(time=204, done=50, total=200)], now=206)
+    assert progress.fraction == 0.25
+    assert progress.left == pytest.approx(16 - 6)  # a quarter took 4 s, and 6 s have gone
+    assert progress.notes == ["Only nine images."]
 
 
 def test_progress_over_a_resume() -> None:

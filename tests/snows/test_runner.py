@@ -243,6 +243,28 @@ def test_images_without_labels_have_no_accuracy(store: RunStore, tmp_path: Path)
     assert 0 <= found["agreement"] <= 1
 
 
+def test_what_the_images_lack_is_noted(store: RunStore, tmp_path: Path) -> None:
+    for i in range(2):
+        Image.fromarray(np.full((28, 28), 90 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    run = store.create(config(data=str(tmp_path), num_calibration=2, num_evaluation=2, prune={"update": "none"}))
+    execute(run)
+    (note,) = (e for e in happened(run) if isinstance(e, events.Note))
+    assert "calibration images included" in note.message
+
+
+def test_a_long_evaluation_says_how_far_it_is(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("snows.runner.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("snows.runner.EVALUATION_BATCH", 10)
+    run = store.create(config(prune={"update": "none"}))
+    execute(run)
+    said = [(e.done, e.total) for e in happened(run) if isinstance(e, events.Measured)]
+    assert said
+    assert said == sorted(set(said))
+    assert {total for _, total in said} == {80}
+    assert said[-1][0] <= 80
+
+
 def failing(error: Exception) -> Any:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
@@ -292,9 +314,9 @@ def test_evaluation_can_be_cancelled_between_batches(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(runner, "EVALUATION_BATCH", 2)
     module = torch.nn.Linear(3, 2)
     images = torch.randn(7, 3)
-    asked: list[None] = []
-    whole = runner.logits(module, images, config().prune, torch.device("cpu"), lambda: asked.append(None))
-    assert len(asked) == 4
+    sizes: list[int] = []
+    whole = runner.logits(module, images, config().prune, torch.device("cpu"), sizes.append)
+    assert sizes == [2, 2, 2, 1]
     with torch.no_grad():
         torch.testing.assert_close(whole, module(images))
 
