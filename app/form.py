@@ -48,6 +48,7 @@ def _flatten(content: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _form_values(config: RunConfig) -> dict[str, Any]:
     content = config.model_dump(exclude={"name": True, "prune": {"pattern", "overrides"}})
     content["prune"]["pattern"] = str(config.prune.pattern)
+    content["prune"]["overrides"] = "\n".join(f"{site} = {pattern}" for site, pattern in config.prune.overrides.items())
     return _flatten(content, "form")
 
 
@@ -65,6 +66,7 @@ def _form_config() -> RunConfig:
             inner = inner.setdefault(parent, {})
         value = st.session_state[key]
         inner[name] = None if value == "" else value
+    nested["prune"]["overrides"] = (nested["prune"]["overrides"] or "").splitlines()
     return RunConfig.model_validate(nested)
 
 
@@ -162,6 +164,14 @@ def _settings() -> None:
         **_kept("prune.prune_classifier"),
         help=PruneConfig.model_fields["prune_classifier"].description,
     )
+
+    with st.expander("Layers with a pattern of their own", icon=":material/layers:"):
+        st.text_area(
+            "One layer a line",
+            placeholder="layer1.0.conv1 = dense\nlayer3.2.conv2 = 1:8",
+            **_kept("prune.overrides"),
+            help="A layer's name as in the table of layers, then its pattern, or `dense` to leave it as it is.",
+        )
 
     st.subheader("What the kept weights become", anchor=False)
     update = _choice(

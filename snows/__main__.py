@@ -158,13 +158,8 @@ def _config(given: argparse.Namespace) -> RunConfig:
 
     # From the inside out, so that a sentence names the setting and not the path to it.
     solver = SolverConfig.model_validate(values(_SOLVER_FLAGS))
-    overrides = {}
-    for text in given.override or ():
-        site, equals, pattern = text.rpartition("=")
-        if not equals:
-            raise InputError(f"--override {text!r} is not of the form SITE=PATTERN, such as layer1.0.conv1.weight=2:4.")
-        overrides[site] = pattern
-    prune = PruneConfig.model_validate(values((*_PRUNE_FLAGS, *_PRUNE_SWITCHES)) | {"overrides": overrides, "solver": solver})
+    overrides = {"overrides": given.override} if given.override else {}
+    prune = PruneConfig.model_validate(values((*_PRUNE_FLAGS, *_PRUNE_SWITCHES)) | overrides | {"solver": solver})
     return RunConfig.model_validate(values(_RUN_FLAGS) | {"prune": prune})
 
 

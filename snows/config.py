@@ -192,6 +192,11 @@ class PruneConfig(_Config):
     @field_validator("overrides", mode="before")
     @classmethod
     def _overrides_from_text(cls, value: object) -> object:
+        if isinstance(value, list | tuple):  # lines of SITE=PATTERN, as a person writes them
+            lines = [str(line).rpartition("=") for line in value if str(line).strip()]
+            if wrong := next((text for _, equals, text in lines if not equals), None):
+                raise ValueError(f"{wrong.strip()!r} is not of the form SITE=PATTERN, such as layer1.0.conv1=2:4 or fc=dense.")
+            value = {site.strip(): pattern for site, _, pattern in lines}
         if not isinstance(value, dict):
             return value
         return {name: parse_pattern(p) if isinstance(p, str) else p for name, p in value.items()}

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import state
-from snows.config import NM, RunConfig
+from snows.config import NM, Dense, RunConfig
 from snows.events import RunFailed
 from snows.store import Run, RunStore
 from tests.app import helpers
@@ -164,12 +164,14 @@ class TestForm:
         app.number_input("form.num_calibration").set_value(64)
         app.number_input("form.prune.solver.rtol").set_value(0.05)
         app.text_input("form.prune.device").set_value("cpu")
+        app.text_area("form.prune.overrides").set_value("layer1.0.conv1 = dense\n\nfc=2:4")
         app.run()
         assert "5. `operation5` activation" in text_of(app)
         button(app, "Start").click().run()
         config = store.list()[0].config()
         assert config.prune.pattern == NM(n=1, m=8)
         assert (config.prune.mask, config.prune.k_steps, config.num_calibration) == ("wanda", 5, 64)
+        assert config.prune.overrides == {"layer1.0.conv1": Dense(), "fc": NM(n=2, m=4)}
         assert (config.prune.solver.rtol, config.prune.device, config.checkpoint) == (0.05, "cpu", None)
 
     def test_default_form_is_the_default_config(self, open_page: OpenPage, store: RunStore) -> None:
@@ -183,6 +185,7 @@ class TestForm:
             ("number_input", "num_calibration", 0, "must be at least 1"),
             ("number_input", "prune.solver.rtol", 2.0, "must be below 1"),
             ("text_input", "prune.device", "tpu", "Unknown device 'tpu'"),
+            ("text_area", "prune.overrides", "fc 2:4", "'fc 2:4' is not of the form SITE=PATTERN"),
         ],
     )
     def test_bad_input_gives_a_sentence_and_no_start(
