@@ -476,14 +476,14 @@ class Frontier:
         nodes = graph.nodes[self.position : stop]
         for i, batch in enumerate(self._batches):
             check()
-            values = {n: _move(v, device) for n, v in batch.items()} if nodes else batch
+            values = {n: move(v, device) for n, v in batch.items()} if nodes else batch
             for position, node in enumerate(nodes, self.position):
                 values[node] = execute_node(node, _Layers(values, parameters))
                 for parent in node.all_input_nodes:
                     if parent in values and parent not in kept and graph.last_use(parent) <= position:
                         del values[parent]
             self._batches[i] = {
-                n: _move(v, self.storage)
+                n: move(v, self.storage)
                 for n, v in values.items()
                 if n in kept or graph.last_use(n) >= max(stop, self.position)
             }
@@ -509,8 +509,9 @@ class _Layers(Mapping[fx.Node, Any]):
         raise NotImplementedError
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def move(value: Any, device: torch.device) -> Any:
+    """`value` with its tensors on `device`; sizes and other plain values as they are."""
     if isinstance(value, Tensor):
         # Towards the host a copy that does not block may be read before it has arrived.
         return value.to(device, non_blocking=device.type == "cuda")
-    return type(value)(_move(v, device) for v in value) if isinstance(value, list | tuple) else value
+    return type(value)(move(v, device) for v in value) if isinstance(value, list | tuple) else value

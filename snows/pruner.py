@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snows import events
 from snows.config import MASKS, NM, Dense, InputError, PruneConfig, Unstructured
-from snows.graph import Frontier, NetworkGraph, Site, Window
+from snows.graph import Frontier, NetworkGraph, Site, Window, move
 from snows.reconstruction import Batch, input_gram
 from snows.saliency import SCORERS
 from snows.solver import StepResult
@@ -326,6 +326,23 @@ class _Loop:
             keep = {n for n in graph.nodes[start:] if graph.kind(n) is not None}
             self.dense.advance(window.end, self.dense_parameters, self.device, keep=keep, check=self.check)
 
+    def _batches(self, window: Window, dense_weight: Tensor) -> list[Batch]:
+        """The calibration batches as the window sees them. They wait where the frontiers keep theirs; only the batch in work is
+        on the device, so more images cost host memory alone."""
+        batches, storage = [], self.pruned.storage
+        for i in range(len(self.pruned)):
+            self.check()
+            held = self.pruned.values(i)
+            inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, self.parameters)
+            if self.dense is not None:
+                targets = [self.dense.values(i)[n] for n in window.captured]
+            else:
+                with torch.no_grad():
+                    targets = [move(y, storage) for y in window.outputs(dense_weight, inputs)]
+            waiting = {n: v if n in self.parameters else move(v, storage) for n, v in inputs.items()}
+            batches.append(Batch(waiting, targets, self.images[i]))
+        return batches
+
     def solve(self, index: int, site: Site) -> tuple[Tensor, Tensor, events.SiteFinished]:
         """Mask and update one site: its weight and mask in the parameter's shape, and what happened."""
         started, device, config = time.perf_counter(), self.device, self.config
@@ -338,23 +355,8 @@ class _Loop:
         self._targets(window)
         dense_weight = self.dense_parameters[node]
 
-        inputs = [
-            window.inputs(
-                {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self.pruned.values(i).items()}, self.parameters
-            )
-            for i in range(len(self.pruned))
-        ]
-        site_inputs = [i[site.input] for i in inputs]
-        batches = []
-        for i, values in enumerate(inputs):
-            self.check()
-            if self.dense is not None:
-                targets = [self.dense.values(i)[n] for n in window.captured]
-            else:
-                with torch.no_grad():
-                    targets = window.outputs(dense_weight, values)
-            batches.append(Batch(values, targets, self.images[i]))
-
+        batches = self._batches(window, dense_weight)
+        site_inputs = [b.inputs[site.input] for b in batches]
         grams: list[Tensor] = []
 
         def gram() -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snows.config import InputError
-from snows.graph import Site, Values, Window, differentiable_attention
+from snows.graph import Site, Values, Window, differentiable_attention, move
 from snows.linearization import Linearization
 from snows.sparsity import from_matrix, to_matrix
 
@@ -279,7 +279,7 @@ class Objective:
 
     def inputs(self, batch: Batch) -> Values:
         """The batch's window inputs on the device."""
-        return {n: v.to(self.device) if isinstance(v, Tensor) else v for n, v in batch.inputs.items()}
+        return {n: move(v, self.device) for n, v in batch.inputs.items()}
 
     def _outputs(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         return self.window.outputs(weight, self.inputs(batch)), [t.to(self.device) for t in batch.targets]
