@@ -138,7 +138,7 @@ class JobManager:
         try:
             self._execute(run)
         except Exception as error:
-            run.append(
+            run.append_last(
                 RunFailed(
                     message=f"The run stopped with an error nobody foresaw: {type(error).__name__}: {error}. "
                     "Resume goes on from the last finished layer; if it stops again, report the details below.",

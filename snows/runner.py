@@ -24,12 +24,12 @@ EVALUATION_BATCH = 250
 
 
 def execute(run: Run) -> None:
-    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` alone: a full disk takes no
-    event."""
+    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` where not even
+    that one can be written."""
     try:
         _execute(run)
-    except StoreError:
-        raise
+    except StoreError as error:
+        run.append_last(events.RunFailed(message=str(error)))
     except Cancelled:
         finished = sum(1 for _ in run.finished_sites())
         run.clear_cancel()

@@ -6,6 +6,7 @@
     RUN/metrics.json          written when the run has finished
     RUN/weights.safetensors   the pruned network's state dict
     RUN/cancel                present when somebody asked the worker to stop
+    RUN/reserve               room for the last event on a disk that is full
     RUN/worker.json           process id and heartbeat of the worker that holds the run
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ACTIVE = ("queued", "running")
 _ENDED: dict[type[Event], str] = {RunFinished: "finished", RunFailed: "failed", RunCancelled: "cancelled"}
+RESERVE_BYTES = 16_384
 HEARTBEAT_SECONDS = 2.0
 # A worker that has not been seen for this long and whose process is gone, or lives on another host, is taken for dead.
 STALE_SECONDS = 30.0
@@ -55,8 +57,8 @@ def _disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"Could not write {path}: {error.strerror}. Free some space there, or set SNOWS_RUNS to a folder that can be "
-            "written, then resume the run; finished layers are kept."
+            f"Could not write {path}: {error.strerror}. Free some space there and resume the run, whose finished layers "
+            "are kept; or set SNOWS_RUNS to a folder that can be written, for new runs."
         ) from error
 
 
@@ -91,6 +93,11 @@ class Run:
         with _disk(path), path.open("ab+") as file:
             _cut_torn_line(file)
             file.write(lines)
+
+    def append_last(self, event: Event) -> None:
+        """Append how the run ended, in the room that was kept for it: a full disk must not hide that it was full."""
+        (self.path / "reserve").unlink(missing_ok=True)
+        self.append(event)
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """The whole events from byte `offset` on, and the offset to ask for next."""
@@ -160,6 +167,7 @@ class Run:
                 with suppress(StoreError):
                     beat()
 
+        _write(self.path / "reserve", bytes(RESERVE_BYTES))
         beat()  # at once and here: a reader must never see a fresh run as interrupted
         thread = threading.Thread(target=keep_beating, name=f"heartbeat-{self.id}", daemon=True)
         thread.start()
@@ -168,6 +176,7 @@ class Run:
         finally:
             stop.set()
             thread.join()
+            (self.path / "reserve").unlink(missing_ok=True)
             (self.path / "worker.json").unlink(missing_ok=True)
 
     def request_cancel(self) -> None:

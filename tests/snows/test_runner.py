@@ -293,12 +293,17 @@ def test_no_memory_names_the_remedy(store: RunStore, monkeypatch: pytest.MonkeyP
     assert last.message.startswith("The device ran out of memory. Use a smaller batch size")
 
 
-def test_a_full_disk_is_raised_for_it_takes_no_event(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_how_the_run_ended(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "save_site", failing(StoreError("no space")))
     run = store.create(config(prune={"update": "none"}))
-    with pytest.raises(StoreError, match="no space"):
+    with run.held():
+        assert (run.path / "reserve").stat().st_size > 10_000
         execute(run)
-    assert not any(isinstance(e, events.RunFailed | events.RunFinished) for e in happened(run))
+        assert not (run.path / "reserve").exists()  # its room was given to the event
+    last = happened(run)[-1]
+    assert isinstance(last, events.RunFailed)
+    assert last.message == "no space"
+    assert not last.bad_input
 
 
 def test_a_run_asked_to_stop_before_it_starts_does_no_layer(store: RunStore) -> None:

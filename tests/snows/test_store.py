@@ -253,7 +253,7 @@ def test_a_full_disk_does_not_stop_the_heartbeat(run: Run, monkeypatch: pytest.M
 
     monkeypatch.setattr(store_module, "_write", refuse_once)
     with run.held():
-        for _ in range(3):  # the first, the refused one, and one after it
+        for _ in range(4):  # the reserve, the first beat, the refused one, and one after it
             assert beats.acquire(timeout=10)
         assert run.state() == "queued"
 
