@@ -89,6 +89,7 @@ def test_cancel_of_a_waiting_run_ends_it_at_once(store: RunStore) -> None:
     gate = Gate()
     manager = JobManager(store, gate)
     first, second, third = (manager.submit(ON_CPU) for _ in range(3))
+    until(lambda: gate.begun == [first])
     manager.cancel(second)
     assert store.get(second).state() == "cancelled"
     assert isinstance(store.get(second).events()[0][-1], RunCancelled)
