@@ -446,9 +446,12 @@ def reestimate_batch_norm(model: nn.Module, batches: Sequence[Tensor]) -> None:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # cumulative average over the batches
             norm.train()
+        seen = 0
         for batch in batches:
+            seen += len(batch)
+            for norm in norms:
+                norm.momentum = len(batch) / seen  # the average over images, whatever the sizes of the batches
             model(batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -113,8 +113,7 @@ def table(records: list[dict]) -> str:
         dense = statistics.mean(r["accuracy_dense"] for r in mine)
         head = ["method", "targets", *(f"keep {p}" if ":" in p else f"remove {p}" for p in PATTERNS)]
         lines = [
-            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, mean ± standard deviation over seeds "
-            f"{', '.join(map(str, seeds))}; the best of each column in bold.",
+            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, {_over(seeds)}; the best in bold.",
             "",
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),
@@ -134,6 +133,12 @@ def table(records: list[dict]) -> str:
             lines.append("| " + " | ".join(row) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _over(seeds: list[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]} alone"
+    return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
 
 
 def _cell(values: list[float], best: float | None) -> str:
