@@ -410,7 +410,6 @@ class Window:
         self.outside = sorted((n for n in reads if n in graph.index or n is graph.input), key=lambda n: graph.index.get(n, -1))
         self._tensors = [n for n in reads if n not in graph.index and n is not graph.input]
         self.weight = weight
-        self._passed = [n for n in side if any(u in dependent for u in graph.users[n])]
 
     @property
     def end(self) -> int:

@@ -31,7 +31,6 @@ class Status(Enum):
     )
     NOT_FINITE = "The curvature product gave NaN or infinity; use float64, raise the damping, or check the weights and images."
     ALREADY_OPTIMAL = "The gradient is zero: there was nothing to improve."
-    NOT_RUN = "No solve was needed."
 
 
 @dataclass(frozen=True)

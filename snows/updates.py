@@ -57,7 +57,7 @@ class SiteProblem:
         self.window, self.weight, self.mask, self.batches = window, weight, mask, batches
         self.config, self.device, self.seed = config, device, seed
         self.on_iteration, self.on_step = on_iteration, on_step
-        self._site_inputs, self._site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
+        self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
 
     @cached_property
@@ -66,9 +66,9 @@ class SiteProblem:
 
     @cached_property
     def cross(self) -> Tensor:
-        if self._site_outputs is None:
+        if self.site_outputs is None:
             return to_matrix(self.weight) @ self.gram
-        return input_output_cross(self.window.site, self._site_inputs, self._site_outputs, self._bias, self.device)
+        return input_output_cross(self.window.site, self._site_inputs, self.site_outputs, self._bias, self.device)
 
     @cached_property
     def row_blocks(self) -> RowBlocks:
@@ -128,7 +128,7 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
     by a constant when W0 is that weight. With propagated targets it is the dense weight itself.
     """
     start = to_matrix(problem.weight)
-    if problem._site_outputs is not None:
+    if problem.site_outputs is not None:
         ridge = 1e-6 * problem.gram.diagonal().mean() * torch.eye(len(problem.gram), device=problem.gram.device)
         # Solve for the change, so that directions the inputs never visit keep their dense values.
         change = torch.linalg.solve((problem.gram + ridge).double(), (problem.cross - start @ problem.gram).T.double()).T
