@@ -10,21 +10,32 @@ import streamlit as st
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from app import charts, frames, state
-from snows.config import MASKS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain, parse_pattern
+from app import charts, frames, sources, state
+from snows.config import (
+    MASKS,
+    REFINEMENTS,
+    TARGETS,
+    UPDATES,
+    InputError,
+    PruneConfig,
+    RunConfig,
+    SolverConfig,
+    explain,
+    parse_pattern,
+)
 from snows.store import ACTIVE, StoreError
 
-MODELS = {
-    "resnet20-fashion": "ResNet-20, trained on Fashion-MNIST",
-    "vit-fashion": "Vision transformer, trained on Fashion-MNIST",
-}
-DATA = {"fashion-mnist": "Fashion-MNIST"}
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
 MASK_WORDS = {
     "magnitude": "Magnitude: drop the smallest weights",
     "wanda": "Wanda: drop the smallest of weight times input",
     "sparsegpt": "SparseGPT: drop what the others best make up for",
     "random": "Random: drop any (a control)",
+}
+REFINE_WORDS = {
+    "none": "No: the mask stays as the scores chose it",
+    "layer": "By the layer's own output",
+    "window": "By the layer's own output, then by the K operations after it",
 }
 UPDATE_WORDS = {
     "none": "None: leave their values alone",
@@ -47,6 +58,7 @@ def _flatten(content: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _form_values(config: RunConfig) -> dict[str, Any]:
     content = config.model_dump(exclude={"name": True, "prune": {"pattern", "overrides"}})
+    content["class_names"] = "\n".join(config.class_names)
     content["prune"]["pattern"] = str(config.prune.pattern)
     content["prune"]["overrides"] = "\n".join(f"{site} = {pattern}" for site, pattern in config.prune.overrides.items())
     return _flatten(content, "form")
@@ -66,26 +78,39 @@ def _form_config() -> RunConfig:
             inner = inner.setdefault(parent, {})
         value = st.session_state[key]
         inner[name] = None if value == "" else value
+    if nested["prune"]["update"] != "snows":
+        nested["prune"]["sweeps"] = 1  # the field is out of use, as K is
     nested["prune"]["overrides"] = (nested["prune"]["overrides"] or "").splitlines()
     return RunConfig.model_validate(nested)
 
 
-def draw(default: RunConfig) -> None:
-    """Every setting of a run, what they come to, and Start. `default` fills a form that this session has not touched yet."""
+def prepare(default: RunConfig) -> None:
+    """Fill a form that this session has not touched yet."""
     for key, value in _form_values(default).items():
         st.session_state.setdefault(key, value)
-    st.fragment(_form)()
 
 
-def _form() -> None:
+def current() -> RunConfig:
+    """What the form holds, on whatever page it was filled; see `prepare`. Raises `ValidationError`."""
+    return _form_config()
+
+
+def draw(default: RunConfig) -> None:
+    """Every setting of a run, what they come to, and Start. `default` fills a form that this session has not touched yet."""
+    prepare(default)
+    ready = sources.engine_ready()
+    st.fragment(run_every=None if ready else 1)(_form)(ready)
+
+
+def _form(was_ready: bool) -> None:
+    if sources.engine_ready() and not was_ready:
+        st.rerun()  # once: now all networks can be offered, and looked up
     settings, outcome = st.columns([5, 4], gap="large")
     with settings:
-        _settings()
+        config, problem = _settings()
     with outcome:
-        try:
-            config = _form_config()
-        except ValidationError as error:
-            st.error(explain(error), icon=":material/error:")
+        if config is None:
+            st.error(problem, icon=":material/error:")
         else:
             _outcome(config)
 
@@ -108,24 +133,31 @@ def _pattern_words(text: str) -> str:
         return text
 
 
-def _settings() -> None:
+def _settings() -> tuple[RunConfig | None, str]:
+    """Draw the settings. Returns what they come to, or why they come to nothing."""
     st.subheader("Network and images", anchor=False)
+    sources.presets(fill)
     _choice(
         "Network",
         "model",
-        tuple(MODELS),
-        MODELS,
+        sources.model_names(),
+        sources.MODELS,
         accept_new_options=True,
-        help="A bundled network, or type `timm:NAME` or `torchvision:NAME` for any of theirs.",
+        help="Type a part of a name to search all of timm's and torchvision's networks: `resnet50`, `vit base 224`.",
     )
+    network = st.container()
+    sources.own_weights()
+    data = st.session_state["form.data"]
     _choice(
         "Images",
         "data",
-        tuple(DATA),
-        DATA,
+        tuple(sources.DATA),
+        {name: sources.data_words(name) for name in (*sources.DATA, data)},
         accept_new_options=True,
-        help="The bundled images, or type the path of a folder with images of your own. Labels are not needed.",
+        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
     )
+    sources.own_images()
+    images = st.container()
     left, right = st.columns(2)
     left.number_input(
         "Calibration images",
@@ -181,7 +213,23 @@ def _settings() -> None:
         UPDATE_WORDS,
         help="How the kept weights make up for the removed ones. No labels, no training.",
     )
-    left, right = st.columns([1, 2])
+    refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS
+    _choice(
+        "Mask refinement",
+        "prune.refine",
+        REFINEMENTS,
+        REFINE_WORDS,
+        disabled=not refined,
+        help=PruneConfig.model_fields["refine"].description,
+    )
+    left, middle, right = st.columns([1, 1, 2])
+    middle.number_input(
+        "Sweeps",
+        step=1,
+        disabled=update != "snows",
+        **_kept("prune.sweeps"),
+        help=PruneConfig.model_fields["sweeps"].description,
+    )
     left.number_input(
         "K",
         step=1,
@@ -195,13 +243,7 @@ def _settings() -> None:
     with st.expander("Solver settings", icon=":material/tune:"):
         for name, setting in SolverConfig.model_fields.items():
             _solver_setting(name, setting)
-    with st.expander("Checkpoint, device, precision, seed", icon=":material/memory:"):
-        st.text_input(
-            "Checkpoint file",
-            placeholder="The published weights",
-            **_kept("checkpoint"),
-            help="The path of a file with weights of your own for this network.",
-        )
+    with st.expander("Device, precision, seed", icon=":material/memory:"):
         left, right = st.columns(2)
         left.text_input(
             "Device", help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.", **_kept("prune.device")
@@ -217,6 +259,17 @@ def _settings() -> None:
             **_kept("prune.batch_norm_reestimate"),
             help="Helps a mask without an update; after dense targets it lowered accuracy in our trials.",
         )
+    # Last, when all is set that bears on it; shown above, where it belongs.
+    try:
+        config = _form_config()
+    except ValidationError as error:
+        return None, explain(error)
+    with network:
+        sources.network(config)
+    with images:
+        sources.downloads(config)
+        sources.images(config)
+    return config, ""
 
 
 def _solver_setting(name: str, setting: FieldInfo) -> None:

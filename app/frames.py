@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from snows.config import NM, Dense, Unstructured
+from app import charts
+from snows.config import NM, Dense, RunConfig, Unstructured
 from snows.events import (
     CGIteration,
     Event,
+    Fetched,
     Measured,
     NewtonStep,
     Note,
@@ -48,7 +50,8 @@ class Progress:
     device: str | None
     sites: list[str]
     skipped: dict[str, str]
-    done: int
+    done: int  # layers, over all sweeps
+    total: int  # likewise
     current: SiteStarted | None  # the layer in work
     phase: str
     fraction: float  # of the phase: layers while pruning, images while measuring
@@ -66,7 +69,8 @@ def progress(events: list[Event], now: float) -> Progress:
     """`now`: seconds since the epoch for a run in work; for an ended one its last event's time."""
     started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
     sites = started.sites if started else []
-    finished = {e.index: e for e in events if isinstance(e, SiteFinished)}
+    finished = {(e.sweep, e.index): e for e in events if isinstance(e, SiteFinished)}
+    total = started.sweeps * len(sites) if started else 0
     elapsed, begun, seen = 0.0, None, 0.0
     phase = "load"
     current: SiteStarted | None = None
@@ -92,18 +96,22 @@ def progress(events: list[Event], now: float) -> Progress:
     here = [e for e in finished.values() if started and e.time >= started.time]
     left = None
     if here and phase == "prune":
-        waiting = (len(sites) - len(finished)) * sum(e.seconds for e in here) / len(here)
+        waiting = (total - len(finished)) * sum(e.seconds for e in here) / len(here)
         left = max(waiting - (now - current.time if current else 0.0), 0.0)
-    fraction = len(finished) / len(sites) if sites else 0.0
+    fraction = len(finished) / total if total else 0.0
     if events and isinstance(last := events[-1], Measured):
         fraction = last.done / last.total
         begun = next(e.time for e in reversed(events) if isinstance(e, Phase))
         left = max((last.time - begun) / fraction - (now - begun), 0.0)
+    if events and isinstance(last, Fetched):
+        phase = f"Downloading {last.what}, {size(last.done)}" + (f" of {size(last.total)}" if last.total else "")
+        fraction = min(last.done / last.total, 1.0) if last.total else 0.0
     return Progress(
         device=started.device if started else None,
         sites=sites,
         skipped=started.skipped if started else {},
         done=len(finished),
+        total=total,
         current=current,
         phase=PHASES.get(phase, phase),
         fraction=fraction,
@@ -177,17 +185,23 @@ def coverage(plan: "Plan") -> pd.DataFrame:
 
     What many weights share a reason for is one row, last; it would bury the rest.
     """
-    names_by_reason: dict[str, list[str]] = {}
-    for name, reason in plan.skipped.items():
-        names_by_reason.setdefault(reason, []).append(layer(name))
-    few = [(name, "", "all", reason) for reason, names in names_by_reason.items() if len(names) <= _FEW for name in names]
-    many = [
-        (f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}")
-        for reason, names in names_by_reason.items()
-        if len(names) > _FEW
-    ]
+    few, many = left_dense(plan.skipped)
     pruned = [(layer(s.name), " x ".join(map(str, s.shape)), f"{100 * s.density:g} %", "") for s in plan.sites]
-    return pd.DataFrame([*few, *pruned, *many], columns=["layer", "shape", "keeps", "reason"])
+    rows = [
+        *((name, "", "all", reason) for name, reason in few.items()),
+        *pruned,
+        *((f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}") for reason, names in many.items()),
+    ]
+    return pd.DataFrame(rows, columns=["layer", "shape", "keeps", "reason"])
+
+
+def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Layers left dense: why, by name, and apart from these the names by a reason that many share."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names_by_reason.setdefault(reason, []).append(layer(name))
+    few = {name: reason for reason, names in names_by_reason.items() if len(names) <= _FEW for name in names}
+    return few, {reason: names for reason, names in names_by_reason.items() if len(names) > _FEW}
 
 
 def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
@@ -202,6 +216,16 @@ def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
     kept = (scores.argsort(-1).argsort(-1) >= pattern.m - pattern.n).astype(np.float32)
     gap = np.full((_PICTURE_ROWS, groups, 1), np.nan, np.float32)
     return np.concatenate([kept, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]
+
+
+def method(config: RunConfig) -> str:
+    """What fills the mask: `SNOWS, K = 3`."""
+    return charts.LABELS[config.prune.update] + (f", K = {config.prune.k_steps}" if config.prune.update == "snows" else "")
+
+
+def title(config: RunConfig) -> str:
+    """A run in a line: network, pattern, method."""
+    return f"{config.model} · {config.prune.pattern} · {method(config)}"
 
 
 def pattern_words(pattern: NM | Unstructured | Dense) -> str:

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -76,6 +76,26 @@ class JobManager:
         run = self._store.create(config)
         self._enqueue(run, device)
         return run.id
+
+    def submit_batch(self, configs: Sequence[RunConfig]) -> str:
+        """Create and queue a run a config, as one batch, and return its id. Raises `StoreError` if the disk refuses."""
+        devices = [device_of(config) for config in configs]
+        batch = self._store.create_batch(configs)  # all of them first, so that whatever was not queued can be resumed
+        for run, device in zip(batch.runs(), devices, strict=True):
+            self._enqueue(run, device)
+        return batch.id
+
+    def resume_batch(self, batch_id: str) -> None:
+        """Queue again what is not finished of a batch. Raises `KeyError` for an unknown id."""
+        for run in self._store.batch(batch_id).runs():
+            self.resume(run.id)
+
+    def cancel_batch(self, batch_id: str) -> None:
+        """Ask every run of a batch that is not finished to stop. Raises `KeyError` for an unknown id."""
+        # From the last, so that none of those that wait begins when the one in work ends.
+        for run in reversed(self._store.batch(batch_id).runs()):
+            if run.state() in ACTIVE:
+                self.cancel(run.id)
 
     def resume(self, run_id: str) -> None:
         """Queue a failed, cancelled or interrupted run again; any other is left alone. Raises `KeyError` for an unknown id."""
@@ -148,4 +168,4 @@ class JobManager:
 
 
 def _finished_sites(run: Run) -> int:
-    return len({event.index for event in run.events()[0] if isinstance(event, SiteFinished)})
+    return len({(event.sweep, event.index) for event in run.events()[0] if isinstance(event, SiteFinished)})

@@ -4,6 +4,8 @@
 `Plotly.react`, which changes only what differs. Plotly's own script, from the installed package, is sent once by `prepare`.
 """
 
+from collections.abc import Callable
+
 import streamlit as st
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
@@ -14,8 +16,9 @@ const ready = new Promise(resolve => {
   look();
 });
 
-export default function ({ parentElement, data }) {
+export default function ({ parentElement, data, setTriggerValue }) {
   const place = parentElement.querySelector("div.live-chart");
+  place.send = setTriggerValue;
   if (place.shown === data.figure) return;
   place.shown = data.figure;
   place.style.height = data.height + "px";
@@ -27,7 +30,24 @@ export default function ({ parentElement, data }) {
   figure.layout.font = { family: style.fontFamily, size: 12, color: style.color };
   for (const name of ["xaxis", "yaxis"]) figure.layout[name] = { ...axis, ...figure.layout[name] };
   figure.layout.uirevision = "kept";
-  ready.then(Plotly => Plotly.react(place, figure.data, figure.layout, { displayModeBar: false, responsive: true }));
+  figure.layout.clickanywhere = data.clickable;
+  figure.layout.hoverlabel = {
+    ...figure.layout.hoverlabel,
+    bgcolor: style.getPropertyValue("--st-secondary-background-color"),
+    bordercolor: style.getPropertyValue("--st-border-color"),
+    font: { family: style.fontFamily, size: 12, color: style.color },
+  };
+  ready.then(Plotly => {
+    Plotly.react(place, figure.data, figure.layout, { displayModeBar: false, doubleClick: false, responsive: true });
+    if (!data.clickable || place.listening) return;
+    place.listening = true;
+    // From the pixel: what Plotly reports of points lags behind a quick hand, and is nothing where no mark is.
+    place.on("plotly_click", ({ event }) => {
+      const { xaxis, yaxis } = place._fullLayout;
+      const area = place.querySelector(".nsewdrag").getBoundingClientRect();
+      place.send("clicked", { x: xaxis.p2d(event.clientX - area.left), y: yaxis.p2d(event.clientY - area.top) });
+    });
+  });
 }
 """
 
@@ -39,7 +59,17 @@ def prepare() -> None:
     )
 
 
-def chart(figure: Figure, *, key: str, alt: str) -> None:
-    """Draw `figure` in place, or change the one drawn before under this key. Its height is its layout's."""
+def chart(figure: Figure, *, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
+    """Draw `figure` in place, or change the one drawn before under this key. Its height is its layout's.
+
+    `on_click(x, y)` is called with the place that was clicked, on the figure's axes, before the rerun that the click brings.
+    """
+
+    def clicked() -> None:
+        point = st.session_state[key].clicked
+        if on_click is not None and point is not None:
+            on_click(point["x"], point["y"])
+
     draw = st.components.v2.component("live_chart", html='<div class="live-chart"></div>', js=_DRAW, isolate_styles=False)
-    draw(data={"figure": figure.to_json(), "height": figure.layout.height, "alt": alt}, key=key, height="content")
+    data = {"figure": figure.to_json(), "height": figure.layout.height, "alt": alt, "clickable": on_click is not None}
+    draw(data=data, key=key, height="content", on_clicked_change=clicked)

@@ -25,7 +25,9 @@ def warm_up() -> threading.Thread:
     def load() -> None:
         planner.start()
         import snows.runner  # noqa: F401
+        from snows import models
 
+        models.every_name()
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
         gc.collect()
         gc.freeze()
@@ -37,4 +39,4 @@ def warm_up() -> threading.Thread:
 
 warm_up()
 st.logo(str(ROOT / "assets/logo.svg"), size="large")
-st.navigation([state.page("overview"), state.page("prune")], position="top").run()
+st.navigation([state.page(name) for name in state.PAGES], position="top").run()

@@ -5,6 +5,7 @@ A run is shown by reading its folder. Only *start*, *cancel* and *resume* go the
 
 import os
 import re
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from app import charts, form, frames, live, state
+from app.runs import run_label
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
 from snows.store import ACTIVE, Run, StoreError
@@ -31,15 +33,9 @@ _METRICS = {
     "seconds": ("Time", frames.duration, "Of pruning, from the first layer to the last."),
 }
 _POLL_SECONDS = 1.0
-_QUIET = {"displayModeBar": False}
+QUIET = {"displayModeBar": False}
 
 # --- the view of a run ---
-
-
-def title(config: RunConfig) -> str:
-    """A run in a line: network, pattern, method."""
-    method = charts.LABELS[config.prune.update] + (f", K = {config.prune.k_steps}" if config.prune.update == "snows" else "")
-    return f"{config.model} · {config.prune.pattern} · {method}"
 
 
 def badge(run_state: str) -> None:
@@ -67,7 +63,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     progress = frames.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(title(config), anchor=False, width="content")
+        st.subheader(run_label(run), anchor=False, width="content")
         badge(run_state)
     where = f" in {frames.counted(len(progress.sites), 'layer')}" if progress.sites else ""
     st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
@@ -83,6 +79,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     for note in progress.notes:
         st.caption(f":material/info: {note}")
     if progress.sites:
+        _look_inside(run)
         _figures(events, config, progress, was_active)
     with st.expander("Settings of this run", icon=":material/settings:"):
         if st.button(
@@ -114,9 +111,11 @@ def _cancel_button(run: Run) -> None:
 
 def _running(run: Run, progress: frames.Progress) -> None:
     after = ", then measuring" if progress.current else ""
+    sweeps = progress.total // len(progress.sites) if progress.sites else 1
+    sweep = f" in sweep {progress.current.sweep + 1} of {sweeps}" if progress.current and sweeps > 1 else ""
     left = f", about {frames.duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
     where = (
-        f"Layer {progress.done + 1} of {len(progress.sites)}: {frames.layer(progress.current.site)}"
+        f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {frames.layer(progress.current.site)}"
         if progress.current
         else progress.phase
     )
@@ -152,11 +151,7 @@ def _finished(run: Run, config: RunConfig) -> None:
 
 def _stopped(run: Run, run_state: str, events: list[Event], progress: frames.Progress, recorded: bool) -> None:
     last = events[-1] if events else None
-    kept = (
-        f"{progress.done} of {len(progress.sites)} layers are finished and kept."
-        if progress.sites
-        else "No layer was finished."
-    )
+    kept = f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
     if isinstance(last, RunFailed):
         st.error(f"{last.message} {kept}", icon=":material/error:")
         if last.detail:
@@ -180,16 +175,25 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: frames.Pro
             st.rerun()
 
 
-def _draw(figure: Figure, is_live: bool, key: str, alt: str) -> None:
-    if is_live:
-        live.chart(figure, key=f"live-{key}", alt=alt)
+def draw(figure: Figure, is_live: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
+    """A figure; one that is live, or can be clicked, changes in place, see `app.live`."""
+    if is_live or on_click is not None:
+        live.chart(figure, key=f"live-{key}", alt=alt, on_click=on_click)
     else:
-        st.plotly_chart(figure, key=key, config=_QUIET, alt=alt)
+        st.plotly_chart(figure, key=key, config=QUIET, alt=alt)
+
+
+def _look_inside(run: Run) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.caption("Look inside", width="content")
+        for name in ("layers", "convergence", "attention"):
+            label, icon = state.PAGES[name]
+            st.page_link(state.page(name), label=label, icon=icon, query_params={"run": run.id}, width="content")
 
 
 def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_live: bool = False) -> None:
     figure = charts.loss_chart(frames.site_losses(events), [frames.layer(site) for site in sites], config.prune.update)
-    _draw(figure, is_live, "losses", "Loss of each layer with the mask only, after least squares, and at the end")
+    draw(figure, is_live, "losses", "Loss of each layer with the mask only, after least squares, and at the end")
 
 
 def _figures(events: list[Event], config: RunConfig, progress: frames.Progress, is_live: bool) -> None:
@@ -223,7 +227,7 @@ def _solver(events: list[Event], config: RunConfig, is_live: bool) -> None:
         return
     st.markdown(f"**The solver in** `{frames.layer(solved.site)}`")
     figure = charts.residual_chart(frames.cg_residuals(events), config.prune.solver.rtol)
-    _draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
     st.caption("It changes this layer so that all of these compute what they did:")
     st.markdown(frames.operations(solved.operations))
 
@@ -250,7 +254,76 @@ def example_figure() -> None:
     whose = "your newest finished run" if finished else "a recorded run"
     st.markdown(f"**Each layer's error, before and after re-fitting**, in {whose}")
     _loss_chart(events, config, frames.progress(events, events[-1].time).sites)
-    st.caption(title(config))
+    st.caption(frames.title(config))
+
+
+# --- pages that look into a run ---
+
+
+def inspected_run(page_name: str, question: str, sentence: str, first: str | None = None) -> Run | None:
+    """The head of a page that looks into one run: its question, what it shows, and which run. The address names the run.
+
+    Without one in the address it is the one looked at last, else the newest with a finished layer, else a recorded one: `first`
+    where that is there.
+    None, with the reason shown, when the address names a run that is not there.
+    """
+    own = [run for run in state.store().list()[:50] if next(run.finished_sites(), None) is not None]
+    runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
+    problem, wanted = "", state.opened_run_id() or st.session_state.get("inspected")
+    if wanted is not None and wanted not in runs:
+        try:
+            runs[wanted] = state.find_run(wanted)
+        except KeyError as error:
+            problem, wanted = (error.args[0], None) if state.opened_run_id() else ("", None)
+    current = wanted or (first if first in runs and not own else next(iter(runs), None))
+    heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+    heading.title(question, anchor=False, width="content")
+    if runs:
+        with heading:
+            picked = st.selectbox(
+                "Run",
+                options := list(runs),
+                options.index(current) if current and not problem else None,
+                key=f"inspected-{page_name}-{current}-{bool(problem)}",
+                width=400,
+                format_func=lambda run_id: f"{run_label(runs[run_id])} · {_origin(runs[run_id])}",
+            )
+        if picked is not None and (picked != current or problem):
+            state.open_run(picked, page_name)
+    st.markdown(sentence)
+    if problem:
+        st.error(problem + " Or choose one above.", icon=":material/error:")
+        return None
+    if current is None:
+        st.info("There is no run yet. Start one, and look at it here while it works.", icon=":material/info:")
+        st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
+        return None
+    st.session_state["inspected"] = current
+    if state.opened_run_id() != current:
+        st.query_params["run"] = current
+    if state.config_of(runs[current]) is None:
+        st.error(f"Run {current} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
+        return None
+    if state.is_recorded(runs[current]):
+        st.caption(":material/inventory_2: A recorded run that came with the app; nothing was computed just now.")
+    return runs[current]
+
+
+def _origin(run: Run) -> str:
+    return "recorded" if state.is_recorded(run) else when(run)
+
+
+def follow(run: Run, draw: Callable[[bool], None]) -> None:
+    """Call `draw(is_live)`, and again every second while the run is active; when it ends, draw the whole page anew."""
+    active = state.watch(run)[1] in ACTIVE
+    live.prepare()
+
+    def draw_now() -> None:
+        if active and state.watch(run)[1] not in ACTIVE:
+            st.rerun()
+        draw(active)
+
+    st.fragment(run_every=_POLL_SECONDS if active else None)(draw_now)()
 
 
 # --- lists of runs ---
@@ -268,20 +341,15 @@ def run_picker(opened: Run | None) -> None:
         options.index(current),
         key=f"picker-{current}",
         width=400,
-        format_func=lambda run_id: f"{_label(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
+        format_func=lambda run_id: f"{run_label(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
     )
     if picked != current:
         state.open_run(picked)
 
 
-def _label(run: Run) -> str:
-    config = state.config_of(run)
-    return title(config) if config else run.id
-
-
 def when(run: Run) -> str:
     """When a run was made: `24 Nov, 14:05`."""
-    return datetime.fromtimestamp((run.path / "config.json").stat().st_mtime).strftime("%d %b, %H:%M").lstrip("0")
+    return datetime.fromtimestamp(run.created()).strftime("%d %b, %H:%M").lstrip("0")
 
 
 def recent_runs(limit: int = 8) -> None:
@@ -294,7 +362,7 @@ def recent_runs(limit: int = 8) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.page_link(
                 state.page("prune"),
-                label=_label(run),
+                label=run_label(run),
                 icon=":material/arrow_forward:",
                 query_params={"run": run.id},
                 width=330,

@@ -4,29 +4,44 @@ The inputs of a form keep themselves, see `form.kept`.
 """
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from pydantic import ValidationError
 
+from app import runs
 from app.jobs import JobManager
 from app.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
 from snows.store import Run, RunStore, default_root
 
+if TYPE_CHECKING:
+    from snows.inspection import Inspection
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# The pages in the order of the navigation, with their title and icon; the file and the address are the name.
+PAGES = {
+    "overview": ("Overview", ":material/home:"),
+    "prune": ("Prune", ":material/ac_unit:"),
+    "compare": ("Compare", ":material/balance:"),
+    "study": ("K study", ":material/stacked_line_chart:"),
+    "layers": ("Layers", ":material/layers:"),
+    "convergence": ("Convergence", ":material/trending_down:"),
+    "attention": ("Attention", ":material/visibility:"),
+    "runs": ("Runs", ":material/folder_open:"),
+}
+
+
 def page(name: str) -> "st.Page":
-    """The app's page of that name. The pages and their addresses are listed here and nowhere else."""
-    return {
-        "overview": st.Page(
-            ROOT / "pages/overview.py", title="Overview", icon=":material/home:", url_path="overview", default=True
-        ),
-        "prune": st.Page(ROOT / "pages/prune.py", title="Prune", icon=":material/ac_unit:", url_path="prune"),
-    }[name]
+    """The app's page of that name."""
+    title, icon = PAGES[name]
+    return st.Page(ROOT / f"pages/{name}.py", title=title, icon=icon, url_path=name, default=name == "overview")
 
 
 @st.cache_resource
@@ -48,7 +63,7 @@ def store() -> RunStore:
 
 def recorded_runs() -> RunStore:
     """The runs that come with the app."""
-    return RunStore(ROOT / "assets" / "runs")
+    return runs.RECORDED
 
 
 def opened_run_id() -> str | None:
@@ -56,9 +71,115 @@ def opened_run_id() -> str | None:
     return st.query_params.get("run")
 
 
-def open_run(run_id: str | None) -> None:
+@dataclass
+class Address:
+    """What this page's address says, as this session knows it.
+
+    A fragment that is run every second may bring the browser's address and widgets from before the last click with it. So what
+    is known here counts, and a widget that was given another value than its user's is a new one, whose turn is in its key.
+    `given` are the values that widgets were given last: one that reports just that was not used.
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
+
+
+def _address() -> Address:
+    return st.session_state.setdefault("address", Address())
+
+
+def read_address() -> None:
+    """Take over what the browser's address says. For a page's own script, never for a fragment."""
+    address, found = _address(), st.query_params.to_dict()
+    if found != address.values:
+        address.values = found
+        address.turns = {name: turn + 1 for name, turn in address.turns.items()}
+
+
+def asked(name: str) -> str | None:
+    """What the address says under `name`."""
+    return _address().values.get(name)
+
+
+def chosen(name: str, options: Collection[str], default: str) -> str:
+    """The choice of `options` that the address makes under `name`."""
+    value = asked(name)
+    return value if value is not None and value in options else default
+
+
+def choose(name: str, value: str, default: str) -> None:
+    """Choose for the user, who clicked elsewhere than on the choice's own widget."""
+    _address().turns[name] = _address().turns.get(name, 0) + 1
+    _write_address(name, value, default)
+
+
+def _write_address(name: str, value: str, default: str) -> None:
+    address = _address()
+    address.values.pop(name, None)
+    if value != default:
+        address.values[name] = value
+    st.query_params.from_dict(address.values)
+
+
+def addressed(name: str, options: Collection[str], default: str) -> dict[str, Any]:
+    """The `key` and `on_change` of a widget of one choice, which is what the address says under `name`, and is written there.
+
+    Streamlit's own binding (`bind="query-params"`) keeps one run's choice on the screen when another run is opened.
+    """
+    address = _address()
+    key = f"{name}-{address.turns.setdefault(name, 0)}"
+    address.given[key] = st.session_state[key] = chosen(name, options, default)
+
+    def changed() -> None:
+        if st.session_state[key] != address.given[key]:
+            _write_address(name, st.session_state[key], default)
+
+    return {"key": key, "on_change": changed}
+
+
+def open_run(run_id: str | None, page_name: str = "prune") -> None:
     """Go to the page that shows a run; None: to the same page without one."""
-    st.switch_page(page("prune"), query_params={"run": run_id} if run_id else None)
+    st.switch_page(page(page_name), query_params={"run": run_id} if run_id else None)
+
+
+def find_run(run_id: str) -> Run:
+    """One of this user's runs, or one that came with the app. Raises `KeyError` with a sentence."""
+    recorded = {run.id: run for run in recorded_runs().list()}
+    return recorded[run_id] if run_id in recorded else store().get(run_id)
+
+
+def is_recorded(run: Run) -> bool:
+    """Whether the run came with the app: nobody can resume, rename or delete it."""
+    return run.path.parent == recorded_runs().root
+
+
+@st.cache_resource(max_entries=4, show_spinner="Opening the run's network …")
+def _opened(path: Path, folder: int) -> "Inspection":
+    from snows.inspection import Inspection
+
+    return Inspection.open(Run(path))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _inspection(path: Path, folder: int, finished_sites: int, ended: bool) -> "Inspection":
+    return _opened(path, folder).reread()
+
+
+def inspection(run: Run) -> "Inspection":
+    """The run's networks and images, opened once and again when more of its layers are finished. Nobody may change it.
+
+    Takes seconds the first time. Raises `InputError` with a sentence.
+    """
+    return _inspection(run.path, _folder(run), sum(1 for _ in run.finished_sites()), run.weights_path.exists())
+
+
+def _folder(run: Run) -> int:
+    # A run that is imported under the id of a deleted one is another run, and must not be shown from memory.
+    try:
+        return run.path.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def config_of(run: Run) -> RunConfig | None:
@@ -79,8 +200,8 @@ class Watched:
 
 def watch(run: Run) -> tuple[list[Event], str]:
     """All the run's events, reading only what is new since the last call, and its state."""
-    kept: dict[Path, Watched] = st.session_state.setdefault("watched", {})
-    seen = kept.setdefault(run.path, Watched())
+    kept: dict[tuple[Path, int], Watched] = st.session_state.setdefault("watched", {})
+    seen = kept.setdefault((run.path, _folder(run)), Watched())
     new, seen.offset = run.events(seen.offset)
     seen.events.extend(new)
     return seen.events, run.state_after(seen.events[-1] if seen.events else None)

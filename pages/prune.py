@@ -8,7 +8,7 @@ from snows.config import RunConfig
 opened, run, problem = state.opened_run_id(), None, ""
 if opened is not None:
     try:
-        run = state.store().get(opened)
+        run = state.find_run(opened)
     except KeyError as error:
         problem = f"{error.args[0]} Choose another run above, or start a new one below."
 
@@ -22,7 +22,7 @@ with view:
     if problem:
         st.error(problem, icon=":material/error:")
     if run is not None:
-        panels.run_view(run)
+        panels.run_view(run, recorded=state.is_recorded(run))
         st.divider()
         st.header("Another run", anchor=False)
     else:

@@ -1,4 +1,5 @@
-"""The engine from a shell: `python -m snows prune | list | show | coverage | train | bundle-data`.
+"""The engine from a shell: `python -m snows prune | compare | study | list | show | report | coverage | models | images |
+presets | fetch | train | bundle-data`.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -8,28 +9,35 @@ Exit codes: 0 finished, 1 failed, 2 bad input, 130 cancelled (the run can be res
 import argparse
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from snows import events
-from snows.config import InputError, PruneConfig, RunConfig, SolverConfig, explain
-from snows.store import ACTIVE, Run, RunStore, StoreError, default_root
+from snows import events, study
+from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, in_words, labels, method_name, summarize
+from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain
+from snows.presets import PRESETS, Preset
+from snows.store import ACTIVE, Batch, Run, RunStore, StoreError, default_root
 
 # torch and timm take seconds to import; only the commands that compute import them, inside.
 
 FINISHED, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 POLL_SECONDS = 0.2
+ROOT = Path(__file__).resolve().parents[1]
 
-_RUN_FLAGS = ("model", "checkpoint", "data", "num_calibration", "num_evaluation", "name")
-_PRUNE_FLAGS = ("pattern", "mask", "update", "k_steps", "targets", "batch_size", "seed", "device", "precision")
+_RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation", "name")
+_PRUNE_FLAGS = (
+    *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "targets", "batch_size", "seed", "device", "precision"),
+)
 _PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
 _SOLVER_FLAGS = tuple(SolverConfig.model_fields)
 
@@ -84,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     prune = command("prune", _prune, "Prune a network and measure the result.")
+    prune.add_argument("--preset", metavar="NAME", help="Begin with one of the paper's settings; `presets` lists them.")
     _add_flags(prune.add_argument_group("network and images"), RunConfig, _RUN_FLAGS)
     method = prune.add_argument_group("method")
     _add_flags(method, PruneConfig, _PRUNE_FLAGS)
@@ -95,17 +104,72 @@ def _parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--json", action="store_true", help="Print the result as one line of JSON, last on stdout.")
 
+    compare = command("compare", _compare, "Prune one network in many ways, and set the results side by side.")
+    compare.add_argument("runs", nargs="*", metavar="RUN", help="Only show these runs or batches, and prune nothing.")
+    _add_flags(compare.add_argument_group("network and images"), RunConfig, _RUN_FLAGS[:-1])
+    many = compare.add_argument_group("what to try: every combination of")
+    known = ", ".join(map(_slug, METHODS))
+    many.add_argument("--method", nargs="+", metavar="NAME", dest="methods", help=f"Of {known}. Default: all of them.")
+    many.add_argument("--mask", nargs="+", metavar="MASK", dest="masks", help=f"Instead of methods: of {', '.join(MASKS)}.")
+    many.add_argument("--update", nargs="+", metavar="UPDATE", dest="updates", help=f"With masks: of {', '.join(UPDATES)}.")
+    many.add_argument("--targets", nargs="+", metavar="TARGETS", dest="many_targets", help=f"With masks: {', '.join(TARGETS)}.")
+    refining = f"With masks: of {', '.join(REFINEMENTS)}. Default: none."
+    many.add_argument("--refine", nargs="+", metavar="REFINE", dest="many_refine", default=["none"], help=refining)
+    many.add_argument("--pattern", nargs="+", metavar="PATTERN", dest="patterns", default=["2:4"], help="Default: 2:4.")
+    many.add_argument("--k", nargs="+", metavar="K", dest="many_k", default=["3"], help="For update snows. Default: 3.")
+    many.add_argument("--seed", nargs="+", metavar="SEED", dest="seeds", default=["0"], help="Default: 0.")
+    _add_overrides(compare)
+    _add_switches(compare)
+    _add_flags(compare, PruneConfig, ("batch_size", "device", "precision"))
+    _add_flags(compare.add_argument_group("Newton-CG solver (update snows)"), SolverConfig, _SOLVER_FLAGS)
+    compare.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
+    compare.add_argument("--json", action="store_true", help="Print one line of JSON a run instead of the table.")
+
+    swept = command("study", _study, "Prune with several K, on one or several networks, and say which K is enough.")
+    swept.add_argument("runs", nargs="*", metavar="RUN", help="Only show these runs or batches, and prune nothing.")
+    many = swept.add_argument_group("what to try: every combination of")
+    steps, models, sizes = ["0", "1", "3", "5", "10"], ["resnet20-fashion"], ["512"]
+    many.add_argument("--k", nargs="+", metavar="K", dest="many_k", default=steps, help="Default: 0 1 3 5 10.")
+    many.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=models, help="Default: resnet20-fashion.")
+    many.add_argument("--num-calibration", nargs="+", metavar="N", dest="sizes", default=sizes, help="Default: 512.")
+    _add_flags(swept.add_argument_group("images"), RunConfig, ("checkpoint", "class_names", "data", "num_evaluation"))
+    method = swept.add_argument_group("method")
+    _add_flags(method, PruneConfig, [name for name in _PRUNE_FLAGS if name not in ("update", "k_steps")])
+    _add_overrides(method)
+    _add_switches(method)
+    _add_flags(swept.add_argument_group("Newton-CG solver"), SolverConfig, _SOLVER_FLAGS)
+    swept.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
+    swept.add_argument("--json", action="store_true", help="Print one line of JSON a curve instead of the table.")
+
     listing = command("list", _list, "List the runs there are, newest first.")
     listing.add_argument("--json", action="store_true", help="Print one line of JSON a run.")
 
     show = command("show", _show, "Show one run: its settings, layers and results.")
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
 
+    report = command("report", _write_report, "Write a run as one HTML file with its figures, which needs nothing else.")
+    report.add_argument("run", metavar="RUN", help="A run id, as `list` prints it, or the path of a run's folder.")
+    report.add_argument("--output", type=Path, metavar="FILE", help="The file to write. Default: RUN.html.")
+
     coverage = command("coverage", _coverage, "Show which weights of a network would be pruned, and why the others not.")
     _add_flags(coverage, RunConfig, ("model", "checkpoint"))
     _add_flags(coverage, PruneConfig, ("pattern", "k_steps"))
     _add_overrides(coverage)
     _add_switches(coverage)
+
+    search = command("models", _models, "Find networks by a part of their name; nothing is loaded or downloaded.")
+    search.add_argument("text", nargs="*", metavar="WORD", help="Words that the name holds: vit base 224.")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="How many to show. Default: 20.")
+
+    images = command("images", _images, "Show what a network would get of some images, and how it prepares them.")
+    _add_flags(images, RunConfig, ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation"))
+    _add_flags(images, PruneConfig, ("seed",))
+    images.add_argument("--output", type=Path, metavar="FILE", help="Write the first ones, prepared, as a picture.")
+
+    command("presets", _presets, "List the paper's settings, what they download, and what they need.")
+
+    fetch = command("fetch", _fetch, "Download published weights or a data set, with progress, before a run needs them.")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="A network (timm:resnet18) or a data set (cifar-10).")
 
     train = command("train", _train, "Train a bundled network from scratch.")
     train.add_argument("--model", required=True, help="resnet20-fashion or vit-fashion.")
@@ -128,6 +192,9 @@ def _add_flags(parser: argparse._ActionsContainer, model: type[BaseModel], names
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         default = field.get_default()
         text = str(field.description) + ("" if default in (None, "") else f" Default: {default}.")
+        if name == "class_names":
+            parser.add_argument("--class-names", metavar="FILE", help=f"A text file, one name a line. {text}")
+            continue
         parser.add_argument(
             "--" + name.replace("_", "-"),
             metavar="|".join(choices) or ("N" if field.annotation is int else name.rsplit("_", 1)[-1].upper()),
@@ -156,11 +223,35 @@ def _config(given: argparse.Namespace) -> RunConfig:
     def values(names: Sequence[str]) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(given, name, None)) is not None}
 
+    base = _preset(given.preset).config if getattr(given, "preset", None) else RunConfig()
     # From the inside out, so that a sentence names the setting and not the path to it.
-    solver = SolverConfig.model_validate(values(_SOLVER_FLAGS))
-    overrides = {"overrides": given.override} if given.override else {}
-    prune = PruneConfig.model_validate(values((*_PRUNE_FLAGS, *_PRUNE_SWITCHES)) | overrides | {"solver": solver})
-    return RunConfig.model_validate(values(_RUN_FLAGS) | {"prune": prune})
+    solver = SolverConfig.model_validate(base.prune.solver.model_dump() | values(_SOLVER_FLAGS))
+    overrides = {"overrides": given.override} if getattr(given, "override", None) else {}
+    flags = values((*_PRUNE_FLAGS, *_PRUNE_SWITCHES)) | overrides | {"solver": solver}
+    prune = PruneConfig.model_validate(base.prune.model_dump() | flags)
+    named = values(_RUN_FLAGS)
+    if "class_names" in named:
+        named["class_names"] = Path(named["class_names"]).expanduser().read_text()
+    return _brought(RunConfig.model_validate(base.model_dump() | named | {"prune": prune}))
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _brought(config: RunConfig) -> RunConfig:
+    """The config with an archive of images unpacked beside the runs, where a repeated run finds it again."""
+    path = Path(config.data).expanduser()
+    if not path.is_file():
+        return config
+    from snows import uploads
+
+    kept = uploads.keep_archive(default_root(), path, path.name)
+    for name in kept.left_out[:3]:
+        sys.stderr.write(f"Left out, since it is no picture: {name}\n")
+    return config.model_copy(update={"data": str(kept.path)})
 
 
 # --- prune ---
@@ -194,7 +285,7 @@ def _get(store: RunStore, run_id: str) -> Run:
 
 
 def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
-    named = (*_RUN_FLAGS, *_PRUNE_FLAGS, *_SOLVER_FLAGS, "override", *_PRUNE_SWITCHES)
+    named = ("preset", *_RUN_FLAGS, *_PRUNE_FLAGS, *_SOLVER_FLAGS, "override", *_PRUNE_SWITCHES)
     extra = ["--" + name.replace("_", "-") for name in named if getattr(given, name) is not None]
     if extra:
         raise InputError(f"--resume goes on with the run as it was configured; leave out {', '.join(extra)}.")
@@ -227,15 +318,19 @@ def _report(run: Run, *, as_json: bool) -> int:
 
 
 @contextmanager
-def _cancel_on_interrupt(run: Run) -> Iterator[None]:
+def _cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
+    """Ctrl-C asks the run to stop, and sets the event."""
+    interrupted = threading.Event()
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
         run.request_cancel()
         sys.stderr.write("\nStopping after the current step; press Ctrl-C again to stop at once.\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -271,9 +366,9 @@ def _progress(run: Run) -> Iterator[None]:
 
 def _advance(bar: Any, event: events.Event) -> None:
     match event:
-        case events.RunStarted(sites=sites, resumed=resumed):
+        case events.RunStarted(sites=sites, resumed=resumed, sweeps=sweeps):
             bar.bar_format = None  # until now there was nothing to count
-            bar.reset(total=len(sites))
+            bar.reset(total=sweeps * len(sites))
             bar.initial = bar.n = resumed  # so that the time left counts only this session's layers
             bar.refresh()
         case events.Phase(name=name):
@@ -286,12 +381,169 @@ def _advance(bar: Any, event: events.Event) -> None:
         case events.SiteFinished():
             bar.set_postfix_str("", refresh=False)
             bar.update()
+        case events.Fetched(what=what, done=done, total=total):
+            bar.set_description(f"downloading {what}, {done / 1e6:,.0f}{f' of {total / 1e6:,.0f}' if total else ''} MB")
         case events.Measured(done=done, total=total):
             bar.set_postfix_str(f"{done:,} of {total:,} images", refresh=False)
             bar.update(0)
 
 
-# --- list, show ---
+# --- compare ---
+
+
+def _compare(given: argparse.Namespace) -> int:
+    return _batch(given, _combinations, _side_by_side)
+
+
+def _batch(
+    given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Callable[..., int]
+) -> int:
+    """Show the runs that were named; else make a batch of the combinations, or resume one, work through it, and show it."""
+    store = RunStore(default_root())
+    if given.runs:
+        return show([run for name in given.runs for run in _named(store, name)], as_json=given.json)
+    batch = _get_batch(store, given.resume) if given.resume else store.create_batch(combinations(given))
+    sys.stderr.write(f"Batch {batch.id}: {len(batch.runs())} runs.\n")
+    code = _work_through(batch)
+    if code == BAD_INPUT and not given.resume:
+        for run in batch.runs():
+            store.delete(run.id)
+        return code
+    show(batch.runs(), as_json=given.json)
+    if code != FINISHED:
+        sys.stderr.write(f"What is finished is kept. Go on with: python -m snows {given.command} --resume {batch.id}\n")
+    return code
+
+
+def _combinations(given: argparse.Namespace) -> list[RunConfig]:
+    if given.masks or given.updates:
+        if given.methods:
+            raise InputError("--method names a mask with an update; leave out --mask and --update, or --method.")
+        targets = given.many_targets or ["dense"]
+        methods = combinations(given.masks or ["magnitude"], given.updates or UPDATES, targets, given.many_refine)
+    else:
+        known = {_slug(name): method for name, method in METHODS.items()}
+        if unknown := [name for name in given.methods or [] if _slug(name) not in known]:
+            raise InputError(f"There is no method {unknown[0]!r}. Choose of {', '.join(known)}; or give --mask and --update.")
+        methods = [known[_slug(name)] for name in given.methods or METHODS]
+    return expand(_config(given), methods, given.patterns, given.many_k, given.seeds)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def _get_batch(store: RunStore, batch_id: str) -> Batch:
+    try:
+        return store.batch(batch_id)
+    except KeyError as error:
+        raise InputError(error.args[0]) from None
+
+
+def _named(store: RunStore, name: str) -> list[Run]:
+    """The runs of a batch of that name, else the run."""
+    found = [batch for batch in store.batches() if batch.id == name]
+    return found[0].runs() if found else [_get(store, name)]
+
+
+def _work_through(batch: Batch) -> int:
+    """Execute what is not finished of a batch. One that fails does not stop the others, Ctrl-C stops all."""
+    waiting = [run for run in batch.runs() if run.state() not in (*ACTIVE, "finished")]
+    endings: list[events.Event] = []
+    stopped = False
+    with ExitStack() as stack:
+        holds = [stack.enter_context(ExitStack()) for _ in waiting]
+        for run, hold in zip(waiting, holds, strict=True):  # all of them at once, so that the app shows them waiting
+            hold.enter_context(run.held())
+            run.clear_cancel()
+            run.append(events.Queued())
+        for run, hold, label in zip(waiting, holds, labels([run.config() for run in waiting]), strict=True):
+            with hold:
+                if stopped or run.cancel_requested():
+                    run.append(events.RunCancelled(finished_sites=sum(1 for _ in run.finished_sites())))
+                else:
+                    sys.stderr.write(f"{label} ({run.id})\n")
+                    with _progress(run), _cancel_on_interrupt(run) as interrupted:
+                        from snows import runner
+
+                        runner.execute(run)
+                    stopped = interrupted.is_set()
+                endings.append(run.events()[0][-1])
+    failures = [ending for ending in endings if isinstance(ending, events.RunFailed)]
+    for message in dict.fromkeys(failure.message for failure in failures):
+        sys.stderr.write(message + "\n")
+    if stopped:
+        return CANCELLED
+    if failures and len(failures) == len(endings) and all(failure.bad_input for failure in failures):
+        return BAD_INPUT
+    return FAILED if any(not isinstance(ending, events.RunFinished) for ending in endings) else FINISHED
+
+
+def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
+    found = [(run, run.config(), metrics) for run in runs if (metrics := run.metrics())]
+    if as_json:
+        for run, config, metrics in found:
+            sys.stdout.write(json.dumps({"run_id": run.id, "method": method_name(config.prune), **metrics}) + "\n")
+        return FINISHED
+    if not found:
+        return _fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
+    table = cells(summarize([(config, metrics) for _, config, metrics in found]))
+    sys.stdout.write(_table([[title.upper() for title in table], *zip(*table.values(), strict=True)]))
+    sys.stdout.write(f"\n{BEST} the best of a column, {LEVEL} within the noise of it (two standard errors)\n")
+    return FINISHED
+
+
+# --- study ---
+
+
+def _study(given: argparse.Namespace) -> int:
+    return _batch(given, _of_each_k, _against_k)
+
+
+def _of_each_k(given: argparse.Namespace) -> list[RunConfig]:
+    base = _config(given).model_dump()
+    return study.expand([RunConfig.model_validate(base | {"model": m}) for m in given.models], given.many_k, given.sizes)
+
+
+def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
+    outcomes = [study.Outcome.of(run) for run in runs if run.metrics()]
+    found = study.curves(outcomes)
+    if not found:
+        return _fail("None of these runs is a finished run of SNOWS, so there is no K to look at.", FAILED)
+    rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", "ACCURACY", "AGREEMENT", "DIVERGENCE", "TIME", "")]
+    reasons = []
+    for name, curve in zip(study.names(found), found, strict=True):
+        advice = study.recommend(curve, outcomes)
+        if as_json:
+            sys.stdout.write(json.dumps(_curve_record(name, curve, advice)) + "\n")
+        for row in curve.rows:
+            k = row.config.prune.k_steps
+            of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
+            measured = ("accuracy", "agreement", "divergence", "seconds")
+            values = [in_words(m, row.values[m]) if m in row.values else "-" for m in measured]
+            level = advice is not None and any(row is other for other in advice.level)
+            mark = BEST if advice is not None and row is advice.row else LEVEL if level else ""
+            rows.append((name, str(k), of_all, *values, mark))
+        if advice is not None:
+            reasons.append(f"{name}: {advice.reason}")
+    if not as_json:
+        legend = f"{BEST} the smallest K within the noise of the best (two standard errors), {LEVEL} others within it"
+        sys.stdout.write("\n".join([_table(rows), legend, *reasons]) + "\n")
+    return FINISHED
+
+
+def _curve_record(name: str, curve: study.Curve, advice: study.Recommendation | None) -> dict[str, Any]:
+    points = [
+        {"k_steps": row.config.prune.k_steps, **{measure: value.mean for measure, value in row.values.items()}}
+        for row in curve.rows
+    ]
+    chosen = None if advice is None else advice.row.config.prune.k_steps
+    reason = None if advice is None else advice.reason
+    record = {"network": name, "operations": curve.operations, "num_calibration": curve.config.num_calibration}
+    return record | {"recommended": chosen, "reason": reason, "points": points}
+
+
+# --- list, show, report ---
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -320,17 +572,38 @@ def _show(given: argparse.Namespace) -> int:
     run = _get(RunStore(default_root()), given.run)
     happened, _ = run.events()
     sys.stdout.write(f"{run.id}: {run.state()}\n{_heading(run.config())}\n\n")
-    rows: list[tuple[str, ...]] = [("LAYER", "DENSITY", "MASK ONLY", "LEAST SQUARES", "FINAL", "SECONDS", "STATUS")]
+    rows: list[tuple[str, ...]] = [
+        ("LAYER", "DENSITY", "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", "SECONDS", "STATUS")
+    ]
     for event in happened:
         if isinstance(event, events.SiteFinished):
             losses = [f"{event.losses[k]:.3g}" if k in event.losses else "-" for k in ("mask_only", "least_squares", "final")]
-            rows.append((event.site, _percent(event.density), *losses, f"{event.seconds:.1f}", event.status))
+            rows.append(
+                (event.site, _percent(event.density), str(event.exchanged), *losses, f"{event.seconds:.1f}", event.status)
+            )
     if len(rows) > 1:
         sys.stdout.write(_table(rows) + "\n")
     if happened and isinstance(happened[-1], events.RunFailed):
         sys.stdout.write(happened[-1].message + "\n")
     if metrics := run.metrics():
         sys.stdout.write(_summary(run, metrics) + "\n")
+    return FINISHED
+
+
+def _write_report(given: argparse.Namespace) -> int:
+    folder = Path(given.run)
+    run = Run(folder.resolve()) if (folder / "config.json").exists() else _get(RunStore(default_root()), given.run)
+    run.config()  # a run of another version is a sentence now, not a trace later
+    if not (ROOT / "app" / "report.py").exists():
+        return _fail(f"Reports are drawn by the app, and there is none in {ROOT}. Use the whole project.", FAILED)
+    # Figures belong to the app, which the engine does not import. So the app draws them, in a process of its own.
+    draw = [sys.executable, "-P", "-m", "app.report", str(run.path.resolve())]
+    drawn = subprocess.run(draw, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=False)
+    if drawn.returncode:
+        return _fail("The report could not be drawn; the lines above say why.", FAILED)
+    output = given.output or Path(f"{run.id}.html")
+    output.write_bytes(drawn.stdout)
+    sys.stdout.write(f"{output}\n")
     return FINISHED
 
 
@@ -343,7 +616,8 @@ def _heading(config: RunConfig) -> str:
 
 
 def _method(config: PruneConfig) -> str:
-    return f"{config.mask} + {config.update}" + (f" K={config.k_steps}" if config.update == "snows" else "")
+    mask = config.mask + (" refined" if config.refinement != "none" else "")
+    return f"{mask} + {config.update}" + (f" K={config.k_steps}" if config.update == "snows" else "")
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
@@ -371,7 +645,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-# --- coverage, train, bundle-data ---
+# --- coverage, models, images, presets, fetch, train, bundle-data ---
 
 
 def _coverage(given: argparse.Namespace) -> int:
@@ -386,6 +660,78 @@ def _coverage(given: argparse.Namespace) -> int:
     sys.stdout.write(_table(rows))
     if plan.skipped:
         sys.stdout.write("\nLeft dense:\n" + _table(list(plan.skipped.items())))
+    return FINISHED
+
+
+def _models(given: argparse.Namespace) -> int:
+    from snows import models
+
+    rows: list[tuple[str, ...]] = [("MODEL", "PARAMETERS", "INPUT", "OUTPUTS", "WEIGHTS")]
+    for name in models.search(" ".join(given.text), given.limit):
+        outline = models.outline(name)
+        parameters = sum(p.numel() for p in outline.module.parameters())
+        weights = models.published_weights(name, parameters)
+        there = "none published" if weights is None else f"{weights.num_bytes / 1e6:,.0f} MB"
+        size, outputs = "x".join(map(str, outline.input_size)), f"{len(outline.class_names):,}"
+        here = ", here" if weights is not None and weights.here else ""
+        rows.append((name, f"{parameters:,}", size, outputs, there + here))
+    if len(rows) == 1:
+        raise InputError(f"No model has {' and '.join(given.text)} in its name. Try a shorter part of it.")
+    sys.stdout.write(_table(rows))
+    return FINISHED
+
+
+def _images(given: argparse.Namespace) -> int:
+    config = _config(given)
+    from snows import data, models
+
+    model = models.outline(config.model, config.checkpoint, class_names=config.class_names)
+    found = data.preview(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=24)
+    measured = "accuracy and agreement" if found.labelled else "agreement with the dense network; there are no labels it knows"
+    lines = [
+        f"{config.num_calibration:,} of {found.num_calibration:,} images to calibrate with",
+        f"{found.num_evaluation:,} images to measure on",
+        f"Measured: {measured}",
+        f"Preparation: {model.preprocessing}",
+    ]
+    if found.classes:
+        lines.append(f"Classes: {', '.join(found.classes[:10])}{', …' if len(found.classes) > 10 else ''}")
+    sys.stdout.write("\n".join([*lines, *found.notes]) + "\n")
+    if given.output:
+        data.write_sheet(found.images, given.output)
+        sys.stdout.write(f"{given.output}\n")
+    return FINISHED
+
+
+def _presets(given: argparse.Namespace) -> int:
+    from snows import presets
+
+    for name, preset in PRESETS.items():
+        sys.stdout.write(f"{name}: {preset.title}\n  {preset.needs}\n")
+        for item in presets.wanted(preset.config):
+            here = ", here already" if item.here else ""
+            sys.stdout.write(f"  Download: {item.what}, {item.num_bytes / 1e6:,.0f} MB{here}\n")
+    sys.stdout.write("Run one with `python -m snows prune --preset NAME`; any other flag changes it.\n")
+    return FINISHED
+
+
+def _fetch(given: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from snows import datasets, models
+
+    for name in given.names:
+        with tqdm(unit="B", unit_scale=True, desc=name, file=sys.stderr, dynamic_ncols=True) as bar:
+
+            def report(what: str, done: int, total: int | None, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            if name in datasets.SETS:
+                datasets.fetch(name, report)
+            else:
+                models.fetch(name, report)
+        sys.stdout.write(f"{name} is here.\n")
     return FINISHED
 
 

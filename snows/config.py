@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 MASKS = ("magnitude", "wanda", "sparsegpt", "random")
 UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
+REFINEMENTS = ("none", "layer", "window")
 CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 
@@ -164,10 +165,23 @@ class PruneConfig(_Config):
         description="How weights are chosen: magnitude, wanda, sparsegpt, random, or a .safetensors file whose zeros are "
         "the mask.",
     )
+    refine: Literal["none", "layer", "window"] = Field(
+        "window",
+        description="Whether kept weights are exchanged for pruned ones of their group where that lowers the loss: not at all, "
+        "the layer's own (takes no time worth speaking of), or also, after the first Newton step, the window's. For least "
+        "squares and SNOWS; a mask from a file stays as it is.",
+    )
     update: Literal["none", "least-squares", "sparsegpt", "snows"] = Field(
         "snows", description="What values the kept weights take."
     )
     k_steps: int = Field(3, ge=0, le=10_000, description="How many operations after the layer its weights must also reproduce.")
+    sweeps: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="How often the layers are gone through. A second time, each layer meets later layers that are pruned too: "
+        "twice the time, and worth it where few weights stay.",
+    )
     targets: Literal["dense", "propagated"] = Field(
         "dense",
         description="What to reproduce: the untouched network's values, or the dense weight's on the pruned network's input.",
@@ -183,6 +197,23 @@ class PruneConfig(_Config):
     )
     batch_norm_reestimate: bool = Field(False, description="Measure batch-norm statistics again after pruning.")
     solver: SolverConfig = SolverConfig()
+
+    @property
+    def refinement(self) -> Literal["none", "layer", "window"]:
+        """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, and a mask from a
+        file is what its owner wants."""
+        if self.update not in ("least-squares", "snows") or self.mask not in MASKS or self.refine == "none":
+            return "none"
+        return self.refine if self.update == "snows" else "layer"
+
+    @model_validator(mode="after")
+    def _only_snows_gains_by_sweeps(self) -> "PruneConfig":
+        if self.sweeps > 1 and self.update != "snows":
+            raise ValueError(
+                f"A second sweep finds nothing to do for update {self.update!r}, which looks at no later layer. Use update "
+                "snows, or one sweep."
+            )
+        return self
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -219,13 +250,27 @@ class PruneConfig(_Config):
 class RunConfig(_Config):
     """One run from names alone: which network, which images, and how to prune."""
 
-    model: str = Field("resnet20-fashion", description="resnet20-fashion, vit-fashion, timm:NAME or torchvision:NAME.")
-    checkpoint: str | None = Field(None, description="A .safetensors, .pt or .pth file with weights of your own.")
-    data: str = Field("fashion-mnist", description="fashion-mnist, fashion-mnist-full, or a folder of images.")
+    model: str = Field(
+        "resnet20-fashion",
+        description="resnet20-fashion, vit-fashion, resnet20-cifar10, resnet50-cifar100, timm:NAME or torchvision:NAME.",
+    )
+    checkpoint: str | None = Field(None, description="A .safetensors, .pt, .pth or .bin file with weights of your own.")
+    class_names: tuple[str, ...] = Field((), description="What the outputs mean, in order, where the network does not say.")
+    data: str = Field(
+        "fashion-mnist",
+        description="fashion-mnist, cifar-10, cifar-100, imagenette, oxford-pets, flowers-102, or a folder of images.",
+    )
     num_calibration: int = Field(512, ge=1, description="How many images, without labels, the reconstruction is fitted on.")
     num_evaluation: int = Field(10_000, ge=1, description="How many images the result is measured on, at the most.")
     prune: PruneConfig = PruneConfig()
     name: str = Field("", description="What to call the run, for a person.")
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _class_names_from_lines(cls, value: object) -> object:
+        if value is None or isinstance(value, str):  # one a line, as a person writes them
+            return tuple(line.strip() for line in (value or "").splitlines() if line.strip())
+        return value
 
 
 _FIELD_SENTENCES = {

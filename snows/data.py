@@ -2,6 +2,8 @@
 
     fashion-mnist        bundled in `assets/`: 3,000 training images to calibrate with, the 10,000 test images to evaluate on
     fashion-mnist-full   the same test images, all 60,000 training images; read from the disk, not bundled
+    cifar-10, cifar-100, imagenette, oxford-pets, flowers-102
+                         torchvision's data sets, downloaded when first used: see `datasets`
     FOLDER               pictures of one's own: in the folder itself (no labels), or in one folder a class
 
 A choice is a seeded permutation of a sorted list, so a seed names the same images in the same order on every machine, and a
@@ -9,33 +11,34 @@ smaller choice is the beginning of a larger one. Calibration never looks at a la
 """
 
 import gzip
-import io
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from snows.config import InputError
+from snows import datasets
+from snows.config import InputError, RunConfig
+from snows.downloads import Report
 from snows.models import ASSETS, FASHION_CLASSES, LoadedModel
+from snows.pictures import IMAGE_SUFFIXES, DataError, read_picture
 
 BUNDLE = ASSETS / "fashion-mnist.npz"
 BUNDLED_CALIBRATION = 3_000
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOAD_ROOT = Path("~/.snows/data")
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+MAX_FOLDER_IMAGES = 2_000_000
 # Agreement and accuracy on fewer images than this say nothing; then the calibration images are evaluated on too, and a note
 # says so.
 FEWEST_EVALUATION = 16
-
-
-class DataError(InputError):
-    """The images asked for cannot be had: which, why, and what to do."""
+_GROUND_NOISE = 12  # grey levels by which a photograph's even background still varies
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,89 @@ class Data:
     notes: list[str] = field(default_factory=list)
 
 
-def load(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> Data:
+@dataclass(frozen=True)
+class Preview:
+    """What a run would get: the first calibration images, preprocessed as in `Data`, each with `words`, and what there is."""
+
+    images: Tensor
+    words: list[str]
+    num_calibration: int  # that there are to choose from
+    num_evaluation: int  # that the network would be measured on
+    classes: tuple[str, ...]  # of the set, whether or not the network knows them
+    labelled: bool  # whether there will be an accuracy
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which images of a set are used, none of them read yet."""
+
+    calibration: list[int]
+    evaluation: list[int]
+    available: int  # to calibrate with
+    read_calibration: Callable[[list[int]], Tensor]
+    read_evaluation: Callable[[list[int]], Tensor]
+    words: Callable[[int], str]  # of a calibration image
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    notes: list[str]
+
+
+def load_configured(config: RunConfig, model: LoadedModel, report: Report | None = None) -> Data:
+    """The images of a run, see `load`."""
+    return load(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, report)
+
+
+def load(
+    name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, report: Report | None = None
+) -> Data:
     """Images of the set `name` as `model` expects them.
 
     `num_calibration` images are chosen with `seed`; evaluation takes the first `num_evaluation` test images of Fashion-MNIST,
-    or up to that many of a folder's images that calibration does not use.
+    up to that many of torchvision's, the same whatever the seed, or up to that many of a folder's images that calibration does
+    not use. `report` is told how a download goes and may raise to stop it.
 
-    Raises `DataError` for an unknown set, too few images, files that are not images, and images the model cannot take.
+    Raises `DataError` for an unknown set, too few images, files that are not images, and images the model cannot take;
+    `DownloadError` for a set that cannot be fetched.
     """
+    if name in datasets.SETS:
+        datasets.fetch(name, report)
+    chosen = _choose(name, model, num_calibration, num_evaluation, seed)
+    _fits_memory(len(chosen.calibration) + len(chosen.evaluation), model)
+    calibration = chosen.read_calibration(chosen.calibration)
+    return Data(calibration, chosen.read_evaluation(chosen.evaluation), chosen.labels, chosen.notes)
+
+
+def preview(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, count: int) -> Preview:
+    """What `load` would give, reading no more than `count` images. `model` may be an outline. Raises as `load` does, and
+    `DataError` for a set that is still to be downloaded."""
+    if name in datasets.SETS and not datasets.is_here(name):
+        raise DataError(
+            f"{datasets.SETS[name].title} is not on this machine yet. Download it first: python -m snows fetch {name}."
+        )
+    chosen = _choose(name, model, num_calibration, num_evaluation, seed)
+    first = chosen.calibration[:count]
+    return Preview(
+        chosen.read_calibration(first),
+        [chosen.words(pick) for pick in first],
+        chosen.available,
+        len(chosen.evaluation),
+        chosen.classes,
+        chosen.labels is not None,
+        chosen.notes,
+    )
+
+
+def _choose(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
     if name in ("fashion-mnist", "fashion-mnist-full"):
         return _fashion_mnist(name, model, num_calibration, num_evaluation, seed)
+    if name in datasets.SETS:
+        return _named_set(name, model, num_calibration, num_evaluation, seed)
     folder = Path(name).expanduser()
     if not folder.exists():
         raise DataError(
-            f"There is no data set and no folder {name!r}. Use fashion-mnist, fashion-mnist-full, or the path of a folder of "
-            "images."
+            f"There is no data set and no folder {name!r}. Use fashion-mnist, {', '.join(datasets.SETS)}, or the path of a "
+            "folder of images."
         )
     if not folder.is_dir():
         raise DataError(f"{folder} is a file, not a folder of images. Name the folder that holds the images.")
@@ -76,7 +147,7 @@ def load(name: str, model: LoadedModel, num_calibration: int, num_evaluation: in
 # --- Fashion-MNIST ---
 
 
-def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> Data:
+def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
     if model.input_size[0] != 1 or model.class_names != FASHION_CLASSES:
         raise DataError(
             f"{name} holds 28x28 grey pictures of ten kinds of clothes, but {model.name} takes images of shape "
@@ -85,14 +156,24 @@ def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_eval
         )
     if name == "fashion-mnist":
         arrays = _read_bundle(BUNDLE)
-        train, test, labels = (torch.from_numpy(arrays[key]) for key in ("calibration_images", "test_images", "test_labels"))
+        train, train_labels, test, labels = (
+            torch.from_numpy(arrays[key]) for key in ("calibration_images", "calibration_labels", "test_images", "test_labels")
+        )
     else:
-        (train, _), (test, labels) = read_fashion_mnist("train"), read_fashion_mnist("test")
+        (train, train_labels), (test, labels) = read_fashion_mnist("train"), read_fashion_mnist("test")
     _enough("calibration", num_calibration, len(train), f"{name} has {len(train):,} training images")
     _enough("evaluation", num_evaluation, len(test), f"{name} has {len(test):,} test images")
-    _fits_memory(num_calibration + num_evaluation, model)
-    picks = _shuffled(len(train), seed)[:num_calibration]
-    return Data(model.preprocess(train[picks]), model.preprocess(test[:num_evaluation]), labels[:num_evaluation].long())
+    return _Choice(
+        calibration=_shuffled(len(train), seed)[:num_calibration].tolist(),
+        evaluation=list(range(num_evaluation)),
+        available=len(train),
+        read_calibration=lambda picks: model.preprocess(train[picks]),
+        read_evaluation=lambda picks: model.preprocess(test[picks]),
+        words=lambda pick: FASHION_CLASSES[int(train_labels[pick])],
+        labels=labels[:num_evaluation].long(),
+        classes=FASHION_CLASSES,
+        notes=[],
+    )
 
 
 def read_fashion_mnist(split: str, root: Path | None = None) -> tuple[Tensor, Tensor]:
@@ -168,10 +249,54 @@ def _read_bundle(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+# --- torchvision's sets ---
+
+
+def _named_set(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
+    spec = datasets.SETS[name]
+    train, test = datasets.open_sets(name)
+    _enough("calibration", num_calibration, len(train), f"{spec.title} has {len(train):,} training images")
+    # These sets lie in the order of their classes; the first images would be of one class.
+    evaluation = _shuffled(len(test), 0)[:num_evaluation].tolist()
+    classes = spec.names(train)
+    indices = _class_indices(classes, model)
+    labels, notes = None, []
+    if indices is None:
+        notes.append(
+            f"The classes of {spec.title} ({_first(classes)}) are not those of {model.name}, so there is no accuracy, only "
+            "agreement with the dense network."
+        )
+    else:
+        labels = torch.tensor([indices[classes[_label_of(test, pick)]] for pick in evaluation])
+
+    def read(dataset: Any, role: str, picks: list[int]) -> Tensor:
+        named = ((dataset[pick][0], f"{role} image {pick + 1} of {spec.title}") for pick in picks)
+        return torch.cat([_prepared(picture, model.preprocess, name) for picture, name in named])
+
+    return _Choice(
+        calibration=_shuffled(len(train), seed)[:num_calibration].tolist(),
+        evaluation=evaluation,
+        available=len(train),
+        read_calibration=partial(read, train, "training"),
+        read_evaluation=partial(read, test, "test"),
+        words=lambda pick: _class_words(classes[_label_of(train, pick)], indices, model),
+        labels=labels,
+        classes=tuple(classes),
+        notes=notes,
+    )
+
+
+def _label_of(dataset: Any, pick: int) -> int:
+    """A label without opening its picture, from where torchvision's sets keep them."""
+    if hasattr(dataset, "targets"):
+        return int(dataset.targets[pick])
+    return int(dataset._labels[pick] if hasattr(dataset, "_labels") else dataset._samples[pick][1])
+
+
 # --- a folder of pictures ---
 
 
-def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> Data:
+def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
     files = _image_files(folder)
     _enough("calibration", num_calibration, len(files), f"{folder} holds {len(files):,} images")
     order = _shuffled(len(files), seed).tolist()
@@ -184,25 +309,41 @@ def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_ev
         )
         evaluation = sorted(order)
     evaluation = evaluation[:num_evaluation]
-    _fits_memory(num_calibration + len(evaluation), model)
 
-    labels = None
+    labels, indices = None, None
     classes = sorted({file.parent.name for file in files if file.parent != folder})
     if classes:
         indices = _class_indices(classes, model)
-        if indices is None:
-            notes.append(
-                f"The folders in {folder} ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''}) are not named like the "
-                f"classes of {model.name}, so there is no accuracy, only agreement with the dense network."
-            )
-        else:
+        if indices is not None:
             labels = torch.tensor([indices[files[i].parent.name] for i in evaluation])
-    return Data(_pictures(files, calibration, model), _pictures(files, evaluation, model), labels, notes)
+        elif len(classes) > 1:  # a single folder is only where somebody keeps them
+            notes.append(
+                f"The folders in {folder} ({_first(classes)}) are not named like the classes of {model.name}, so there is no "
+                "accuracy, only agreement with the dense network."
+            )
+
+    def read(picks: list[int]) -> Tensor:
+        return torch.cat([_prepared(read_picture(files[i], str(files[i])), model.preprocess, str(files[i])) for i in picks])
+
+    def words(pick: int) -> str:
+        return _class_words(files[pick].parent.name, indices, model) if len(classes) > 1 else files[pick].name
+
+    return _Choice(calibration, evaluation, len(files), read, read, words, labels, tuple(classes), notes)
+
+
+def _class_words(name: str, indices: dict[str, int] | None, model: LoadedModel) -> str:
+    return name if indices is None else model.class_names[indices[name]]
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _image_files(folder: Path) -> list[Path]:
     """The images in `folder`, or in its folders (one a class), sorted by path. Hidden files and other kinds are left out."""
     here, below = ([path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")] for pattern in ("*", "*/*"))
+    if len(here) + len(below) > MAX_FOLDER_IMAGES:
+        raise DataError(f"{folder} holds more than {MAX_FOLDER_IMAGES:,} files. Name a folder of those to be used.")
     flat, nested = ([path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES] for paths in (here, below))
     if flat and nested:
         raise DataError(
@@ -233,24 +374,44 @@ def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
 
 
-def _pictures(files: list[Path], picks: list[int], model: LoadedModel) -> Tensor:
-    return torch.cat([_picture(files[pick], model.preprocess) for pick in picks])
-
-
-def _picture(file: Path, preprocess: Callable[[list[Image.Image]], Tensor]) -> Tensor:
+def _prepared(picture: Image.Image, preprocess: Callable[[list[Image.Image]], Tensor], name: str) -> Tensor:
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as opened:
-            image = ImageOps.exif_transpose(opened)
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{file} is too large an image to be opened safely ({error}). Make it smaller.") from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
-        raise DataError(
-            f"{file} is not an image that can be read; it is damaged or of another kind. Remove or replace it."
-        ) from error
-    try:
-        return preprocess([image])
+        return preprocess([picture])
     except InputError as error:
-        raise DataError(f"{file} does not suit the model: {error}. Convert the images, or choose another model.") from error
+        raise DataError(f"{name} does not suit the model: {error}. Convert the images, or choose another model.") from error
+
+
+def as_pixels(image: Tensor) -> np.ndarray:
+    """A preprocessed image (C, H, W) to look at: (H, W) or (H, W, 3) uint8, from its darkest value to its lightest."""
+    low, high = image.min(), image.max()
+    pixels = ((image - low) / (high - low).clamp(min=1e-12) * 255).round().byte().permute(1, 2, 0).numpy()
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
+
+
+def write_sheet(images: Tensor, path: Path, columns: int = 6) -> None:
+    """Preprocessed images (N, C, H, W) side by side as one picture file, each framed by two pixels."""
+    rows, side = -(-len(images) // columns), images.shape[-1] + 4
+    sheet = Image.new("RGB", (columns * side, rows * (images.shape[-2] + 4)), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet.paste(Image.fromarray(as_pixels(image)).convert("RGB"), (column * side + 2, row * (images.shape[-2] + 4) + 2))
+    sheet.save(path)
+
+
+def like_fashion_mnist(picture: Image.Image) -> Image.Image:
+    """Any picture as 28x28 grey, light on black, by the steps that made Fashion-MNIST.
+
+    Xiao, Rasul & Vollgraf (2017), "Fashion-MNIST", figure 1: trim, the longest edge to 28 pixels, extend to 28x28 with the
+    thing in the middle, negate, grey. Negated is only what stands on a light ground, as their photographs did: a picture that
+    is light on dark already stays so.
+    """
+    grey = ImageOps.grayscale(picture.convert("RGB"))
+    pixels = np.asarray(grey)
+    ground = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
+    if ground > 127:
+        grey, ground = ImageOps.invert(grey), 255 - ground
+    thing = grey.point(lambda value: 255 * (value > ground + _GROUND_NOISE)).getbbox()
+    return ImageOps.pad(grey.crop(thing) if thing else grey, (28, 28), Image.Resampling.LANCZOS, color=0)
 
 
 # --- shared checks ---

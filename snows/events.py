@@ -28,7 +28,9 @@ class RunStarted(Event):
     device: str
     sites: list[str]
     skipped: dict[str, str]  # weight name -> why it is left dense
-    resumed: int = 0  # how many sites an earlier worker had finished
+    resumed: int = 0  # how many sites an earlier worker had finished, over all sweeps
+    sweeps: int = 1  # how often the sites are gone through
+    operations: int | None = None  # how many the network has of those that K counts; None in runs of older versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,21 @@ class Measured(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fetched(Event):
+    """Within the phase `load`: `done` of `total` bytes of `what` are downloaded; None where nobody said how many there are."""
+
+    what: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteStarted(Event):
     site: str
     index: int
     operations: list[str]  # the window's captured operations, n_0 … n_K
     shape: list[int]
+    sweep: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +115,23 @@ class SiteFinished(Event):
     by_k: dict[str, list[float]]
     scale: list[float]
     density: float
+    exchanged: int = 0  # weights that came into the mask for others, after the scores had chosen it
     status: str  # a name of `solver.Status` or of the update
     message: str  # the status in words, with its remedy
     seconds: float
     num_products: int
     peak_memory: int | None = None  # bytes on the device, None on a CPU
+    held_memory: int | None = None  # bytes of the images' values that wait in memory; None in runs of older versions
+    sweep: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
+    """`right`: which evaluation images the pruned network answers as their label says, or, where there are none, as the dense
+    network does: a bit an image, the first the highest of its byte, in hex. Runs on the same images compare image by image."""
+
     metrics: dict[str, float | None]
+    right: str = ""  # empty in runs of older versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,22 +112,32 @@ def semi_structured_obstacle(weight: Tensor) -> str | None:
     They need at most 2 of 4 weights kept along the input axis, half precision, R a multiple of 32 and P of 64 (the stricter of
     the two backends of `torch.sparse.to_sparse_semi_structured`), and a GPU of compute capability 8.0 or later.
     """
+    shape = semi_structured_shape_obstacle(tuple(weight.shape))
     if weight.ndim != 2:
-        return f"The kernels multiply matrices, and this weight has shape {tuple(weight.shape)}; convolutions stay dense."
+        return shape
     if not (verdict := check_compliance(weight, _TWO_OF_FOUR)).ok:
         return f"The weight is not 2:4: {verdict.message} Prune it with the pattern 2:4."
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return (
             f"The kernels need half precision, and this weight is {weight.dtype}. Convert the network to bfloat16 or float16."
         )
-    rows, columns = weight.shape
-    if rows % 32 or columns % 64:
-        return f"The kernels need a multiple of 32 outputs and of 64 inputs, and this weight has {rows} and {columns}."
+    if shape is not None:
+        return shape
     if weight.device.type != "cuda" or torch.version.hip is not None:
         return f"The kernels exist for NVIDIA GPUs only, and this weight is on {weight.device}. Move the network to cuda."
     major, minor = torch.cuda.get_device_capability(weight.device)
     if major < 8:
         return f"The kernels need compute capability 8.0 (Ampere) or later, and this GPU has {major}.{minor}."
+    return None
+
+
+def semi_structured_shape_obstacle(shape: tuple[int, ...]) -> str | None:
+    """Why PyTorch's 2:4 kernels cannot run a weight of that shape on any device, as a sentence; None where they can."""
+    if len(shape) != 2:
+        return f"The kernels multiply matrices, and this weight has shape {shape}; convolutions stay dense."
+    rows, columns = shape
+    if rows % 32 or columns % 64:
+        return f"The kernels need a multiple of 32 outputs and of 64 inputs, and this weight has {rows} and {columns}."
     return None
 
 

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -230,6 +231,11 @@ class NetworkGraph:
         return cls(program)
 
     # --- what the nodes are ---
+
+    @cached_property
+    def num_operations(self) -> int:
+        """How many counted operations there are: no window looks further ahead."""
+        return sum(self.kind(node) is not None for node in self.nodes)
 
     def path(self, node: fx.Node) -> str:
         """The dotted path of the module that ran `node`, e.g. `blocks.0.attn`."""

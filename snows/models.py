@@ -1,22 +1,21 @@
 """The model catalogue: a name to a module, its preprocessing and its class names.
 
-    resnet20-fashion, vit-fashion   bundled: the weights lie in `assets/`, with a card that says how they were made
-    timm:NAME                       any timm model; weights from the Hugging Face hub
-    torchvision:NAME                any torchvision classification model; weights from download.pytorch.org
+    resnet20-fashion, vit-fashion      bundled: the weights lie in `assets/`, with a card that says how they were made
+    resnet20-cifar10, resnet50-cifar100  the CIFAR forms of these networks; weights that others trained and published
+    timm:NAME                          any timm model; weights from the Hugging Face hub
+    torchvision:NAME                   any torchvision classification model; weights from download.pytorch.org
 
 Each takes a checkpoint file of one's own in place of the published weights. A checkpoint is untrusted: only tensors are read
-from it, its size and every shape are compared with the network before a value is loaded, and a NaN is refused.
+from it, its size and every shape are compared with the network before a value is loaded, and a NaN is refused. `outline` tells
+all about a network but its values, without loading or downloading any.
 """
 
 import difflib
 import json
-import os
-import pickle
-import socket
-import zipfile
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from snows.config import InputError
+from snows import checkpoints, downloads
+from snows.config import InputError, RunConfig
+from snows.downloads import Report
 
 ASSETS = Path(__file__).parent.parent / "assets"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy", "bridge",
+    "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud",
+    "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl",
+    "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man",
+    "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear",
+    "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit", "raccoon", "ray", "road",
+    "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel",
+    "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train",
+    "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )  # fmt: skip
 
 Images = Tensor | Sequence[Image.Image]  # (B, C, H, W) uint8, or B pictures
@@ -40,10 +52,6 @@ Preprocess = Callable[[Images], Tensor]  # to (B, C, H, W) float32, as the netwo
 
 class CatalogueError(InputError):
     """No such model, or its weights are not to be had here."""
-
-
-class CheckpointError(InputError):
-    """A checkpoint file that cannot be used, and why."""
 
 
 class _BasicBlock(nn.Module):
@@ -122,6 +130,55 @@ BUNDLED: dict[str, Bundled] = {
 }
 
 
+def _resnet50_cifar() -> nn.Module:
+    import timm
+
+    module: Any = timm.create_model("resnet50", num_classes=100)
+    module.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)  # at 32x32 there is nothing to give away at the door
+    module.maxpool = nn.Identity()
+    return module
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """A network for 32x32 color pictures whose weights somebody else published, at `repository` on the hub or at `address`."""
+
+    build: Callable[[], nn.Module]
+    class_names: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_bytes: int
+    file: str
+    repository: str = ""
+    address: str = ""
+    sha256: str = ""  # how the file's hash begins
+
+
+CIFAR: dict[str, Cifar] = {
+    # github.com/chenyaofo/pytorch-cifar-models, with the preprocessing it was trained with (logs/cifar10/resnet20).
+    "resnet20-cifar10": Cifar(
+        partial(ResNet20, in_channels=3),
+        CIFAR10_CLASSES,
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),
+        1_120_000,
+        "cifar10_resnet20-4118986f.pt",
+        address="https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/cifar10_resnet20-4118986f.pt",
+        sha256="4118986f",
+    ),
+    # huggingface.co/edadaltocg/resnet50_cifar100; built and preprocessed as in github.com/edadaltocg/detectors.
+    "resnet50-cifar100": Cifar(
+        _resnet50_cifar,
+        CIFAR100_CLASSES,
+        (0.5071, 0.4867, 0.4408),
+        (0.2675, 0.2565, 0.2761),
+        95_000_000,
+        "pytorch_model.bin",
+        repository="edadaltocg/resnet50_cifar100",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A network ready to prune: `module` is in eval mode, on the CPU, in float32."""
@@ -132,13 +189,36 @@ class LoadedModel:
     input_size: tuple[int, int, int]  # (C, H, W) of a preprocessed image
     class_names: tuple[str, ...]  # one an output; empty for a network without a classifier
     class_ids: tuple[str, ...] = ()  # the names that folders of this data set usually have (ImageNet: n01440764)
+    preprocessing: str = ""  # what `preprocess` does, in words
 
 
-def load(name: str, checkpoint: str | Path | None = None, *, pretrained: bool = True) -> LoadedModel:
-    """The network `name`, with its published weights or those of the file `checkpoint` (.safetensors, .pt, .pth).
+@dataclass(frozen=True)
+class Weights:
+    """A network's published weights: the address and about the size of the file, and whether it is on this machine."""
+
+    address: str
+    num_bytes: int
+    here: bool
+
+
+def load_configured(config: RunConfig, *, pretrained: bool = True, report: Report | None = None) -> LoadedModel:
+    """The network of a run, see `load`."""
+    return load(config.model, config.checkpoint, pretrained=pretrained, class_names=config.class_names, report=report)
+
+
+def load(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    pretrained: bool = True,
+    class_names: Sequence[str] = (),
+    report: Report | None = None,
+) -> LoadedModel:
+    """The network `name`, with its published weights or those of the file `checkpoint` (.safetensors, .pt, .pth, .bin).
 
     A checkpoint whose classifier has another number of classes gets a classifier of that size (timm and torchvision).
-    `pretrained=False` keeps random weights, the same ones every time.
+    `pretrained=False` keeps random weights, the same ones every time. `class_names`: what its outputs mean, where the network
+    itself does not say. `report` is told how a download goes and may raise to stop it.
 
     Raises `CatalogueError` for an unknown name or weights that cannot be fetched, `CheckpointError` for a file that is missing,
     corrupt, made for another network, or holds a NaN.
@@ -146,13 +226,109 @@ def load(name: str, checkpoint: str | Path | None = None, *, pretrained: bool = 
     check_name(name)
     source, _, architecture = name.rpartition(":")
     build = partial(_SOURCES[source], architecture)
-    loaded = _seeded(build, published=pretrained and checkpoint is None)
+    loaded = _seeded(build, published=pretrained and checkpoint is None, report=report)
     if checkpoint is not None:
-        state = _read_checkpoint(Path(checkpoint), loaded.module)
-        if source and (num_classes := _other_num_classes(loaded.module, state)):
+        state = checkpoints.read(Path(checkpoint), loaded.module)
+        if source and (num_classes := checkpoints.other_num_classes(loaded.module, state)):
             loaded = _seeded(build, num_classes=num_classes)
-        _load_state(loaded.module, state, Path(checkpoint))
-    return loaded
+        checkpoints.load_into(loaded.module, state, Path(checkpoint))
+    return _named(loaded, class_names)
+
+
+def outline(name: str, checkpoint: str | Path | None = None, *, class_names: Sequence[str] = ()) -> LoadedModel:
+    """`load` without the values: the module is on the meta device. Takes no memory and no download.
+
+    Of a checkpoint only the shapes are read. Raises as `load` does, but for values that are not numbers.
+    """
+    check_name(name)
+    source, _, architecture = name.rpartition(":")
+    build = partial(_SOURCES[source], architecture)
+
+    def unfilled(**arguments: Any) -> LoadedModel:
+        try:
+            return build(device="meta", **arguments)
+        except NotImplementedError:  # torchvision's RegNets look at their own weights
+            return _seeded(build, **arguments)
+
+    found = unfilled()
+    if checkpoint is not None:
+        state = checkpoints.read(Path(checkpoint), found.module)
+        if source and (num_classes := checkpoints.other_num_classes(found.module, state)):
+            found = unfilled(num_classes=num_classes)
+        checkpoints.compare(found.module.state_dict(), state, Path(checkpoint))
+    return _named(found, class_names)
+
+
+def _named(model: LoadedModel, class_names: Sequence[str]) -> LoadedModel:
+    if not class_names:
+        return model
+    if len(class_names) != len(model.class_names):
+        raise CatalogueError(
+            f"{len(class_names):,} class names were given, but {model.name} has {len(model.class_names):,} outputs. Give one "
+            "name an output, in their order."
+        )
+    return replace(model, class_names=tuple(class_names), class_ids=())
+
+
+def search(text: str, limit: int = 20) -> list[str]:
+    """Names that hold every word of `text`: those that begin with the last one first, then the shorter ones."""
+    words = text.lower().replace(":", " ").split()
+    found = [name for name in every_name() if all(word in name for word in words)]
+    begins = words[-1] if words else ""
+
+    def distance(name: str) -> tuple[bool, int]:
+        architecture = name.rpartition(":")[2]
+        return not architecture.startswith(begins), len(architecture)
+
+    return sorted(found, key=distance)[:limit]
+
+
+@cache
+def every_name() -> tuple[str, ...]:
+    """All names that `load` knows. The first time, it imports timm and torchvision, which takes seconds."""
+    return tuple(f"{source}:{name}".removeprefix(":") for source in _SOURCES for name in names(source))
+
+
+def published_weights(name: str, num_parameters: int) -> Weights | None:
+    """Where the published weights of `name` come from, without asking the network; None if there are none.
+
+    `num_parameters`: of its outline, for the size where it is not stated.
+    """
+    source, _, architecture = name.rpartition(":")
+    if architecture in BUNDLED:
+        path = ASSETS / f"{architecture}.safetensors"
+        return Weights(str(path), path.stat().st_size, True) if path.exists() else None
+    if source == "torchvision":
+        import torchvision
+
+        weights = torchvision.models.get_model_weights(architecture).DEFAULT
+        return Weights(weights.url, int(weights.meta["_file_size"] * 2**20), downloads.hub_path(weights.url).exists())
+    if source == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(architecture)
+        if config is None or not config.has_weights:
+            return None
+        if not config.hf_hub_id:
+            assert isinstance(config.url, str)  # what has weights has one of the two
+            return Weights(config.url, 4 * num_parameters, downloads.hub_path(config.url).exists())
+        repository, file = config.hf_hub_id, _HUB_FILE
+    else:
+        spec = CIFAR[architecture]
+        if spec.address:
+            return Weights(spec.address, spec.num_bytes, downloads.hub_path(spec.address).exists())
+        repository, file = spec.repository, spec.file
+    return Weights(
+        downloads.hub_address(repository, file), 4 * num_parameters, downloads.in_hub_cache(repository, file) is not None
+    )
+
+
+def fetch(name: str, report: Report) -> None:
+    """Download the published weights of `name` into the cache of the library they are for, unless they are there.
+
+    Raises `CatalogueError`.
+    """
+    load(name, report=report)
 
 
 def check_name(name: str) -> None:
@@ -162,17 +338,17 @@ def check_name(name: str) -> None:
         return
     known = [f"{source}:{known}".removeprefix(":") for source in _SOURCES for known in names(source)]
     same = [full for full in known if full.endswith(f":{name.lower()}")]
-    begun = [full for full in BUNDLED if name and full.startswith(name.lower())]
+    begun = [full for full in (*BUNDLED, *CIFAR) if name and full.startswith(name.lower())]
     near = same or begun or difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     raise CatalogueError(
-        f"There is no model {name!r}. {hint}Models are {', '.join(BUNDLED)}, timm:NAME and torchvision:NAME "
+        f"There is no model {name!r}. {hint}Models are {', '.join((*BUNDLED, *CIFAR))}, timm:NAME and torchvision:NAME "
         "(timm:resnet18, torchvision:vit_b_16)."
     )
 
 
 def names(source: str) -> list[str]:
-    """The names that `source` (`timm`, `torchvision`, or nothing for the bundled ones) offers, sorted, without the prefix."""
+    """The names that `source` (`timm`, `torchvision`, or empty) offers, sorted, without the prefix."""
     if source == "timm":
         import timm
 
@@ -181,7 +357,7 @@ def names(source: str) -> list[str]:
         import torchvision
 
         return sorted(torchvision.models.list_models(module=torchvision.models))
-    return sorted(BUNDLED)
+    return [*sorted(BUNDLED), *sorted(CIFAR)]
 
 
 def card(name: str) -> dict[str, Any]:
@@ -199,14 +375,42 @@ def _seeded(build: Callable[..., LoadedModel], **arguments: Any) -> LoadedModel:
         return build(**arguments)
 
 
-def _bundled(name: str, *, published: bool = False) -> LoadedModel:
+def _own(name: str, *, published: bool = False, report: Report | None = None, device: str = "cpu") -> LoadedModel:
+    return _cifar(name, published, report, device) if name in CIFAR else _bundled(name, published, device)
+
+
+def _bundled(name: str, published: bool, device: str) -> LoadedModel:
     spec = BUNDLED[name]
-    module = spec.build().eval()
+    with torch.device(device):
+        module = spec.build().eval()
     if published:
         path = _bundled_weights(name)
-        _load_state(module, _read_checkpoint(path, module), path)
+        checkpoints.load_into(module, checkpoints.read(path, module), path)
     size = 28 + 2 * spec.padding
-    return LoadedModel(name, module, spec.preprocess, (1, size, size), FASHION_CLASSES)
+    frame = f"framed by {spec.padding} pixels of zeros, " if spec.padding else ""
+    words = f"Takes 28x28 grey pictures, light on dark; {frame}" + _normalization((0.286,), (0.353,))
+    return LoadedModel(name, module, spec.preprocess, (1, size, size), FASHION_CLASSES, preprocessing=words)
+
+
+def _cifar_weights(spec: Cifar, name: str, report: Report | None) -> Path:
+    if spec.repository:
+        return downloads.from_hub(spec.repository, spec.file, name, report)
+    return downloads.from_address(spec.address, spec.sha256, name, report)
+
+
+def _cifar(name: str, published: bool, report: Report | None, device: str) -> LoadedModel:
+    from torchvision import transforms
+
+    spec = CIFAR[name]
+    with torch.device(device):
+        module = spec.build().eval()
+    if published:
+        path = _cifar_weights(spec, name, report)
+        checkpoints.load_into(module, checkpoints.read(path, module), path)
+    steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
+    words = _preparation(32, 32, "bilinear", spec.mean, spec.std)
+    preprocess = partial(_pictures, transforms.Compose(steps), 3)
+    return LoadedModel(name, module, preprocess, (3, 32, 32), spec.class_names, preprocessing=words)
 
 
 def _bundled_weights(name: str) -> Path:
@@ -219,30 +423,43 @@ def _bundled_weights(name: str) -> Path:
     return path
 
 
-def _timm(architecture: str, *, published: bool = False, num_classes: int | None = None) -> LoadedModel:
+def _timm(
+    architecture: str,
+    *,
+    published: bool = False,
+    num_classes: int | None = None,
+    report: Report | None = None,
+    device: str = "cpu",
+) -> LoadedModel:
     import timm
     from timm.data import create_transform, infer_imagenet_subset, resolve_model_data_config
 
+    name = f"timm:{architecture}"
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if published:
-        arguments |= _timm_weights(architecture)
-    try:
-        module: Any = timm.create_model(architecture, **arguments).eval()
-    except OSError as error:
-        raise CatalogueError(_unreachable(f"timm:{architecture}", "huggingface.co", str(error))) from error
-    if published:
-        _refuse_nonfinite(module, f"The published weights of timm:{architecture}")
+        arguments |= _timm_weights(architecture, report)
+        with downloads.fetching(name, arguments.pop("address"), report):
+            module: Any = timm.create_model(architecture, **arguments).eval()
+        checkpoints.refuse_nonfinite(module, f"The published weights of {name}")
+    else:
+        with torch.device(device):
+            module = timm.create_model(architecture, **arguments).eval()
     config = resolve_model_data_config(module)
     subset = infer_imagenet_subset(module)
     class_names, class_ids = _imagenet(subset) if subset else (_numbered(module.num_classes), ())
-    preprocess = partial(_pictures, create_transform(**config), config["input_size"][0])
-    return LoadedModel(f"timm:{architecture}", module, preprocess, tuple(config["input_size"]), class_names, class_ids)
+    size = config["input_size"]
+    resize = math.floor(size[1] / config["crop_pct"])
+    words = _preparation(resize, size[1], config["interpolation"], config["mean"], config["std"])
+    if config["crop_mode"] != "center":
+        words += f"; crop mode {config['crop_mode']}"
+    preprocess = partial(_pictures, create_transform(**config), size[0])
+    return LoadedModel(name, module, preprocess, tuple(size), class_names, class_ids, words)
 
 
-def _timm_weights(architecture: str) -> dict[str, Any]:
-    """The arguments that make timm load its published weights: from the hub's cache where they are there, else from the hub."""
+def _timm_weights(architecture: str, report: Report | None) -> dict[str, Any]:
+    """The arguments that make timm load its published weights, which are here or come now; `address`: where from."""
     import timm
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     config = timm.get_pretrained_cfg(architecture)
     if config is None or not config.has_weights:
@@ -250,37 +467,50 @@ def _timm_weights(architecture: str) -> dict[str, Any]:
             f"timm publishes no weights for {architecture}. Bring your own with --checkpoint FILE, or choose a name that "
             "`timm.list_pretrained()` shows."
         )
-    if config.hf_hub_id:
-        cached = try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-        if isinstance(cached, str):
-            return {"pretrained": True, "pretrained_cfg_overlay": {"file": cached}}
-        # The hub's client tries for 45 seconds before it says that there is no network.
-        if reason := _no_route("huggingface.co"):
-            raise CatalogueError(_unreachable(f"timm:{architecture}", "huggingface.co", reason))
-    return {"pretrained": True}
+    if not config.hf_hub_id:
+        return {"pretrained": True, "address": config.url}
+    address = downloads.hub_address(config.hf_hub_id, _HUB_FILE)
+    try:
+        file = downloads.from_hub(config.hf_hub_id, _HUB_FILE, f"timm:{architecture}", report)
+    except EntryNotFoundError:  # kept under another name, which timm knows to find
+        return {"pretrained": True, "address": address}
+    # Not by the loader that some networks have for the format they were first published in.
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "custom_load": False}, "address": address}
 
 
-def _torchvision(architecture: str, *, published: bool = False, num_classes: int | None = None) -> LoadedModel:
+def _torchvision(
+    architecture: str,
+    *,
+    published: bool = False,
+    num_classes: int | None = None,
+    report: Report | None = None,
+    device: str = "cpu",
+) -> LoadedModel:
     import torchvision
 
+    name = f"torchvision:{architecture}"
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
     arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if architecture in ("googlenet", "inception_v3") and not published:
         arguments["init_weights"] = True  # torchvision's default, which warns unless it is spelled out
-    try:
-        module = torchvision.models.get_model(architecture, weights=weights if published else None, **arguments).eval()
-    except OSError as error:
-        raise CatalogueError(_unreachable(f"torchvision:{architecture}", "download.pytorch.org", str(error))) from error
     if published:
-        _refuse_nonfinite(module, f"The published weights of torchvision:{architecture}")
+        with downloads.fetching(name, weights.url, report):
+            module = torchvision.models.get_model(architecture, weights=weights, **arguments).eval()
+        checkpoints.refuse_nonfinite(module, f"The published weights of {name}")
+    else:
+        with torch.device(device):
+            module = torchvision.models.get_model(architecture, weights=None, **arguments).eval()
     transform = weights.transforms()
     class_names = tuple(weights.meta["categories"]) if num_classes is None else _numbered(num_classes)
     class_ids = _imagenet("imagenet-1k")[1] if num_classes is None else ()
-    size = (3, transform.crop_size[0], transform.crop_size[0])
-    return LoadedModel(f"torchvision:{architecture}", module, partial(_pictures, transform, 3), size, class_names, class_ids)
+    crop = transform.crop_size[0]
+    words = _preparation(transform.resize_size[0], crop, transform.interpolation.value, transform.mean, transform.std)
+    preprocess = partial(_pictures, transform, 3)
+    return LoadedModel(name, module, preprocess, (3, crop, crop), class_names, class_ids, words)
 
 
-_SOURCES: dict[str, Callable[..., LoadedModel]] = {"": _bundled, "timm": _timm, "torchvision": _torchvision}
+_HUB_FILE = "model.safetensors"
+_SOURCES: dict[str, Callable[..., LoadedModel]] = {"": _own, "timm": _timm, "torchvision": _torchvision}
 
 
 def _imagenet(subset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -295,21 +525,14 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(count))
 
 
-def _no_route(host: str) -> str | None:
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return None
-    try:
-        socket.create_connection((host, 443), timeout=5).close()
-    except OSError as error:
-        return str(error)
-    return None
+def _preparation(resize: int, crop: int, interpolation: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    cut = f", the middle {crop}x{crop}" if crop != resize else f", cut to {crop}x{crop}"
+    return f"The shorter edge to {resize} pixels ({interpolation}){cut}, " + _normalization(mean, std)
 
 
-def _unreachable(name: str, host: str, reason: str) -> str:
-    return (
-        f"The published weights of {name} could not be fetched from {host}: {reason}. Download them on a machine with a "
-        f"connection and name the file: --model {name} --checkpoint FILE (.safetensors, .pt or .pth)."
-    )
+def _normalization(mean: Sequence[float], std: Sequence[float]) -> str:
+    means, deviations = (", ".join(f"{value:.3g}" for value in values) for values in (mean, std))
+    return f"values from 0 to 1, less the mean ({means}), over the deviation ({deviations})"
 
 
 def _pictures(transform: Callable[[Image.Image], Tensor], channels: int, images: Images) -> Tensor:
@@ -321,110 +544,3 @@ def _pictures(transform: Callable[[Image.Image], Tensor], channels: int, images:
             )
         images = [Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images]
     return torch.stack([transform(image.convert("L" if channels == 1 else "RGB")) for image in images])
-
-
-# --- checkpoints ---
-
-
-def _read_checkpoint(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict, memory-mapped: no value is read yet, so that shapes can be compared first."""
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {path}.")
-    # A training checkpoint holds optimizer moments and averages too: several times the network, never a hundred times.
-    own = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    size, limit = path.stat().st_size, 8 * own + 2**26
-    if size > limit:
-        raise CheckpointError(
-            f"{path} has {size / 1e6:,.0f} MB, far more than this network's {own / 1e6:,.0f} MB, so it was made for "
-            "another network."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return _unwrap(dict(load_file(path)), path)
-        if path.suffix not in (".pt", ".pth"):
-            raise CheckpointError(f"{path} is neither .safetensors nor a state dict (.pt, .pth). Save it as one of these.")
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                # torch never compresses; a compressed entry could grow without bound.
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise CheckpointError(f"{path} is compressed, which torch.save never does. Save it with torch.save.")
-        return _unwrap(torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), path)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors (code, or a whole pickled network), which is not safe to load. Save "
-            "the state dict alone: torch.save(model.state_dict(), FILE)."
-        ) from error
-    except Exception as error:  # a damaged file makes the readers raise anything at all
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint; it is damaged or not one at all ({type(error).__name__})."
-        ) from error
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(
-            f"{path} holds no state dict (names with tensors). Save one with torch.save(model.state_dict(), FILE)."
-        )
-    for prefix in ("module.", "model."):  # DistributedDataParallel, Lightning
-        if all(name.startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return content
-
-
-def _other_num_classes(module: nn.Module, state: dict[str, Tensor]) -> int | None:
-    """The rows of the checkpoint's classifier, where they alone differ from the network's."""
-    weights = {name: value for name, value in module.state_dict().items() if name.endswith(".weight") and value.ndim >= 2}
-    classifier = list(weights)[-1]
-    own, given = weights[classifier], state.get(classifier)
-    if given is None or given.shape[1:] != own.shape[1:] or given.shape == own.shape:
-        return None
-    return len(given)
-
-
-def _load_state(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    # Counters of batch norm's training; evaluation never reads them and exporters drop them.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
-    wrong = [
-        f"{name} is {_kind(state[name])} instead of {_kind(own[name])}"
-        for name in own
-        if name in state and _kind(state[name]) != _kind(own[name])
-    ]
-    problems = [
-        f"{len(found)} {label} ({_first(found)})"
-        for label, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong))
-        if found
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path} does not fit this network of {len(own)} tensors: {'; '.join(problems)}. Choose the model that the "
-            "checkpoint was made for."
-        )
-    module.load_state_dict(state, strict=False)
-    _refuse_nonfinite(module, str(path))
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)}" + ("" if tensor.is_floating_point() else f" {tensor.dtype}".replace("torch.", ""))
-
-
-def _first(items: Sequence[str], count: int = 3) -> str:
-    return ", ".join(items[:count]) + (", …" if len(items) > count else "")
-
-
-def _refuse_nonfinite(module: nn.Module, origin: str) -> None:
-    for name, value in module.state_dict().items():
-        bad = int((~torch.isfinite(value)).sum())
-        if bad:
-            kind = "NaN" if bool(torch.isnan(value).any()) else "an infinite value"
-            raise CheckpointError(
-                f"{origin}: the weight {name} holds {kind} ({bad:,} of {value.numel():,} values), so every output would be "
-                "invalid. Use a checkpoint from before the training diverged."
-            )

@@ -7,12 +7,12 @@ handed on; a cancelled or killed run loses at most the site it was working on.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 
 from snows import events
 from snows.config import MASKS, NM, Dense, InputError, PruneConfig, Unstructured
@@ -162,7 +162,8 @@ def prune(
 
     `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
-    `on_site` is handed each new one: together they make a run resumable. `progress` shows a progress bar.
+    `on_site` is handed each new one: together they make a run resumable. Indices count on through the sweeps. `progress` shows
+    a progress bar.
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
@@ -185,40 +186,56 @@ def prune(
             + "; ".join(f"{s.name}: {covered.skipped[s.name]}" for s in graph.sites[:3])
         )
 
-    loop = _Loop(graph, covered, config, batches, device, on_event, cancelled)
-    resumed = 0
-    while resumed < len(covered.sites) and finished(resumed) is not None:
-        resumed += 1
+    given_masks = None if config.mask in MASKS else _given_masks(config.mask, covered.sites, device)
+    count = len(covered.sites)
+    taken: list[tuple[Tensor, Tensor]] = []  # what an earlier call completed, over all sweeps
+    while len(taken) < config.sweeps * count and (earlier := finished(len(taken))) is not None:
+        taken.append((earlier[0].to(device, dtype), earlier[1].to(device)))
     on_event(
         events.RunStarted(
-            device=_device_name(device), sites=[s.name for s in covered.sites], skipped=covered.skipped, resumed=resumed
+            device=_device_name(device),
+            sites=[s.name for s in covered.sites],
+            skipped=covered.skipped,
+            resumed=len(taken),
+            sweeps=config.sweeps,
+            operations=graph.num_operations,
         )
     )
-    bar = _progress_bar(len(covered.sites)) if progress else None
-    done, masks = [], {}
-    for index, site in enumerate(covered.sites):
-        earlier = finished(index) if index < resumed else None
-        if earlier is not None:
-            weight, mask = (t.to(device) for t in earlier)
-            weight = weight.to(dtype)
-            loop.skip(site, weight)
-        else:
-            weight, mask, record = loop.solve(index, site)
-            on_site(index, weight, mask)
+    bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
+    done: list[events.SiteFinished] = []
+    found: dict[str, tuple[Tensor, Tensor]] = {}  # weight and mask by site, from the latest sweep
+    for sweep in range(config.sweeps):
+        before, here = dict(found), taken[sweep * count : (sweep + 1) * count]
+        found |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
+        if len(here) == count:
+            continue
+        loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before)
+        for site in covered.sites[: len(here)]:
+            loop.skip(site, found[site.name][0])
+        for index in range(len(here), count):
+            weight, mask, record = loop.solve(index, covered.sites[index])
+            found[record.site] = weight, mask
+            on_site(sweep * count + index, weight, mask)
             on_event(record)
             done.append(record)
-        masks[site.name] = mask
-        with torch.no_grad():
-            pruned.get_parameter(site.name).copy_(weight)
-        if bar is not None:
-            bar.update()
+            if bar is not None:
+                bar.update()
     if bar is not None:
         bar.close()
+    with torch.no_grad():
+        for name, (weight, _) in found.items():
+            pruned.get_parameter(name).copy_(weight)
     if config.batch_norm_reestimate:
         reestimate_batch_norm(pruned, [b.to(device) for b in batches])
     pruned = pruned.to(memory_format=torch.contiguous_format)  # the usual layout, the only one that safetensors saves
     return PruneResult(
-        pruned, masks, covered.patterns, done, covered.skipped, sum(r.num_products for r in done), time.perf_counter() - started
+        pruned,
+        {name: mask for name, (_, mask) in found.items()},
+        covered.patterns,
+        done,
+        covered.skipped,
+        sum(r.num_products for r in done),
+        time.perf_counter() - started,
     )
 
 
@@ -232,7 +249,21 @@ def _progress_bar(total: int):  # type: ignore[no-untyped-def]
     return tqdm(total=total, desc="pruning", unit="layer")
 
 
-class _Loop:
+def _given_masks(path: str, sites: Sequence[Site], device: torch.device) -> dict[str, Tensor]:
+    """The masks (R, P) of a file. Raises `PruneError` for one from another network."""
+    masks, found = {}, read_mask_file(path)
+    for site in sites:
+        mask = found.get(site.name)
+        if mask is None or tuple(mask.shape) != site.shape:
+            there = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+            raise PruneError(
+                f"The mask file has {there} for {site.name}, which has shape {site.shape}. Use a file from this network."
+            )
+        masks[site.name] = to_matrix(mask.to(device))
+    return masks
+
+
+class Cascade:
     """The state that passes from site to site: both frontiers, and the pruned network's tensors so far."""
 
     def __init__(
@@ -244,15 +275,23 @@ class _Loop:
         device: torch.device,
         on_event: Callable[[events.Event], None],
         cancelled: Callable[[], bool],
+        given_masks: dict[str, Tensor] | None = None,
+        sweep: int = 0,
+        earlier: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        """`given_masks` (R, P) take the place of those that scores would choose. `earlier`: each site's weight and mask from
+        the sweep before this one, none in the first."""
+        self.sweep, self.earlier = sweep, earlier or {}
         self.graph, self.covered, self.config, self.device = graph, covered, config, device
         self.on_event, self.cancelled = on_event, cancelled
         self.images = [len(b) for b in batches]
         self.dense_parameters = graph.bind({name: t.clone() for name, t in graph.parameters.items()})
         self.parameters = dict(self.dense_parameters)
+        for name, (weight, _) in self.earlier.items():
+            self.parameters[graph.tensor_node(name)] = weight
         self.pruned = Frontier(graph, batches)
         self.dense = Frontier(graph, batches) if config.targets == "dense" else None
-        self.given_masks = self._given_masks(config.mask) if config.mask not in MASKS else None
+        self.given_masks = given_masks
         self.global_masks = self._global_masks(batches)
 
     def check(self) -> None:
@@ -282,6 +321,8 @@ class _Loop:
         ]
         if not sites or self.given_masks is not None:
             return {}
+        if self.earlier:
+            return {site.name: to_matrix(self.earlier[site.name][1]) for _, site, _ in sites}
         scores, frontier = {}, Frontier(self.graph, batches)
         for i, site, pattern in sites:
 
@@ -294,18 +335,6 @@ class _Loop:
         masks: dict[str, Tensor] = {}
         for pattern in dict.fromkeys(p for _, _, p in sites):  # an override may be a global pattern of its own
             masks |= keep_masks_global({s.name: scores[s.name] for _, s, p in sites if p == pattern}, pattern)
-        return masks
-
-    def _given_masks(self, path: str) -> dict[str, Tensor]:
-        masks, found = {}, read_mask_file(path)
-        for site in self.covered.sites:
-            mask = found.get(site.name)
-            if mask is None or tuple(mask.shape) != site.shape:
-                there = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
-                raise PruneError(
-                    f"The mask file has {there} for {site.name}, which has shape {site.shape}. Use a file from this network."
-                )
-            masks[site.name] = to_matrix(mask.to(self.device))
         return masks
 
     def mask(self, index: int, site: Site, gram: Callable[[], Tensor]) -> Tensor:
@@ -343,6 +372,41 @@ class _Loop:
             batches.append(Batch(waiting, targets, self.images[i]))
         return batches
 
+    def problem(self, index: int, window: Window) -> SiteProblem:
+        """What the update of site `index` is to solve: its window on the network as pruned so far."""
+        site, config = window.site, self.config
+        self._targets(window)
+        dense_weight = self.dense_parameters[self.graph.tensor_node(site.name)]
+        batches = self._batches(window, dense_weight)
+        site_inputs = [b.inputs[site.input] for b in batches]
+        grams: list[Tensor] = []
+
+        def gram() -> Tensor:
+            if not grams:
+                grams.append(input_gram(site, site_inputs, self.device))
+            return grams[0]
+
+        earlier = self.earlier.get(site.name)
+        mask = self.mask(index, site, gram) if earlier is None else to_matrix(earlier[1])
+        return SiteProblem(
+            window,
+            dense_weight,
+            mask,
+            self.covered.patterns[site.name],
+            batches,
+            site_inputs,
+            None if self.dense is None else [b.targets[0] for b in batches],
+            bias=self._bias(site),
+            config=config.solver,
+            device=self.device,
+            seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
+            refinement=config.refinement,
+            gram=grams[0] if grams else None,
+            earlier=None if earlier is None else earlier[0],
+            on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),
+            on_step=lambda result, damping: self._on_step(site, result, damping),
+        )
+
     def solve(self, index: int, site: Site) -> tuple[Tensor, Tensor, events.SiteFinished]:
         """Mask and update one site: its weight and mask in the parameter's shape, and what happened."""
         started, device, config = time.perf_counter(), self.device, self.config
@@ -351,63 +415,52 @@ class _Loop:
         self.check()
         node = self.graph.tensor_node(site.name)
         window = self.graph.window(site, config.k_steps)
-        self.on_event(events.SiteStarted(site=site.name, index=index, operations=window.operations, shape=list(site.shape)))
-        self._targets(window)
-        dense_weight = self.dense_parameters[node]
-
-        batches = self._batches(window, dense_weight)
-        site_inputs = [b.inputs[site.input] for b in batches]
-        grams: list[Tensor] = []
-
-        def gram() -> Tensor:
-            if not grams:
-                grams.append(input_gram(site, site_inputs, device))
-            return grams[0]
-
-        mask = self.mask(index, site, gram)
-        problem = SiteProblem(
-            window,
-            dense_weight,
-            mask,
-            batches,
-            site_inputs,
-            None if self.dense is None else [b.targets[0] for b in batches],
-            bias=self._bias(site),
-            config=config.solver,
-            device=device,
-            seed=config.seed * 1_000_003 + index,
-            gram=grams[0] if grams else None,
-            on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),
-            on_step=lambda result, damping: self._on_step(site, result, damping),
+        self.on_event(
+            events.SiteStarted(
+                site=site.name, index=index, operations=window.operations, shape=list(site.shape), sweep=self.sweep
+            )
         )
-        result = UPDATES[config.update](problem)
-        kept, losses = result.kept, problem.objective.losses(result.kept)
-        weight = problem.kept.expand(kept)
+        given = self.problem(index, window)
+        result = UPDATES[config.update](given)
+        problem, batches = result.problem, given.batches
+        mask, losses = problem.mask, problem.objective.losses(result.kept)
+        weight = problem.kept.expand(result.kept)
         compliance = check_compliance(weight, self.covered.patterns[site.name]) if self.given_masks is None else None
         if compliance is not None and not compliance.ok and site.name not in self.global_masks:
             raise PruneError(f"{site.name}: {compliance.message}")
         self.parameters[node] = weight
 
-        by_k = {"mask_only": problem.masked_losses, "final": losses}
-        if "least_squares_losses" in problem.__dict__:
-            by_k["least_squares"] = problem.least_squares_losses
+        by_k = {"mask_only": problem.masked_losses, **result.by_k, "final": losses}
         scale = torch.zeros(len(window.captured), dtype=torch.float64)
         for batch in batches:
-            scale += torch.stack([t.square().mean() for t in batch.targets]).double().cpu() * (batch.images / sum(self.images))
+            scale += torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() * (
+                batch.images / sum(self.images)
+            )
         record = events.SiteFinished(
             site=site.name,
             index=index,
+            sweep=self.sweep,
             losses={stage: sum(values) for stage, values in by_k.items()},
             by_k=by_k,
             scale=scale.tolist(),
             density=float(mask.float().mean()),
+            exchanged=int((mask & ~given.mask).sum()),
             status=result.status,
             message=result.message,
             seconds=time.perf_counter() - started,
-            num_products=problem.objective.num_products,
+            num_products=result.num_products,
             peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            held_memory=self._held_memory(batches),
         )
         return weight, from_matrix(mask, site.shape), record
+
+    def _held_memory(self, batches: Sequence[Batch]) -> int:
+        """Bytes of the images' values that wait for their turn: both networks', and the window's inputs and targets."""
+        frontiers = [f for f in (self.pruned, self.dense) if f is not None]
+        values = [v for f in frontiers for i in range(len(f)) for v in f.values(i).values()]
+        values += [v for b in batches for v in (*b.targets, *(v for n, v in b.inputs.items() if n not in self.parameters))]
+        storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
+        return sum(storages.values())
 
     def _bias(self, site: Site) -> Tensor | None:
         bias = site.node.args[2] if len(site.node.args) > 2 else None
@@ -436,6 +489,14 @@ class _Loop:
                 status="accepted" if result.step_size > 0 else "rejected" if result.tried else "not needed",
             )
         )
+
+
+def _storages(value: object) -> Iterator[UntypedStorage]:
+    if isinstance(value, Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _storages(part)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ Shapes: R output rows, P inputs a row (for a convolution: kernel position by inp
 weights in a row, n kept weights in all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from snows.config import InputError
 from snows.graph import Site, Values, Window, differentiable_attention, move
@@ -24,6 +26,7 @@ from snows.linearization import Linearization
 from snows.sparsity import from_matrix, to_matrix
 
 Product = Callable[[Tensor], Tensor]
+_POINTS_REMEMBERED = 8
 
 
 class ReconstructionError(InputError):
@@ -89,15 +92,30 @@ def rows_of_output(site: Site, y: Tensor) -> Tensor:
     return y.reshape(-1, y.shape[-1]) if site.kind == "linear" else y.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+# What a core's cache holds: a matrix product of rows that are still there is a quarter faster.
+_CHUNK_BYTES = 2**20
+
+
 def input_gram(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Tensor:
     """Mean of x xᵀ over the layer's inputs x: (P, P)."""
-    gram, count = None, 0
+    inner = math.prod(site.shape[1:])
+    gram, count = torch.zeros(inner, inner, dtype=inputs[0].dtype, device=device), 0
     for x in inputs:
-        rows = input_rows(site, x.to(device))
-        gram = rows.T @ rows if gram is None else gram.addmm_(rows.T, rows)
-        count += len(rows)
-    assert gram is not None
+        copies = 1 if site.kind == "linear" else math.prod(site.shape[2:])
+        few = max(1, _CHUNK_BYTES // (copies * x[0].numel() * x.element_size()))
+        for part in x.split(few) if copies > 1 and device.type == "cpu" else (x,):
+            rows = input_rows(site, part.to(device))
+            gram.addmm_(rows.T, rows)
+            count += len(rows)
     return gram / count
+
+
+def _weight_gradient(
+    x: Tensor, shape: Sequence[int], y: Tensor, stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)
+) -> Tensor:
+    """Sum over output positions of y rᵀ with the receptive field r in `x`, unpadded: `shape` (R, C, kh, kw)."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # sums that are solved with need all their digits
+        return conv2d_weight(x, list(shape), y, stride=stride, dilation=dilation)
 
 
 def input_output_cross(
@@ -106,10 +124,17 @@ def input_output_cross(
     """Mean of (y - bias) xᵀ over inputs x and the outputs y to reproduce: (R, P)."""
     cross, count = None, 0
     for x, y in zip(inputs, outputs, strict=True):
-        rows, wanted = input_rows(site, x.to(device)), rows_of_output(site, y.to(device))
-        wanted = wanted if bias is None else wanted - bias
-        cross = wanted.T @ rows if cross is None else cross.addmm_(wanted.T, rows)
-        count += len(rows)
+        x, y = x.to(device), y.to(device)
+        if bias is not None:
+            y = y - (bias if site.kind == "linear" else bias.view(-1, 1, 1))
+        if site.kind == "linear":
+            part = rows_of_output(site, y).T @ input_rows(site, x)
+        else:
+            stride, (top, bottom, left, right), dilation = _convolution_geometry(site)
+            padded = F.pad(x, (left, right, top, bottom))
+            part = to_matrix(_weight_gradient(padded, site.shape, y, stride, dilation))
+        cross = part if cross is None else cross.add_(part)
+        count += y.numel() // site.shape[0]
     assert cross is not None
     return cross / count
 
@@ -195,8 +220,8 @@ class RowBlocks:
         self._groups = kept.groups(bytes_per_value=8)
         self._inverses: list[Tensor] | None = None
 
-    def _factor(self, group: _Group) -> Tensor:
-        """Cholesky factors of the group's blocks: (r, S, S).
+    def _factor(self, group: _Group) -> tuple[Tensor, Tensor]:
+        """Cholesky factors of the group's blocks (r, S, S), and the ridge in them.
 
         A Gram matrix summed in float32 is known up to its rounding, so the blocks of rows with more weights than there are
         samples may come out indefinite. The ridge is then raised to what the rounding hides, ten-fold at a time.
@@ -205,43 +230,42 @@ class RowBlocks:
         while True:
             factor, failed = torch.linalg.cholesky_ex(_row_blocks(self._gram, group, ridge))
             if not bool(failed.any()):
-                return factor
+                return factor, ridge
             ridge = 10 * ridge
             if bool(ridge > limit):
                 raise ReconstructionError(
                     "The Gram matrix of the layer's calibration inputs is not positive definite. Use float64 or more images."
                 )
 
-    def least_squares(self, cross: Tensor) -> Tensor:
-        """The kept weights that minimize the K = 0 objective: row by row, block w = cross. `cross`: (R, P). Returns (n,)."""
+    def least_squares(self, cross: Tensor, prior: Tensor | None = None) -> Tensor:
+        """The kept weights that minimize the K = 0 objective plus the ridge times their squared distance to `prior` (n,), by
+        default zero: row by row, (block + ridge) w = cross + ridge prior. `cross`: (R, P). Returns (n,)."""
         solution = cross.new_zeros(self.kept.count + 1)
+        padded = F.pad(torch.zeros_like(solution[:-1]) if prior is None else prior, (0, 1)).double()
         inverses = []
         for group in self._groups:
             wanted = cross.double()[group.rows[:, None], group.columns].masked_fill(group.empty, 0)
-            factor = self._factor(group)
+            factor, ridge = self._factor(group)
+            wanted += ridge * padded[group.slots]
             solution[group.slots] = torch.cholesky_solve(wanted[..., None], factor).squeeze(-1).to(cross.dtype)
             inverses.append(torch.cholesky_inverse(factor).to(cross.dtype))
         self._inverses = inverses
         return solution[:-1]
 
-    def quadratic(self, kept: Tensor) -> list[Tensor]:
-        """v_r · block_r v_r for every row, by group: list of (r,)."""
+    def quadratic(self, kept: Tensor) -> Tensor:
+        """v_r · block_r v_r for every row: (R,)."""
         matrix = to_matrix(self.kept.expand(kept)).double()
-        return [((matrix[g.rows] @ self._gram) * matrix[g.rows]).sum(1) for g in self._groups]
+        return ((matrix @ self._gram) * matrix).sum(1)
 
-    def row_sums(self, kept: Tensor) -> list[Tensor]:
-        """The sum over each row's kept entries, by group: list of (r,)."""
-        padded = F.pad(kept, (0, 1))
-        return [padded[g.slots].sum(1) for g in self._groups]
-
-    def solve(self, kept: Tensor, scales: Sequence[Tensor]) -> Tensor:
-        """(scale_r block_r)^-1 applied row by row. `scales`: one (r,) tensor a group."""
+    def solve(self, kept: Tensor, scales: Tensor) -> Tensor:
+        """(scale_r block_r)^-1 applied row by row. `scales`: (R,)."""
         if self._inverses is None:
-            self._inverses = [torch.cholesky_inverse(self._factor(g)).to(kept.dtype) for g in self._groups]
+            self._inverses = [torch.cholesky_inverse(self._factor(g)[0]).to(kept.dtype) for g in self._groups]
         padded = F.pad(kept, (0, 1))
         result = torch.empty_like(padded)
-        for group, inverse, scale in zip(self._groups, self._inverses, scales, strict=True):
-            result[group.slots] = torch.bmm(inverse, padded[group.slots][..., None]).squeeze(-1) / scale[:, None]
+        for group, inverse in zip(self._groups, self._inverses, strict=True):
+            solved = torch.bmm(inverse, padded[group.slots][..., None]).squeeze(-1)
+            result[group.slots] = solved / scales[group.rows, None].to(kept.dtype)
         return result[:-1]
 
 
@@ -253,6 +277,7 @@ class Objective:
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on `curvature_share` of the batches, drawn anew for every Newton step from `seed`; loss and gradient always on all of them.
+    `row_scales` (R,): how much more each row's weights matter over K steps than at K = 0, as last measured.
     """
 
     def __init__(
@@ -275,48 +300,62 @@ class Objective:
         self.row_blocks, self.seed = row_blocks, seed
         self.num_products = 0
         self.last_damping = 0.0
-        self._images = sum(b.images for b in batches)
+        self.row_scales: Tensor | None = None
+        self._seen: list[tuple[Tensor, list[float], Tensor | None]] = []
 
     def inputs(self, batch: Batch) -> Values:
         """The batch's window inputs on the device."""
         return {n: move(v, self.device) for n, v in batch.inputs.items()}
 
-    def _outputs(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        return self.window.outputs(weight, self.inputs(batch)), [t.to(self.device) for t in batch.targets]
+    def _errors(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs at the captured values, and how far they are from their targets."""
+        outputs = self.window.outputs(weight, self.inputs(batch))
+        return outputs, [y.detach() - t.to(self.device) for y, t in zip(outputs, batch.targets, strict=True)]
 
-    def _batch_loss(self, weight: Tensor, batch: Batch) -> Tensor:
-        outputs, targets = self._outputs(weight, batch)
-        losses = [c * F.mse_loss(y, t) for c, y, t in zip(self.coefficients, outputs, targets, strict=True) if c]
-        return torch.stack(losses).sum()
-
-    @torch.no_grad()
     def losses(self, kept: Tensor) -> list[float]:
         """The mean squared error at each captured value, k = 0 … K, without coefficients."""
-        weight = self.kept.expand(kept)
-        total = torch.zeros(len(self.coefficients), dtype=torch.float64)
-        for batch in self.batches:
-            outputs, targets = self._outputs(weight, batch)
-            errors = [F.mse_loss(y, t) for y, t in zip(outputs, targets, strict=True)]
-            total += torch.stack(errors).double().cpu() * (batch.images / self._images)
-        return total.tolist()
+        return self._evaluated(kept)[0]
 
     def loss(self, kept: Tensor) -> float:
-        return sum(c * error for c, error in zip(self.coefficients, self.losses(kept), strict=True))
+        return self._weighted(self.losses(kept))
 
     def loss_and_gradient(self, kept: Tensor) -> tuple[float, Tensor]:
         """The loss and its gradient (n,)."""
-        return self._loss_and_gradient(kept, range(len(self.batches)))
+        losses, gradient = self._evaluated(kept, with_gradient=True)
+        assert gradient is not None
+        return self._weighted(losses), self.kept.restrict(gradient)
 
-    def _loss_and_gradient(self, kept: Tensor, chosen: Sequence[int]) -> tuple[float, Tensor]:
-        weight = self.kept.expand(kept).requires_grad_()
+    def full_gradient(self, kept: Tensor) -> Tensor:
+        """The gradient with respect to all weights (R, P), the pruned ones at zero: which of them would help."""
+        gradient = self._evaluated(kept, with_gradient=True)[1]
+        assert gradient is not None
+        return to_matrix(gradient)
+
+    def _weighted(self, losses: Sequence[float]) -> float:
+        return sum(c * error for c, error in zip(self.coefficients, losses, strict=True))
+
+    def _evaluated(self, kept: Tensor, with_gradient: bool = False) -> tuple[list[float], Tensor | None]:
+        # A solve comes back to the points it knows: the start that was compared, the step that was accepted.
+        for point, losses, gradient in self._seen:
+            if point is kept and (gradient is not None or not with_gradient):
+                return losses, gradient
+        found = self._evaluate(kept, range(len(self.batches)), with_gradient)
+        self._seen = [(kept, *found), *self._seen[: _POINTS_REMEMBERED - 1]]
+        return found
+
+    def _evaluate(self, kept: Tensor, chosen: Sequence[int], with_gradient: bool) -> tuple[list[float], Tensor | None]:
+        weight = self.kept.expand(kept).requires_grad_(with_gradient)
         images = sum(self.batches[i].images for i in chosen)
-        total, gradient = 0.0, torch.zeros_like(weight)
-        for i in chosen:
-            share = self.batches[i].images / images
-            loss = self._batch_loss(weight, self.batches[i])
-            gradient += share * torch.autograd.grad(loss, weight)[0]
-            total += share * float(loss.detach())
-        return total, self.kept.restrict(gradient)
+        losses, gradient = torch.zeros(len(self.coefficients), dtype=torch.float64), torch.zeros_like(weight)
+        with torch.set_grad_enabled(with_gradient):
+            for i in chosen:
+                outputs, errors = self._errors(weight, self.batches[i])
+                share = self.batches[i].images / images
+                losses += share * torch.stack([e.norm().square() / e.numel() for e in errors]).double().cpu()
+                if with_gradient:
+                    slopes = [e.mul_(2 * share * c / e.numel()) for c, e in zip(self.coefficients, errors, strict=True)]
+                    gradient += torch.autograd.grad(outputs, weight, slopes)[0]
+        return losses.tolist(), gradient if with_gradient else None
 
     def curvature_batches(self, step: int) -> list[int]:
         """The batches that curvature is measured on in Newton step `step`."""
@@ -324,15 +363,15 @@ class Objective:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         return torch.randperm(len(self.batches), generator=generator)[:count].sort().values.tolist()
 
-    def product(self, kept: Tensor, chosen: Sequence[int] | None = None) -> Product:
+    def product(self, kept: Tensor, chosen: Sequence[int] | None = None, epsilon: float | None = None) -> Product:
         """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
-        default).
+        default). `epsilon`: the relative step of finite differences, near the best one by default.
 
         The window is run and its derivative graph built once; every product reuses them.
         """
         chosen = range(len(self.batches)) if chosen is None else chosen
         if self.curvature_kind == "finite_difference":
-            return self._finite_difference(kept, chosen)
+            return self._finite_difference(kept, chosen, epsilon)
         weight = self.kept.expand(kept).requires_grad_()
         images = sum(self.batches[i].images for i in chosen)
         linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
@@ -357,9 +396,9 @@ class Objective:
             if norm == 0:
                 return torch.zeros_like(v)
             step = relative * (1 + kept.norm()) / norm
-            ahead = self._loss_and_gradient(kept + step * v, chosen)[1]
-            behind = self._loss_and_gradient(kept - step * v, chosen)[1]
-            return (ahead - behind) / (2 * step)
+            ahead = self._evaluate(kept + step * v, chosen, with_gradient=True)[1]
+            behind = self._evaluate(kept - step * v, chosen, with_gradient=True)[1]
+            return self.kept.restrict(ahead - behind) / (2 * step)  # type: ignore[operator]
 
         return product
 
@@ -382,13 +421,10 @@ class Objective:
         blocks = self.row_blocks
         if blocks is None:
             return product, lambda r: r
-        own = blocks.quadratic(probe)
-        seen = [s.double() for s in blocks.row_sums(probe * image)]
-        overall = sum(s.sum() for s in seen).abs() / sum(o.sum() for o in own)  # type: ignore[union-attr]
+        own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
+        overall = seen.sum().abs() / own.sum()
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
-        scales = [
-            (s / o.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall).to(kept.dtype) for s, o in zip(seen, own, strict=True)
-        ]
+        self.row_scales = scales = (seen / own.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall)
         return product, lambda r: blocks.solve(r, scales)
 
 
@@ -401,5 +437,8 @@ def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product
 
 def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
     """The exact Hessian of one batch's loss by double backward (the paper's product)."""
-    (gradient,) = torch.autograd.grad(objective._batch_loss(weight, batch), weight, create_graph=True)
+    outputs = objective.window.outputs(weight, objective.inputs(batch))
+    targets = (t.to(objective.device) for t in batch.targets)
+    losses = [c * F.mse_loss(y, t) for c, y, t in zip(objective.coefficients, outputs, targets, strict=True) if c]
+    (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), weight, create_graph=True)
     return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]

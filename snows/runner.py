@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,10 +52,11 @@ def _execute(run: Run) -> None:
 
     run.append(events.Phase(name="load"))
     device = resolve_device(config.prune.device)
-    model = models.load(config.model, config.checkpoint)
-    images = data.load(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed)
+    fetched = _Fetched(run)
+    model = models.load_configured(config, report=fetched)
+    images = data.load_configured(config, model, report=fetched)
     run.append(*(events.Note(message=note) for note in images.notes))
-    earlier = {e.index: e for e in run.events()[0] if isinstance(e, events.SiteFinished)}
+    earlier = {(e.sweep, e.index): e for e in run.events()[0] if isinstance(e, events.SiteFinished)}
 
     run.append(events.Phase(name="prune"))
     result = prune(
@@ -88,7 +90,22 @@ def _execute(run: Run) -> None:
     run.append(events.Phase(name="save"))
     run.save_weights(result.model.state_dict())
     run.save_metrics(found)
-    run.append(events.RunFinished(metrics=found))
+    right = pruned_logits.argmax(1) == (dense_logits.argmax(1) if images.labels is None else images.labels)
+    run.append(events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex()))
+
+
+class _Fetched:
+    """Says about once a second how far a download is, and stops it where somebody asked."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._said = run, 0.0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if self._run.cancel_requested():
+            raise Cancelled
+        if time.monotonic() - self._said >= 1:
+            self._run.append(events.Fetched(what=what, done=done, total=total))
+            self._said = time.monotonic()
 
 
 class _Measured:
@@ -155,7 +172,7 @@ def plan(config: RunConfig) -> Plan:
     """The sites and windows of a run, why other weights stay dense, and about what it takes. Raises `InputError` for a bad
     config."""
     device = resolve_device(config.prune.device)
-    model = models.load(config.model, config.checkpoint, pretrained=False)  # only the structure counts
+    model = models.load_configured(config, pretrained=False)  # only the structure counts
     layout = channels_last_if_faster(model.module, torch.empty(1, *model.input_size))
     module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision), memory_format=layout)  # type: ignore[call-overload]
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
@@ -189,7 +206,9 @@ def _window_passes(config: PruneConfig) -> float:
     # With row blocks about five iterations a decimal digit; without, the cap is met more often than not.
     iterations = min(solver.max_iters, round(-5 * math.log10(solver.rtol)) if solver.preconditioner == "row_blocks" else 50)
     product = {"gauss_newton": 2.0, "hessian": 4.0, "finite_difference": 4.0}[solver.curvature]
-    return evaluations + solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
+    steps = solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
+    exchanges = 3 * (solver.newton_steps - 1) if config.refinement == "window" else 0
+    return config.sweeps * (evaluations + steps + exchanges)
 
 
 def _gram_cost(site: Site) -> float:

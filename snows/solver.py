@@ -174,10 +174,11 @@ def newton_cg(
     max_iters: int,
     rtol: float,
     min_decrease: float,
+    first_step: int = 0,
     on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
     on_step: Callable[[StepResult], None] = lambda step: None,
 ) -> NewtonResult:
-    """Minimize `problem` from the flat vector `x`.
+    """Minimize `problem` from the flat vector `x`, counting steps from `first_step`.
 
     Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease` or the model
     promises no more than that, when the gradient vanishes, or when no step length lowers the loss. Every accepted step lowers
@@ -185,7 +186,8 @@ def newton_cg(
     """
     loss, gradient = problem.loss_and_gradient(x)
     steps: list[StepResult] = []
-    for step in range(max_steps):
+    last_step = first_step + max_steps - 1
+    for step in range(first_step, last_step + 1):
         gradient_norm = float(gradient.norm())
         if gradient_norm == 0:
             return NewtonResult(x, loss, Status.ALREADY_OPTIMAL, steps)
@@ -204,7 +206,13 @@ def newton_cg(
             steps.append(StepResult(step, loss, gradient_norm, solve, 0.0, [], -slope / 2, 0.0))
             on_step(steps[-1])
             return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
-        search = line_search(lambda t, x=x, s=solve.x: problem.loss(x + t * s), loss, slope)  # type: ignore[misc]
+        points: dict[float, Tensor] = {0.0: x}
+
+        def loss_at(t: float, x: Tensor = x, s: Tensor = solve.x, points: dict[float, Tensor] = points) -> float:
+            points[t] = x + t * s
+            return problem.loss(points[t])
+
+        search = line_search(loss_at, loss, slope)
         t = search.step_size
         # The model falls by -(t g·s + t² s·Hs / 2). At a CG iterate s·Hs = -g·s; a solve that is cut at once has measured it.
         cut = solve.status is Status.NEGATIVE_CURVATURE and solve.num_products == 1
@@ -216,11 +224,11 @@ def newton_cg(
         if t == 0:
             status = Status.NOT_FINITE if solve.status is Status.NOT_FINITE else Status.LINE_SEARCH_FAILED
             return NewtonResult(x, loss, status, steps)
-        x = x + t * solve.x
+        x = points[t]  # the very tensor that was evaluated, so that a problem may know it again
         decrease = (loss - search.loss) / loss if loss > 0 else 0.0
         loss = search.loss
         if decrease < min_decrease:
             return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
-        if step + 1 < max_steps:
+        if step < last_step:
             _, gradient = problem.loss_and_gradient(x)
     return NewtonResult(x, loss, Status.MAX_STEPS, steps)

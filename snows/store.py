@@ -5,9 +5,14 @@
     RUN/sites/NNNN.safetensors  a finished site's weight and mask; present means finished
     RUN/metrics.json          written when the run has finished
     RUN/weights.safetensors   the pruned network's state dict
+    RUN/label.json            what a person calls the run; the only file that may change at any time
     RUN/cancel                present when somebody asked the worker to stop
     RUN/reserve               room for the last event on a disk that is full
     RUN/worker.json           process id and heartbeat of the worker that holds the run
+    .batches/ID.json          the ids of runs that were made together, in order
+    .trash/TIME/RUN           a deleted run, until `purge`; TIME in nanoseconds
+    .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
+    .uploads/HASH/NAME        pictures or a checkpoint that somebody brought, see `uploads`
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
 the next call, and the next writer cuts it off. Files other than the event log are written beside their place and renamed, so a
@@ -21,14 +26,16 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from snows.config import RunConfig
-from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from snows.config import InputError, RunConfig
+from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, RunStarted, from_json, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +47,34 @@ HEARTBEAT_SECONDS = 2.0
 # A worker that has not been seen for this long and whose process is gone, or lives on another host, is taken for dead.
 STALE_SECONDS = 30.0
 _TAIL_BYTES = 65536
+# How long a deleted run can be had back.
+TRASH_SECONDS = 7 * 24 * 3600.0
 
 
 class StoreError(RuntimeError):
     """The disk refused: the message says which file, why, and what to do."""
+
+
+class Labels(BaseModel):
+    """What a person adds to a run. It is no part of what the run computes, so the config stays as it was."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str = Field("", max_length=80)
+    tags: tuple[str, ...] = Field((), max_length=20)
+    compare: bool = False  # marked to be set beside others
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return " ".join(value.split())
+
+    @field_validator("tags")
+    @classmethod
+    def _short_and_once_each(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        tags = tuple(dict.fromkeys(" ".join(tag.split()) for tag in value if tag.strip()))
+        if long := next((tag for tag in tags if len(tag) > 40), None):
+            raise ValueError(f"The tag {long!r} is longer than 40 characters. Choose a shorter one.")
+        return tags
 
 
 def default_root() -> Path:
@@ -83,7 +114,29 @@ class Run:
         return self.path.name
 
     def config(self) -> RunConfig:
-        return RunConfig.model_validate_json((self.path / "config.json").read_text())
+        config = RunConfig.model_validate_json((self.path / "config.json").read_text())
+        if "refine" in config.prune.model_fields_set:
+            return config
+        # From before masks were refined.
+        return config.model_copy(update={"prune": config.prune.model_copy(update={"refine": "none"})})
+
+    def created(self) -> float:
+        """When the run was made, in seconds since the epoch."""
+        with suppress(FileNotFoundError, ValueError, TypeError), (self.path / "events.jsonl").open("rb") as file:
+            line = file.readline()
+            if line.endswith(b"\n") and (first := from_json(line.decode())) is not None:
+                return first.time  # unlike a file's own time, it is the same wherever the run is copied to
+        return (self.path / "config.json").stat().st_mtime
+
+    def labels(self) -> Labels:
+        """Raises `ValidationError` for a label file that somebody else wrote."""
+        try:
+            return Labels.model_validate_json((self.path / "label.json").read_bytes())
+        except FileNotFoundError:
+            return Labels()
+
+    def save_labels(self, labels: Labels) -> None:
+        _write(self.path / "label.json", labels.model_dump_json().encode())
 
     # --- events ---
 
@@ -213,6 +266,20 @@ class Run:
         """The indices of the sites that are finished."""
         return (int(p.stem) for p in sorted(self.path.glob("sites/[0-9]*.safetensors")))
 
+    def masks(self) -> dict[str, "Tensor"]:
+        """The masks (bool, True = kept, in the parameter's shape) of the finished sites, by name."""
+        from safetensors import safe_open
+
+        started = next((e for e in reversed(self.events()[0]) if isinstance(e, RunStarted)), None)
+        found = {}
+        for index, name in enumerate(started.sites if started else ()):
+            if (site := self.load_site(index)) is not None:
+                found[name] = site[1]
+            elif self.weights_path.exists():  # a run that came without its sites' files: what is zero was pruned
+                with safe_open(self.weights_path, "pt") as file:
+                    found[name] = file.get_tensor(name) != 0
+        return found
+
     def save_weights(self, state_dict: dict[str, "Tensor"]) -> None:
         from safetensors.torch import save
 
@@ -245,6 +312,28 @@ def _cut_torn_line(file: BinaryIO) -> None:
     file.truncate(file.read().rfind(b"\n") + 1)
 
 
+def new_id() -> str:
+    """An id that sorts by time of creation."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs that were made together. A run that was deleted is no longer among them; the others stay."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.stem
+
+    def runs(self) -> list[Run]:
+        """In the order in which they are worked on."""
+        root = self.path.parent.parent
+        folders = (root / run_id for run_id in json.loads(self.path.read_text()))
+        return [Run(folder) for folder in folders if (folder / "config.json").exists()]
+
+
 @dataclass(frozen=True)
 class RunStore:
     """All runs under one folder."""
@@ -252,12 +341,40 @@ class RunStore:
     root: Path
 
     def create(self, config: RunConfig) -> Run:
-        """A new, empty run. Its id sorts by time of creation."""
-        run = Run(self.root / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+        """A new, empty run."""
+        run = Run(self.root / new_id())
         with _disk(run.path):
             run.path.mkdir(parents=True)
         _write(run.path / "config.json", config.model_dump_json(indent=2).encode())
         return run
+
+    def create_batch(self, configs: Sequence[RunConfig]) -> Batch:
+        """A new, empty run a config, made together: all of them, or, where the disk refuses, none."""
+        runs: list[Run] = []
+        try:
+            for config in configs:
+                runs.append(self.create(config))
+            batch = Batch(self.root / ".batches" / f"{new_id()}.json")
+            with _disk(batch.path):
+                batch.path.parent.mkdir(parents=True, exist_ok=True)
+            _write(batch.path, json.dumps([run.id for run in runs]).encode())
+        except StoreError:
+            for run in runs:
+                shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        return batch
+
+    def batch(self, batch_id: str) -> Batch:
+        """Raises `KeyError` with a sentence."""
+        found = {batch.id: batch for batch in self.batches()}
+        if batch_id not in found:
+            raise KeyError(f"There is no batch {batch_id!r} in {self.root}; its runs may have been deleted.")
+        return found[batch_id]
+
+    def batches(self) -> Sequence[Batch]:
+        """Newest first; without those whose runs are all deleted."""
+        found = (Batch(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
+        return [batch for batch in found if batch.runs()]
 
     def get(self, run_id: str) -> Run:
         """Raises `KeyError` with the way to list what exists."""
@@ -270,7 +387,47 @@ class RunStore:
         """Newest first."""
         if not self.root.exists():
             return []
-        return [Run(p) for p in sorted(self.root.iterdir(), reverse=True) if (p / "config.json").exists()]
+        folders = (p for p in sorted(self.root.iterdir(), reverse=True) if not p.name.startswith("."))
+        return [Run(p) for p in folders if (p / "config.json").exists()]
 
     def delete(self, run_id: str) -> None:
+        """Remove a run for good."""
         shutil.rmtree(self.get(run_id).path)
+
+    def trash(self, run_id: str) -> Run:
+        """Put a run into the trash, and what has lain there too long out of the world. Returns the handle to `restore` it by.
+
+        Raises `KeyError` for an unknown id, `InputError` for an active run.
+        """
+        run = self.get(run_id)
+        if (state := run.state()) in ACTIVE:
+            raise InputError(f"Run {run.id} is {state}, so it was not deleted. Cancel it first, then delete it.")
+        self.purge()
+        place = self.root / ".trash" / str(time.time_ns())
+        with _disk(place):
+            place.mkdir(parents=True)
+            return Run(run.path.rename(place / run.id))
+
+    def trashed(self) -> Sequence[Run]:
+        """The runs in the trash, the last deleted first."""
+        return [Run(p.parent) for p in sorted(self.root.glob(".trash/*/*/config.json"), reverse=True)]
+
+    def restore(self, trashed: Run) -> Run:
+        """Take a run out of the trash again. Raises `InputError` when another has its id by now, or when it is gone."""
+        place = self.root / trashed.id
+        if place.exists():
+            raise InputError(
+                f"There is a run {trashed.id} again, so the deleted one was left in the trash. Delete that one first."
+            )
+        if not trashed.path.exists():
+            raise InputError(f"Run {trashed.id} is no longer in the trash, so it cannot be restored.")
+        with _disk(place):
+            trashed.path.rename(place)
+            trashed.path.parent.rmdir()
+        return Run(place)
+
+    def purge(self, seconds: float = TRASH_SECONDS) -> None:
+        """Remove for good what was deleted more than `seconds` ago, and what broken-off imports left behind."""
+        for place in (*self.root.glob(".trash/*"), *self.root.glob(".import/*")):
+            if place.name.isdecimal() and time.time() - int(place.name) / 1e9 > seconds:
+                shutil.rmtree(place, ignore_errors=True)

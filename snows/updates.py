@@ -5,28 +5,34 @@ first asked. It returns the kept weights, and how it went.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from snows import solver
-from snows.config import SolverConfig
+from snows.config import NM, Dense, SolverConfig, Unstructured
 from snows.graph import Window
 from snows.reconstruction import Batch, KeptWeights, Objective, RowBlocks, input_gram, input_output_cross
+from snows.refinement import refine
 from snows.saliency import sparsegpt_sweep
 from snows.sparsity import to_matrix
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """`kept` (n,) are the values of the kept weights. `status` is a member's name of `solver.Status` or a word of the
-    update's."""
+    """`kept` (n,) are the values of the kept weights of `problem`, the one that was given or the same with another mask.
+    `status` is a member's name of `solver.Status` or a word of the update's. `by_k`: the losses at each k of the stages that
+    the update passed through."""
 
+    problem: "SiteProblem"
     kept: Tensor
     status: str
     message: str
+    by_k: dict[str, list[float]] = field(default_factory=dict)
+    num_products: int = 0
 
 
 class SiteProblem:
@@ -34,7 +40,8 @@ class SiteProblem:
 
     `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer
     and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
-    output on `site_inputs` (propagated targets).
+    output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
+    by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class SiteProblem:
         window: Window,
         weight: Tensor,
         mask: Tensor,
+        pattern: NM | Unstructured | Dense,
         batches: Sequence[Batch],
         site_inputs: Sequence[Tensor],
         site_outputs: Sequence[Tensor] | None,
@@ -50,15 +58,27 @@ class SiteProblem:
         config: SolverConfig,
         device: torch.device,
         seed: int,
+        refinement: str = "none",
         gram: Tensor | None = None,
+        earlier: Tensor | None = None,
         on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
         on_step: Callable[[solver.StepResult, float], None] = lambda step, damping: None,
     ) -> None:
-        self.window, self.weight, self.mask, self.batches = window, weight, mask, batches
-        self.config, self.device, self.seed = config, device, seed
+        self.window, self.weight, self.mask, self.pattern, self.batches = window, weight, mask, pattern, batches
+        self.config, self.device, self.seed, self.refinement = config, device, seed, refinement
         self.on_iteration, self.on_step = on_iteration, on_step
         self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
+        self.earlier = None if earlier is None else self.kept.restrict(earlier)
+
+    def with_mask(self, mask: Tensor) -> "SiteProblem":
+        """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
+        other = copy(self)
+        for name, attribute in vars(SiteProblem).items():
+            if isinstance(attribute, cached_property) and name not in ("gram", "cross"):
+                vars(other).pop(name, None)
+        other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
+        return other
 
     @cached_property
     def gram(self) -> Tensor:
@@ -81,8 +101,8 @@ class SiteProblem:
 
     @cached_property
     def least_squares(self) -> Tensor:
-        """The exact solution for K = 0 (n,)."""
-        return self.row_blocks.least_squares(self.cross)
+        """The solution for K = 0 (n,), exact; where few images leave weights open, those nearest the dense values."""
+        return self.row_blocks.least_squares(self.cross, self.masked)
 
     @cached_property
     def objective(self) -> Objective:
@@ -109,16 +129,33 @@ class SiteProblem:
     def least_squares_losses(self) -> list[float]:
         return self.objective.losses(self.least_squares)
 
+    @cached_property
+    def start(self) -> Tensor:
+        """Where SNOWS begins (n,): the better of the mask alone and, as configured, least squares; or in a second sweep, what
+        the first one found."""
+        if self.earlier is None and not self.starts_at_least_squares:
+            return self.masked
+        other = self.least_squares if self.earlier is None else self.earlier
+        loss, _ = self.objective.loss_and_gradient(other)  # the gradient is wanted next, and the loss comes with it
+        return other if loss <= sum(self.masked_losses) else self.masked
+
+    @property
+    def starts_at_least_squares(self) -> bool:
+        return self.earlier is None and self.config.start == "least_squares"
+
 
 def no_update(problem: SiteProblem) -> UpdateResult:
     """Keep the dense values: the mask alone."""
-    return UpdateResult(problem.masked, "MASKED", "The mask alone: kept weights have their dense values.")
+    return UpdateResult(problem, problem.masked, "MASKED", "The mask alone: kept weights have their dense values.")
 
 
 def least_squares(problem: SiteProblem) -> UpdateResult:
     """The exact minimizer of the layer's own output error on the mask (K = 0), row by row. Layer-wise optimal brain surgeon in
     closed form (Hassibi & Stork, 1993; Frantar & Alistarh, 2022)."""
-    return UpdateResult(problem.least_squares, "EXACT", "The layer's own output is matched as well as the mask allows.")
+    problem = exchange_in_layer(problem)
+    return UpdateResult(
+        problem, problem.least_squares, "EXACT", "The layer's own output is matched as well as the mask allows."
+    )
 
 
 def sparsegpt(problem: SiteProblem) -> UpdateResult:
@@ -133,28 +170,77 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
         # Solve for the change, so that directions the inputs never visit keep their dense values.
         change = torch.linalg.solve((problem.gram + ridge).double(), (problem.cross - start @ problem.gram).T.double()).T
         start = start + change.to(start.dtype)
-    sweep = sparsegpt_sweep(start, problem.gram, mask=problem.mask)
-    return UpdateResult(sweep.weight.flatten()[problem.kept.places], "SWEPT", "One pass over the columns of the weight.")
+    swept = sparsegpt_sweep(start, problem.gram, mask=problem.mask).weight
+    return UpdateResult(problem, swept.flatten()[problem.kept.places], "SWEPT", "One pass over the columns of the weight.")
 
 
 def snows(problem: SiteProblem) -> UpdateResult:
-    """Newton-CG on the K-step objective (Lucas & Mazumder, 2025, algorithm 1), from the better of its start and the mask
-    alone."""
+    """Newton-CG on the K-step objective (Lucas & Mazumder, 2025, algorithm 1), from `problem.start`.
+
+    With `refinement="window"` the mask is refined once more before every Newton step but the first, by the curvature that the
+    step before has measured.
+    """
+    problem = exchange_in_layer(problem)
+    steps, in_window = problem.config.newton_steps, problem.refinement == "window"
+    result = _newton(problem, problem.start, 1 if in_window else steps)
+    by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
+    products = problem.objective.num_products
+    for step in range(1, steps if in_window else 1):
+        if result.status is solver.Status.NOT_FINITE:
+            break
+        exchanged, x = exchange_in_window(problem, result.x, result.loss)
+        if exchanged is problem and result.status is not solver.Status.MAX_STEPS:
+            break
+        before = exchanged.objective.num_products
+        result = _newton(exchanged, x, 1, first_step=step)
+        products += exchanged.objective.num_products - before
+        problem = exchanged
+    return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products)
+
+
+def _newton(problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0) -> solver.NewtonResult:
     config, objective = problem.config, problem.objective
-    start = problem.masked
-    if config.start == "least_squares" and sum(problem.least_squares_losses) <= sum(problem.masked_losses):
-        start = problem.least_squares
-    result = solver.newton_cg(
+    return solver.newton_cg(
         objective,
-        start,
-        max_steps=config.newton_steps,
+        x,
+        max_steps=max_steps,
         max_iters=config.max_iters,
         rtol=config.rtol,
         min_decrease=config.min_decrease,
+        first_step=first_step,
         on_iteration=problem.on_iteration,
         on_step=lambda step: problem.on_step(step, objective.last_damping),
     )
-    return UpdateResult(result.x, result.status.name, result.status.value)
+
+
+def exchange_in_layer(problem: SiteProblem) -> SiteProblem:
+    """The problem with the mask that reproduces the layer's own output best, as far as exchanges get. As it was without
+    refinement, and in a second sweep, whose masks have seen more than that."""
+    if problem.refinement == "none" or problem.earlier is not None:
+        return problem
+    start = to_matrix(problem.kept.expand(problem.least_squares))
+    return problem.with_mask(refine(problem.mask, start, problem.gram, problem.cross, problem.pattern))
+
+
+def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[SiteProblem, Tensor]:
+    """The problem and a point of it, after exchanges by what matters K operations later; as they were where the loss does not
+    fall by them.
+
+    Near `x` (n,) the loss is g · d + d C d / 2, with the gradient g over all weights, pruned ones too, and the curvature C of
+    a row approximated as in the preconditioner: the input Gram matrix, scaled row by row.
+    """
+    scales, gram = problem.objective.row_scales, problem.gram.double()
+    if scales is None:
+        return problem, x
+    weight = to_matrix(problem.kept.expand(x)).double()
+    cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
+    mask = refine(problem.mask, weight, gram, cross, problem.pattern)
+    if torch.equal(mask, problem.mask):
+        return problem, x
+    exchanged = problem.with_mask(mask)
+    start = exchanged.row_blocks.least_squares(cross.to(x.dtype), exchanged.masked)
+    reached, _ = exchanged.objective.loss_and_gradient(start)  # the gradient is wanted next, and the loss comes with it
+    return (exchanged, start) if reached < loss else (problem, x)
 
 
 UPDATES: dict[str, Callable[[SiteProblem], UpdateResult]] = {

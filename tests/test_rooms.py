@@ -50,7 +50,7 @@ def test_the_solver_knows_torch_and_nothing_of_ours() -> None:
     assert packages(ROOT / "snows/solver.py") - STANDARD == {"torch"}
 
 
-@pytest.mark.parametrize("name", ["charts", "frames", "jobs"])
+@pytest.mark.parametrize("name", ["charts", "compare", "frames", "jobs", "report", "runs", "study"])
 def test_charts_and_jobs_know_no_streamlit(name: str) -> None:
     assert "streamlit" not in packages(ROOT / f"app/{name}.py")
     ours = {module for module in imports(ROOT / f"app/{name}.py") if module.startswith("app.")}

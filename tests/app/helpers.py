@@ -1,8 +1,10 @@
 """A worker that computes nothing: it writes the events of a ResNet-20, at once or slowly, up to any state a run can be in."""
 
 import math
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,7 +130,7 @@ def write_run(store: RunStore, state: str, hold: ExitStack | None = None, config
     if finished < len(PRUNED):
         run.append(*site_events(finished, finish=False))
     if state == "finished":
-        run.save_weights({"layer1.0.conv1.weight": torch.zeros(2, 2)})
+        run.save_weights({site: torch.zeros(2, 2) for site in SITES})
         run.save_metrics(METRICS)
     if state in TERMINAL:
         run.append(replace(TERMINAL[state], time=time.time()))
@@ -147,9 +149,29 @@ def slow_execute(run: Run, pause: float = 0.05) -> None:
                 return
             run.append(replace(event, time=time.time()))
             time.sleep(pause)
-    run.save_weights({"layer1.0.conv1.weight": torch.zeros(2, 2)})
+    run.save_weights({site: torch.zeros(2, 2) for site in SITES})
     run.save_metrics(METRICS)
     run.append(RunFinished(metrics=METRICS))
+
+
+@contextmanager
+def waiting_after_two_layers(run: Run) -> Iterator[threading.Event]:
+    """A worker on `run` that has finished two layers, and does the rest once the event it yields is set."""
+    go_on = threading.Event()
+
+    def work() -> None:
+        with run.held():
+            run.append(*opening(), *site_events(0), *site_events(1))
+            go_on.wait(60)
+            slow_execute(run, pause=0.003)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        worker.join()
 
 
 @dataclass(frozen=True)

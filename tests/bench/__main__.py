@@ -1,25 +1,35 @@
-"""`python -m tests.bench [quality]`: measure, write the results to `assets/bench/`, and refresh the tables in the README."""
+"""`python -m tests.bench [PART …]`: measure what is missing into `assets/bench/`, and refresh the tables in the README."""
 
 import argparse
 import sys
 
-from tests.bench import quality
+from tests.bench import quality, responsiveness, speed, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="quality (default: all)")
+    parts = ["quality", "unlabelled", *speed.PARTS, "responsiveness"]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
     parser.add_argument("--patterns", nargs="+", default=quality.PATTERNS)
     parser.add_argument("--fresh", action="store_true", help="measure again what is already on file")
     given = parser.parse_args(argv)
-    for part in given.parts or ["quality"]:
-        if part != "quality":
-            sys.stderr.write(f"There is no benchmark {part!r}. There is: quality.\n")
+    for part in given.parts or parts:
+        if part not in parts:
+            sys.stderr.write(f"There is no benchmark {part!r}. There are: {', '.join(parts)}.\n")
             return 2
-        quality.measure(given.models, given.patterns, given.seeds, fresh=given.fresh)
-        quality.write_table()
+        if part == "quality":
+            quality.measure(given.models, given.patterns, given.seeds, fresh=given.fresh)
+            quality.write_table()
+        elif part == "unlabelled":
+            unlabelled.measure(fresh=given.fresh)
+            unlabelled.write_table()
+        elif part == "responsiveness":
+            responsiveness.measure(fresh=given.fresh)
+        else:
+            speed.measure([part], fresh=given.fresh)
+            speed.write_table()
     return 0
 
 

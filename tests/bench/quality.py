@@ -17,6 +17,7 @@ from snows import data, metrics, models
 from snows.config import PruneConfig
 from snows.pruner import prune
 from snows.runner import logits
+from tests.bench.readme import put
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "assets" / "bench" / "quality.jsonl"
@@ -25,22 +26,23 @@ PATTERNS = ["2:4", "1:4", "1:8", "1:16", "70%", "90%"]
 SEEDS = [0, 1, 2]
 NUM_CALIBRATION, NUM_EVALUATION = 512, 5_000
 
-# (label, update, K, targets); the mask is chosen by magnitude throughout.
-METHODS: list[tuple[str, str, int, str]] = [
-    ("mask only", "none", 0, "dense"),
-    ("least squares", "least-squares", 0, "propagated"),
-    ("least squares", "least-squares", 0, "dense"),
-    ("SparseGPT", "sparsegpt", 0, "propagated"),
-    ("SparseGPT", "sparsegpt", 0, "dense"),
-    ("SNOWS K=1", "snows", 1, "propagated"),
-    ("SNOWS K=1", "snows", 1, "dense"),
-    ("SNOWS K=3", "snows", 3, "propagated"),
-    ("SNOWS K=3", "snows", 3, "dense"),
-    ("SNOWS K=10", "snows", 10, "propagated"),
-    ("SNOWS K=10", "snows", 10, "dense"),
+# (label, update, K, targets, refine); the mask is chosen by magnitude throughout.
+METHODS: list[tuple[str, str, int, str, str]] = [
+    ("mask only", "none", 0, "dense", "none"),
+    ("least squares", "least-squares", 0, "propagated", "none"),
+    ("least squares", "least-squares", 0, "dense", "none"),
+    ("least squares, refined mask", "least-squares", 0, "dense", "layer"),
+    ("SparseGPT", "sparsegpt", 0, "propagated", "none"),
+    ("SparseGPT", "sparsegpt", 0, "dense", "none"),
+    ("SNOWS K=1", "snows", 1, "propagated", "none"),
+    ("SNOWS K=1", "snows", 1, "dense", "none"),
+    ("SNOWS K=3", "snows", 3, "propagated", "none"),
+    ("SNOWS K=3", "snows", 3, "dense", "none"),
+    ("SNOWS K=3, refined mask", "snows", 3, "dense", "window"),
+    ("SNOWS K=10", "snows", 10, "propagated", "none"),
+    ("SNOWS K=10", "snows", 10, "dense", "none"),
 ]
-BEGIN = "<!-- quality table: begin (written by `make bench`) -->"
-END = "<!-- quality table: end -->"
+KS = sorted({method[2] for method in METHODS})
 
 
 def read() -> list[dict]:
@@ -49,7 +51,8 @@ def read() -> list[dict]:
 
 
 def _key(record: dict) -> tuple:
-    return tuple(record[k] for k in ("model", "pattern", "update", "k_steps", "targets", "seed"))
+    named = {"refine": "none"} | record  # measurements from before there was a choice
+    return tuple(named[k] for k in ("model", "pattern", "update", "k_steps", "targets", "refine", "seed"))
 
 
 def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int], *, fresh: bool = False) -> None:
@@ -58,16 +61,17 @@ def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int],
     if fresh:
         RESULTS.unlink(missing_ok=True)
     known = {_key(r) for r in read()}
-    for seed in seeds:
-        for name in names:
-            missing = [
-                key
-                for pattern in patterns
-                for _, update, k_steps, targets in METHODS
-                if (key := (name, pattern, update, k_steps, targets, seed)) not in known
-            ]
-            if missing:
-                _measure_model(name, seed, missing)
+    # The largest K takes most of the time, so it comes last, for all seeds.
+    order = [(chosen, seed, name) for chosen in (KS[:-1], KS[-1:]) for seed in seeds for name in names]
+    for chosen, seed, name in order:
+        missing = [
+            key
+            for pattern in patterns
+            for _, update, k_steps, targets, refine in METHODS
+            if k_steps in chosen and (key := (name, pattern, update, k_steps, targets, refine, seed)) not in known
+        ]
+        if missing:
+            _measure_model(name, seed, missing)
 
 
 def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
@@ -76,11 +80,11 @@ def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
     assert images.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = logits(model.module, images.evaluation, PruneConfig(), device)
-    for _, pattern, update, k_steps, targets, _ in missing:
-        config = PruneConfig(pattern=pattern, update=update, k_steps=k_steps, targets=targets, seed=seed)
-        started = time.perf_counter()
+    for _, pattern, update, k_steps, targets, refine, _ in missing:
+        config = PruneConfig(pattern=pattern, update=update, k_steps=k_steps, targets=targets, refine=refine, seed=seed)
+        started, worked = time.perf_counter(), time.process_time()
         result = prune(model.module, images.calibration, config)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
         found = logits(result.model, images.evaluation, config, device)
         record = {
             "model": name,
@@ -88,12 +92,14 @@ def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
             "update": update,
             "k_steps": k_steps,
             "targets": targets,
+            "refine": refine,
             "seed": seed,
             "accuracy_dense": metrics.accuracy(dense, images.labels),
             "accuracy": metrics.accuracy(found, images.labels),
             "agreement": metrics.agreement(found, dense),
             "divergence": metrics.divergence(found, dense),
             "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_seconds, 2),  # of this process: what else ran on the machine does not count
             "num_products": result.num_products,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }
@@ -111,25 +117,29 @@ def table(records: list[dict]) -> str:
             continue
         seeds = sorted({r["seed"] for r in mine})
         dense = statistics.mean(r["accuracy_dense"] for r in mine)
-        head = ["method", "targets", *(f"keep {p}" if ":" in p else f"remove {p}" for p in PATTERNS)]
+        head = ["method", "targets", *(f"keep {p}" if ":" in p else f"remove {p}" for p in PATTERNS), "CPU s"]
         lines = [
-            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, {_over(seeds)}; the best in bold.",
+            f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, {_over(seeds)}; the best in bold. Last, "
+            "the mean time of a run on one thread.",
             "",
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),
         ]
         cells = {
-            (update, k, targets, pattern): [r["accuracy"] for r in mine if _key(r)[1:5] == (pattern, update, k, targets)]
-            for _, update, k, targets in METHODS
+            (method, pattern): [r["accuracy"] for r in mine if _key(r)[1:6] == (pattern, *method[1:])]
+            for method in METHODS
             for pattern in PATTERNS
         }
         best = {
-            p: max((statistics.mean(v) for (_, _, _, pattern), v in cells.items() if pattern == p and v), default=None)
+            p: max((statistics.mean(v) for (_, pattern), v in cells.items() if pattern == p and v), default=None)
             for p in PATTERNS
         }
-        for label, update, k, targets in METHODS:
+        for method in METHODS:
+            label, update, _, targets, _ = method
             row = [label, "" if update == "none" else targets]
-            row += [_cell(cells[update, k, targets, p], best[p]) for p in PATTERNS]
+            row += [_cell(cells[method, p], best[p]) for p in PATTERNS]
+            took = [r["cpu_seconds"] for r in mine if _key(r)[2:6] == method[1:] and "cpu_seconds" in r]  # the first have none
+            row.append(f"{statistics.mean(took):.0f}" if took else "not measured")
             lines.append("| " + " | ".join(row) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -138,7 +148,7 @@ def table(records: list[dict]) -> str:
 def _over(seeds: list[int]) -> str:
     if len(seeds) == 1:
         return f"seed {seeds[0]} alone"
-    return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}"
+    return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (without ±: one seed)"
 
 
 def _cell(values: list[float], best: float | None) -> str:
@@ -150,8 +160,5 @@ def _cell(values: list[float], best: float | None) -> str:
 
 
 def write_table() -> None:
-    """Put the table between its marks in the README."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(f"{before}{BEGIN}\n\n{table(read())}\n\n{END}{after}")
+    """Put the table into the README."""
+    put("quality", table(read()))

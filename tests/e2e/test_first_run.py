@@ -1,35 +1,15 @@
 """A first visit in a real browser, over the real engine: start, watch, cancel, start again, finish, download, use it."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from snows.store import RunStore
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parent.parent.parent
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MINUTES = 60_000  # milliseconds
-CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 # Names what leaves the page inside a live chart, or with one: nothing may, or the chart blinks.
 WATCH_FOR_FLICKER = """() => {
   window.removed = [];
@@ -42,43 +22,6 @@ WATCH_FOR_FLICKER = """() => {
           removed.push(name(node) + ' from ' + name(change.target));
   }).observe(document.querySelector('[data-testid=stMain]'), { subtree: true, childList: true });
 }"""
-
-
-@pytest.fixture
-def address(store: RunStore, tmp_path: Path) -> Iterator[str]:
-    """The app, served on a free port over an empty store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
-    with (tmp_path / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"SNOWS_RUNS": str(store.root)}, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health").close()
-                break
-            except urllib.error.URLError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, "the app did not answer within a minute"
-                time.sleep(0.1)
-        yield f"http://localhost:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium or Chrome on the path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 def set_number(page: Page, label: str, value: int) -> None:

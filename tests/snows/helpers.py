@@ -4,8 +4,10 @@ Nothing here uses a window or a linearization: a network is run node by node fro
 without forming it (Jacobians, Hessians) is formed densely by autograd.
 """
 
+import io
+import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snows.config import SolverConfig, Unstructured
 from snows.graph import NetworkGraph, Site, Window, differentiable_attention
 from snows.reconstruction import Batch, KeptWeights, Objective
 from snows.sparsity import to_matrix
+from snows.updates import SiteProblem
 
 ALL = 10_000  # more steps than any network has
 
@@ -306,6 +310,48 @@ def case(name: str, site_name: str, k_steps: int) -> Case:
     return Case(graph, window, mask, kept, parts, targets, coefficients, point)
 
 
+# Tight, so that what is claimed of the minimum holds to many digits.
+TIGHT = SolverConfig(rtol=1e-10, damping=0, min_decrease=0, curvature_share=1, max_iters=500)
+
+
+def bias_of(problem: Case) -> Tensor | None:
+    bias = problem.site.node.args[2] if len(problem.site.node.args) > 2 else None
+    return None if bias is None else problem.graph.bind({})[bias]
+
+
+def site_problem(problem: Case, settings: SolverConfig = TIGHT, propagated: bool = False, **more: Any) -> SiteProblem:
+    """The table's problem with its targets, or with the dense weight's own outputs as targets."""
+    batches = problem.batches
+    if propagated:
+        batches = [replace(b, targets=[t.detach() for t in problem.window.outputs(problem.weight, b.inputs)]) for b in batches]
+    return SiteProblem(
+        problem.window,
+        problem.weight,
+        problem.mask,
+        Unstructured(sparsity=0.6),
+        batches,
+        [b.inputs[problem.site.input] for b in batches],
+        None if propagated else [b.targets[0] for b in batches],
+        bias=bias_of(problem),
+        config=settings,
+        device=torch.device("cpu"),
+        seed=0,
+        **more,
+    )
+
+
 def dense(product: Callable[[Tensor], Tensor], size: int) -> Tensor:
     """The matrix of a linear operator, column by column."""
     return torch.stack([product(column) for column in torch.eye(size, dtype=torch.float64)], 1)
+
+
+def zipped(files: dict[str, bytes], change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> io.BytesIO:
+    """A zip file of `files`; `change` may spoil what it says of each."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            change(info)
+            target.writestr(info, content)
+    return file

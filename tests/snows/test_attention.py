@@ -7,11 +7,23 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from snows.attention import attention_maps, cosine, fused_attention_map, jensen_shannon, rollout, similarity, spatial_attention
+from snows.attention import (
+    Similarity,
+    TokenGrid,
+    attention_maps,
+    cosine,
+    fused_attention_map,
+    jensen_shannon,
+    rollout,
+    similarity,
+    spatial_attention,
+    token_grid,
+)
 from snows.graph import NetworkGraph
 from snows.models import ResNet20
 
@@ -154,6 +166,9 @@ def test_timm_swin_maps_by_window(fused: bool) -> None:
         "layers.1.blocks.0.attn": (3, 1 * 4, 49, 49),
         "layers.1.blocks.1.attn": (3, 1 * 4, 49, 49),
     }
+    assert token_grid(graph) is None
+    result = similarity(graph, images, dict(network.state_dict()))
+    assert [tuple(heads.shape) for heads in result.cosine.values()] == [(3, 2), (3, 2), (3, 4), (3, 4)]
     # The first block's maps from its own weights, written out.
     block = network.layers[0].blocks[0]
     with torch.no_grad():
@@ -207,8 +222,74 @@ def test_a_network_without_attention_has_no_maps() -> None:
     images = torch.randn(2, 1, 8, 8)
     graph = NetworkGraph.export(network, images)
     assert attention_maps(graph, images) == {}
-    with pytest.raises(ValueError, match=r"no attention to compare.*spatial_attention"):
-        similarity(graph, images, {})
+    assert token_grid(graph) is None
+
+
+def test_a_network_without_any_maps_has_nothing_to_compare() -> None:
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.randn(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="neither attention nor convolutional stages"):
+        similarity(NetworkGraph.export(network, images), images, {})
+
+
+# --- tokens ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ({}, ["cls_token"]),
+        ({"no_embed_class": True, "reg_tokens": 2}, ["cls_token", "reg_token", "reg_token"]),
+        ({"class_token": False, "global_pool": "avg"}, []),
+    ],
+    ids=["class token", "registers", "average pooling"],
+)
+def test_tokens_of_timm_transformers(arguments: dict[str, Any], extra: list[str]) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": (12, 20), "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    network = timm.models.vision_transformer.VisionTransformer(**sizes, **arguments).eval()
+    grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 12, 20)))
+    assert grid == TokenGrid(tuple(extra), rows=3, columns=5)
+
+
+def test_tokens_of_a_distilled_transformer() -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3
+    ).eval()
+    grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 32, 32)))
+    assert grid == TokenGrid(("cls_token", "dist_token"), rows=2, columns=2)
+
+
+def test_tokens_of_a_torchvision_transformer() -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(16, 4, 1, 2, 8, 16, num_classes=3).eval()
+    grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 16, 16)))
+    assert grid == TokenGrid(("class_token",), rows=4, columns=4)
+
+
+def test_a_patchs_token_is_the_one_that_changes_with_it() -> None:
+    network, graph, images = example(fused=True)
+    grid = token_grid(graph)
+    assert grid == TokenGrid((), rows=4, columns=4)
+    changed = images.clone()
+    changed[:, :, 2:4, 6:8] += 1  # the patch in row 1, column 3
+    before, after = (network.embed(x).flatten(2).transpose(1, 2) for x in (images, changed))
+    assert (before != after).any(-1).nonzero()[:, 1].unique().tolist() == [grid.token(1, 3)]
+    weights = torch.arange(16.0)[None]
+    assert grid.on_patches(weights)[0, 1, 3] == grid.token(1, 3)
+    assert TokenGrid(("cls_token",), 2, 2).on_patches(torch.arange(5)).tolist() == [[1, 2], [3, 4]]
+
+
+def test_tokens_that_change_between_blocks_have_no_grid() -> None:
+    class Pooled(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.embed(images).flatten(2).transpose(1, 2)
+            return self.head(self.blocks[1](self.blocks[0](x)[:, ::2]).mean(1))
+
+    network, images = Pooled(fused=True).eval(), torch.randn(2, 1, 8, 8)
+    graph = NetworkGraph.export(network, images)
+    assert [maps.shape[-1] for maps in attention_maps(graph, images).values()] == [16, 8]
+    assert token_grid(graph) is None
 
 
 # --- rollout ---
@@ -248,8 +329,8 @@ def test_rollout_names_what_it_cannot_follow() -> None:
 def test_similarity_measures_against_plain_loops() -> None:
     dense, pruned = random_maps(0), random_maps(1)
     for head in range(3):
-        cosines, divergences = [], []
         for image in range(2):
+            cosines, divergences = [], []
             for q in range(5):
                 p, r = dense[image, head, q].tolist(), pruned[image, head, q].tolist()
                 norm = math.sqrt(sum(a * a for a in p) * sum(b * b for b in r))
@@ -258,8 +339,8 @@ def test_similarity_measures_against_plain_loops() -> None:
                 divergences.append(
                     sum(a * math.log2(a / m) / 2 + b * math.log2(b / m) / 2 for a, b, m in zip(p, r, middle, strict=True))
                 )
-        assert float(cosine(dense, pruned)[head]) == pytest.approx(sum(cosines) / 10)
-        assert float(jensen_shannon(dense, pruned)[head]) == pytest.approx(sum(divergences) / 10)
+            assert float(cosine(dense, pruned)[image, head]) == pytest.approx(sum(cosines) / 5)
+            assert float(jensen_shannon(dense, pruned)[image, head]) == pytest.approx(sum(divergences) / 5)
 
 
 @given(st.integers(0, 2**31), st.floats(0, 200))
@@ -270,8 +351,8 @@ def test_similarity_measures_are_bounded_and_symmetric(seed: int, contrast: floa
         assert forward.isfinite().all()
         assert ((forward >= 0) & (forward <= 1 + 1e-6)).all()
         torch.testing.assert_close(forward, backward)
-    torch.testing.assert_close(cosine(dense, dense), torch.ones(3))
-    torch.testing.assert_close(jensen_shannon(dense, dense), torch.zeros(3))
+    torch.testing.assert_close(cosine(dense, dense), torch.ones(2, 3))
+    torch.testing.assert_close(jensen_shannon(dense, dense), torch.zeros(2, 3))
 
 
 def test_maps_with_nothing_in_common() -> None:
@@ -285,9 +366,18 @@ def test_maps_with_nothing_in_common() -> None:
 def test_identical_networks_preserve_attention_fully() -> None:
     network, graph, images = example(fused=True)
     result = similarity(graph, images, dict(network.state_dict()))
-    assert result.preservation == 1
+    assert (result.preservation == torch.ones(5)).all()
     assert all((heads - 1).abs().max() < 1e-6 for heads in result.cosine.values())
     assert all((heads == 0).all() for heads in result.jensen_shannon.values())
+
+
+def test_joined_parts_are_the_whole() -> None:
+    _, graph, images = example(fused=True)
+    pruned = {"blocks.1.qkv.weight": graph.parameters["blocks.1.qkv.weight"] / 2}
+    whole = similarity(graph, images, pruned)
+    joined = Similarity.join([similarity(graph, part, pruned) for part in images.split(2)])
+    torch.testing.assert_close(joined.preservation, whole.preservation)
+    torch.testing.assert_close(joined.cosine["blocks.1"], whole.cosine["blocks.1"])
 
 
 def test_similarity_in_batches_is_that_of_all_maps() -> None:
@@ -298,9 +388,11 @@ def test_similarity_in_batches_is_that_of_all_maps() -> None:
     for name in before:
         torch.testing.assert_close(result.cosine[name], cosine(before[name], after[name]))
         torch.testing.assert_close(result.jensen_shannon[name], jensen_shannon(before[name], after[name]))
-    expected = 1 - sum(float(heads.mean()) for heads in result.jensen_shannon.values()) / 2
-    assert result.preservation == pytest.approx(expected)
-    assert 0 < result.preservation < 0.999
+        assert result.cosine[name].shape == (5, 2)
+    for image, preservation in enumerate(result.preservation.tolist()):
+        expected = 1 - sum(float(heads[image].mean()) for heads in result.jensen_shannon.values()) / 2
+        assert preservation == pytest.approx(expected)
+        assert 0 < preservation < 0.999
 
 
 # --- convolutional networks ---
@@ -329,6 +421,31 @@ def test_spatial_attention_reads_block_ends_not_the_next_stages_inside() -> None
     maps = spatial_attention(NetworkGraph.export(network, images), images)
     # layer2.0 begins with a 1x1 convolution at layer1's resolution, inside a residual block.
     assert list(maps) == ["act1", "layer1.1.act3", "layer2.1.act3", "layer3.1.act3", "layer4.1.act3"]
+
+
+def test_similarity_of_stages_is_that_of_their_shares() -> None:
+    torch.manual_seed(0)
+    network, images = ResNet20().eval(), torch.randn(3, 1, 32, 32)
+    graph = NetworkGraph.export(network, images)
+    pruned = {"layer2.0.conv1.weight": torch.zeros_like(graph.parameters["layer2.0.conv1.weight"])}
+    result = similarity(graph, images, pruned, batch_size=2)
+    before, after = spatial_attention(graph, images), spatial_attention(graph, images, pruned)
+    for name in before:
+        dense, changed = (maps[name].flatten(1) / maps[name].flatten(1).sum(1, keepdim=True) for maps in (before, after))
+        torch.testing.assert_close(result.cosine[name][:, 0], F.cosine_similarity(dense, changed))
+        torch.testing.assert_close(
+            result.jensen_shannon[name], jensen_shannon(dense[:, None, None], changed[:, None, None]), rtol=1e-4, atol=1e-6
+        )
+    assert (result.jensen_shannon["layer1.2.act2"] == 0).all()
+    assert (result.jensen_shannon["layer3.2.act2"] > 0).all()
+
+
+def test_a_silent_stage_compares_as_one_that_looks_everywhere_alike() -> None:
+    network, images = ResNet20().eval(), torch.randn(2, 1, 32, 32)
+    graph = NetworkGraph.export(network, images)
+    silent = {name: torch.zeros_like(t) for name, t in graph.parameters.items()}
+    assert (similarity(graph, images, silent, silent).preservation == 1).all()
+    assert (similarity(graph, images, silent).preservation < 1).all()
 
 
 def test_spatial_attention_of_a_silent_stage_is_zero_not_nan() -> None:

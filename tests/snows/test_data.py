@@ -1,4 +1,5 @@
 import gzip
+import io
 import re
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from snows import data
-from snows.data import DataError, load, read_fashion_mnist
+from snows.data import BUNDLE, DataError, like_fashion_mnist, load, read_fashion_mnist, read_picture
 from snows.models import LoadedModel
 from snows.models import load as load_model
 
@@ -270,6 +271,37 @@ def test_more_calibration_images_than_the_folder_holds(grey: LoadedModel, tmp_pa
         load(str(tmp_path), grey, 6, 1, 0)
 
 
+def test_a_picture_from_its_content() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    assert np.array_equal(np.asarray(read_picture(content.getvalue(), "x.png")), pixels)
+    with pytest.raises(DataError, match=r"notes.txt is not an image that can be read"):
+        read_picture(b"I am no picture", "notes.txt")
+
+
+@pytest.mark.parametrize("light_ground", [True, False])
+def test_a_photograph_made_like_fashion_mnist(light_ground: bool) -> None:
+    photograph = np.full((200, 300, 3), 250 if light_ground else 5, np.uint8)
+    photograph[40:180, 120:190] = 60 if light_ground else 195  # a thing of 140 x 70 pixels off the middle
+    found = like_fashion_mnist(Image.fromarray(photograph))
+    assert (found.size, found.mode) == ((28, 28), "L")
+    pixels = np.asarray(found)
+    assert (pixels[:, 7:21] == 195).all()  # 28 x 14, in the middle, light
+    assert (pixels[:, :7] == 0).all()
+    assert (pixels[:, 21:] == 0).all()
+
+
+def test_a_picture_of_nothing_stays_one() -> None:
+    assert (np.asarray(like_fashion_mnist(Image.new("RGBA", (40, 40), "white"))) == 0).all()
+
+
+def test_fashion_mnist_made_like_itself_keeps_its_light_and_dark() -> None:
+    image = Image.fromarray(np.load(BUNDLE)["test_images"][0, 0])
+    again = np.asarray(like_fashion_mnist(image), dtype=float)
+    assert np.corrcoef(again.ravel(), np.asarray(image, dtype=float).ravel())[0, 1] > 0.75
+
+
 def test_oversized_picture(colour: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)
     _fill(tmp_path, 1, size=(100, 100))
@@ -285,8 +317,8 @@ def test_more_images_than_memory(colour: LoadedModel, tmp_path: Path, monkeypatc
 
 
 def test_neither_a_name_nor_a_folder(grey: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no data set and no folder 'cifar-100'"):
-        load("cifar-100", grey, 1, 1, 0)
+    with pytest.raises(DataError, match="There is no data set and no folder 'cifar-1000'"):
+        load("cifar-1000", grey, 1, 1, 0)
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file, not a folder"):
         load(str(tmp_path / "file"), grey, 1, 1, 0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snows import events
-from snows.config import CURVATURES, MASKS, UPDATES, PruneConfig
+from snows.config import CURVATURES, MASKS, UPDATES, PruneConfig, Unstructured
 from snows.graph import NetworkGraph
 from snows.linearization import Linearization
 from snows.pruner import Cancelled, PruneError, prune, resolve_device
@@ -112,6 +112,7 @@ def test_least_squares_agrees() -> None:
             problem.window,
             problem.weight.to(device),
             problem.mask.to(device),
+            Unstructured(sparsity=0.6),
             problem.batches,
             [b.inputs[problem.site.input] for b in problem.batches],
             [b.targets[0] for b in problem.batches],

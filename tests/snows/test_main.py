@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from snows import events
 from snows.__main__ import _parser, main
+from snows.batch import METHODS
 from snows.config import NM, PruneConfig, RunConfig
 from snows.store import Run, RunStore
 
@@ -36,6 +39,7 @@ def _site(index: int) -> events.SiteFinished:
         losses={"mask_only": 0.5, "least_squares": 0.125, "final": 0.0625},
         by_k={},
         scale=[1.0],
+        exchanged=3,
         density=0.125,
         status="converged",
         message="Done.",
@@ -87,8 +91,8 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
     execute(_finishes)
     flags = (
         "--model vit-fashion --checkpoint w.pt --data photos --num-calibration 64 --num-evaluation 100 --name mine "
-        "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --update sparsegpt "
-        "--k-steps 7 --targets propagated --batch-size 32 --seed 5 --device cpu --precision float64 "
+        "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --refine layer "
+        "--update sparsegpt --k-steps 7 --targets propagated --batch-size 32 --seed 5 --device cpu --precision float64 "
         "--batch-norm-reestimate --prune-classifier "
         "--curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
         "--min-decrease 0.01 --start masked"
@@ -108,8 +112,10 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "pattern": {"kind": "nm", "n": 1, "m": 8},
         "overrides": {"head.weight": {"kind": "dense"}, "blocks.0.mlp.fc1.weight": {"kind": "nm", "n": 2, "m": 4}},
         "mask": "wanda",
+        "refine": "layer",
         "update": "sparsegpt",
         "k_steps": 7,
+        "sweeps": 1,
         "targets": "propagated",
         "batch_size": 32,
         "seed": 5,
@@ -129,6 +135,8 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "min_decrease": 0.01,
         "start": "masked",
     }
+    assert main(["prune", "--sweeps", "2"]) == 0
+    assert sorted(run.config().prune.sweeps for run in store.list()) == [1, 2]
 
 
 def test_every_setting_has_a_flag_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,7 +365,7 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
     assert main(["list"]) == 0
     rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
     states = {row[1]: row for row in rows}
-    assert states["finished"][2:] == ["resnet20-fashion", "1:8", "magnitude + snows K=3", "92.00 %", "95.00 %"]
+    assert states["finished"][2:] == ["resnet20-fashion", "1:8", "magnitude refined + snows K=3", "92.00 %", "95.00 %"]
     assert states["failed"][2:] == ["vit-fashion", "2:4", "magnitude + none", "-", "-"]
     assert "unreadable" in states
 
@@ -367,11 +375,65 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
 
     assert main(["show", states["finished"][0]]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"fc\.weight +12\.50 % +0\.5 +0\.125 +0\.0625 +1\.5 +converged", out)
+    assert re.search(r"fc\.weight +12\.50 % +3 +0\.5 +0\.125 +0\.0625 +1\.5 +converged", out)
     assert "92.00 %" in out
     assert main(["show", failed.id]) == 0
     assert "It broke. Mend it." in capsys.readouterr().out
     assert main(["show", "nope"]) == 2
+
+
+# --- report ---
+
+
+def test_report_writes_one_file_from_anywhere(
+    execute: Callable, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    main(["prune", "--name", "The <best> one"])
+    (run,) = store.list()
+    monkeypatch.chdir(tmp_path)  # the app is found wherever one stands
+    capfd.readouterr()
+    assert main(["report", run.id]) == 0
+    out, err = capfd.readouterr()
+    assert (out, err) == (f"{run.id}.html\n", "")
+    page = (tmp_path / f"{run.id}.html").read_text()
+    assert "The &lt;best&gt; one" in page
+    assert "92.0 %" in page
+    assert main(["report", str(run.path), "--output", "other.html"]) == 0
+    assert (tmp_path / "other.html").read_text() == page
+
+
+def test_report_says_what_is_wrong(store: RunStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    foreign = store.create(RunConfig())
+    for line, code, sentence in (
+        (["report", "nope"], 2, "There is no run 'nope'"),
+        (["report", foreign.id, "--output", str(tmp_path / "absent" / "r.html")], 1, "cannot be used"),
+    ):
+        assert main(line) == code
+        assert sentence in capfd.readouterr().err
+    (foreign.path / "config.json").write_text('{"unheard_of": 1}')
+    assert main(["report", foreign.id, "--output", str(tmp_path / "r.html")]) == 2
+    assert "unheard_of is not a setting" in capfd.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_report_without_the_app(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("snows.__main__.ROOT", tmp_path)
+    assert main(["report", store.create(RunConfig()).id, "--output", str(tmp_path / "r.html")]) == 1
+    assert "Reports are drawn by the app, and there is none" in capsys.readouterr().err
+
+
+def test_report_that_breaks_off(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "report.py").write_text("raise SystemExit('no figures today')")
+    monkeypatch.setattr("snows.__main__.ROOT", tmp_path)
+    assert main(["report", store.create(RunConfig()).id, "--output", str(tmp_path / "r.html")]) == 1
+    assert capfd.readouterr().err == "no figures today\nThe report could not be drawn; the lines above say why.\n"
+    assert not (tmp_path / "r.html").exists()
 
 
 # --- coverage, train, bundle-data ---
@@ -434,6 +496,98 @@ def test_bundle_data_without_the_full_set(
     assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err
 
 
+# --- study ---
+
+
+def _learns_with_k(run: Run) -> None:
+    """Of 1,000 images a run gets right 900 at K = 0, 949 at K = 3 and 950 at K = 10, each among those of the next."""
+    config = run.config()
+    k = config.prune.k_steps
+    right = {0: 900, 3: 949, 10: 950}[k]
+    found = {"accuracy": right / 1000, "agreement": 0.5, "divergence": 0.1, "seconds": 10.0 + k, "num_evaluation": 1000}
+    operations = {"resnet20-fashion": 40, "vit-fashion": 50}[config.model]
+    run.append(events.RunStarted(device="cpu", sites=SITES, skipped={}, operations=operations), _site(0), _site(1))
+    run.save_metrics(found)
+    run.append(events.RunFinished(metrics=found, right=f"{int('1' * right + '0' * (1000 - right), 2):0250x}"))
+
+
+def test_study_says_which_k_is_enough(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(_learns_with_k)
+    what = "--model resnet20-fashion vit-fashion --k 10 0 3 --num-calibration 64"
+    assert main(f"study {what} --pattern 1:8 --targets propagated --seed 7".split()) == 0
+    out, err = capsys.readouterr()
+    rows = [row.split() for row in out.splitlines()]
+    assert rows[0] == ["NETWORK", "K", "OF", "ALL", "ACCURACY", "AGREEMENT", "DIVERGENCE", "TIME"]
+    assert rows[2] == ["resnet20-fashion", "3", "8", "%", "94.90", "%", "50.00", "%", "0.1", "13.0", "s", "★"]
+    assert [(row[0], row[1], row[-1]) for row in rows[1:7]] == [
+        (model, k, mark) for model in ("resnet20-fashion", "vit-fashion") for k, mark in (("0", "s"), ("3", "★"), ("10", "☆"))
+    ]
+    assert out.endswith(
+        "vit-fashion: K = 3 is the smallest whose accuracy, 94.90 %, is within the noise of the best, 95.00 % at K = 10, and "
+        "takes 13 s where that takes 20 s.\n"
+    )
+    (batch,) = store.batches()
+    configs = [run.config() for run in batch.runs()]
+    assert [(c.prune.k_steps, c.model) for c in configs] == [
+        (k, model) for k in (0, 3, 10) for model in ("resnet20-fashion", "vit-fashion")
+    ]
+    assert {(str(c.prune.pattern), c.prune.targets, c.prune.seed, c.num_calibration) for c in configs} == {
+        ("1:8", "propagated", 7, 64)
+    }
+    assert batch.id in err
+
+    # The same runs again, one line of JSON a network, without pruning anything.
+    assert main(["study", batch.id, "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["network"], first["operations"], first["recommended"]) == ("resnet20-fashion", 40, 3)
+    assert [point["k_steps"] for point in second["points"]] == [0, 3, 10]
+    assert second["points"][1]["accuracy"] == 0.949
+    assert len(store.list()) == 6
+
+
+def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(run: Run) -> None:
+        if run.config().prune.k_steps == 0:
+            _learns_with_k(run)
+            return
+        os.kill(os.getpid(), signal.SIGINT)
+        run.append(events.RunCancelled(finished_sites=0))
+
+    execute(interrupted)
+    assert main(["study", "--k", "0", "3", "10"]) == 130
+    (batch,) = store.batches()
+    assert f"python -m snows study --resume {batch.id}" in capsys.readouterr().err
+    assert [run.state() for run in batch.runs()] == ["finished", "cancelled", "cancelled"]
+    execute(_learns_with_k)
+    assert main(["study", "--resume", batch.id]) == 0
+    assert "K = 3 is the smallest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "sentence"),
+    [
+        ("study --k 3", 2, "A study compares several K"),
+        ("study --k 3 soon", 2, "k_steps must be a whole number"),
+        ("study --k 1 3 --num-calibration 0", 2, "num_calibration must be at least 1"),
+        ("study nonsense", 2, "There is no run 'nonsense'"),
+        ("study --resume nonsense", 2, "There is no batch 'nonsense'"),
+    ],
+)
+def test_study_says_what_is_wrong(
+    line: str, code: int, sentence: str, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == code
+    assert sentence in capsys.readouterr().err
+    assert store.list() == []
+
+
+def test_study_of_runs_without_k(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    run = store.create(RunConfig(prune=PruneConfig(update="none")))
+    run.save_metrics(METRICS)
+    assert main(["study", run.id]) == 1
+    assert "no K to look at" in capsys.readouterr().err
+
+
 # --- imports ---
 
 
@@ -485,3 +639,202 @@ def test_example_of_the_readme_does_what_it_says() -> None:
     names: dict[str, object] = {}
     exec(code, names)
     assert names["accuracy"] > 0.9
+
+
+# --- networks and images from elsewhere ---
+
+
+def test_models_are_found_with_size_and_input_before_loading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "test", "vit", "--limit", "3"]) == 0
+    heading, first, *_ = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["MODEL", "PARAMETERS", "INPUT", "OUTPUTS", "WEIGHTS"]
+    assert first.split()[:4] == ["timm:test_vit", "371,240", "3x160x160", "1,000"]
+    assert main(["models", "no-such-thing"]) == 2
+    assert "No model has no-such-thing in its name" in capsys.readouterr().err
+
+
+def test_images_are_shown_before_anything_runs(store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(["images", "--num-calibration", "12", "--num-evaluation", "20", "--output", str(sheet)]) == 0
+    said = capsys.readouterr().out
+    assert "12 of 3,000 images to calibrate with" in said
+    assert "Measured: accuracy and agreement" in said
+    assert "Preparation: Takes 28x28 grey pictures" in said
+    with Image.open(sheet) as picture:
+        assert picture.size == (6 * 36, 2 * 36)
+    assert store.list() == []
+
+
+def test_an_archive_of_images_is_unpacked_beside_the_runs(
+    execute: Callable, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    with zipfile.ZipFile(tmp_path / "shop.zip", "w") as archive:
+        for i in range(4):
+            Image.new("L", (28, 28), i).save(tmp_path / "a.png")
+            archive.write(tmp_path / "a.png", f"bag/{i}.png")
+        archive.writestr("evil.sh", "x")
+    assert main(["prune", "--data", str(tmp_path / "shop.zip")]) == 0
+    assert "Left out, since it is no picture: evil.sh" in capsys.readouterr().err
+    data = Path(store.list()[0].config().data)
+    assert data.is_relative_to(store.root)
+    assert len(list((data / "bag").iterdir())) == 4
+    (tmp_path / "bad.zip").write_bytes(b"PK nonsense")
+    assert main(["prune", "--data", str(tmp_path / "bad.zip")]) == 2
+    assert "not a whole zip or tar archive" in capsys.readouterr().err
+
+
+def test_a_preset_is_a_beginning(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(_finishes)
+    assert main(["prune", "--preset", "resnet50-cifar100", "--k-steps", "5"]) == 0
+    config = store.list()[0].config()
+    assert (config.model, config.data, str(config.prune.pattern)) == ("resnet50-cifar100", "cifar-100", "1:4")
+    assert config.prune.k_steps == 5
+    capsys.readouterr()
+    assert main(["prune", "--preset", "resnet51"]) == 2
+    assert "There is no preset 'resnet51'. Choose one of resnet50-cifar100" in capsys.readouterr().err
+    assert main(["presets"]) == 0
+    said = capsys.readouterr().out
+    assert "resnet50-cifar100: ResNet-50 on CIFAR-100, keep 1:4, K = 30" in said
+    assert "Download: CIFAR-100, 169 MB" in said
+
+
+def test_class_names_come_from_a_file(execute: Callable, store: RunStore, tmp_path: Path) -> None:
+    execute(_finishes)
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
+    assert main(["prune", "--class-names", str(tmp_path / "names.txt")]) == 0
+    assert store.list()[0].config().class_names == ("cat", "dog")
+
+
+def test_fetch_says_how_to_bring_what_cannot_be_reached(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from snows import datasets, downloads
+
+    monkeypatch.setattr(datasets, "ROOT", tmp_path)
+    monkeypatch.setattr(datasets, "no_route", lambda address: "no route to host")
+    assert main(["fetch", "cifar-10"]) == 2
+    assert re.search("could not be fetched from www.cs.toronto.edu: no route to host. Download https", capsys.readouterr().err)
+    monkeypatch.setattr(downloads, "hub_path", lambda address: tmp_path / "absent")
+    monkeypatch.setattr(downloads, "no_route", lambda address: "no route to host")
+    assert main(["fetch", "resnet20-cifar10"]) == 2
+    assert "name it as the checkpoint: --model resnet20-cifar10 --checkpoint FILE." in capsys.readouterr().err
+    assert main(["fetch", "vit-fashion"]) == 0
+
+
+# --- compare ---
+
+
+def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    flags = "--mask wanda magnitude --update none snows --pattern 2:4 1:8 --k 1 3 --seed 0 1 --num-calibration 64"
+    assert main(["compare", *flags.split()]) == 0
+    (batch,) = store.batches()
+    configs = [run.config() for run in batch.runs()]
+    assert len(configs) == 2 * 2 * (2 + 2 * 2)  # seeds x patterns x (without an update, and SNOWS with each K; for each mask)
+    assert {(c.prune.mask, c.prune.update) for c in configs} == {
+        (mask, update) for mask in ("wanda", "magnitude") for update in ("none", "snows")
+    }
+    assert {c.num_calibration for c in configs} == {64}
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert re.fullmatch(r"METHOD +ACCURACY +CHANGE +AGREEMENT +KEPT +TIME +SEEDS", lines[0])
+    assert re.fullmatch(r"Wanda · 2:4 +92.00 % +.2.00 +95.00 % +12.50 % +12.5 s +2", lines[1])
+    assert len(lines) == 1 + 12 + 2
+    assert f"Batch {batch.id}: 24 runs." in err
+
+
+def test_compare_without_a_choice_tries_all_known_methods(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    assert main(["compare", "--json"]) == 0
+    found = [json.loads(line)["method"] for line in capsys.readouterr().out.splitlines()]
+    assert found == [f"{name}, K = 3" if name.startswith("SNOWS") else name for name in METHODS]
+    assert main(["compare", "--method", "snows-dense-targets", "Wanda"]) == 0
+    assert sorted(len(batch.runs()) for batch in store.batches()) == [2, len(METHODS)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--method nonsense", "There is no method 'nonsense'. Choose of magnitude-only, wanda"),
+        ("--method wanda --mask wanda", "leave out --mask and --update"),
+        ("--seed first", "seed must be a whole number, but is 'first'"),
+        ("--pattern 2by4", "Unknown pattern '2by4'"),
+        ("--resume nonsense", "There is no batch 'nonsense'"),
+        ("nonsense", "There is no run 'nonsense'"),
+    ],
+)
+def test_compare_refuses_what_cannot_be(
+    flags: str, sentence: str, execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    assert main(["compare", *flags.split()]) == 2
+    assert sentence in capsys.readouterr().err
+    assert store.list() == []
+
+
+def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_with_wanda(run: Run) -> None:
+        if run.config().prune.mask == "wanda":
+            run.append(events.RunFailed(message="The device ran out of memory."))
+        else:
+            _finishes(run)
+
+    execute(fails_with_wanda)
+    assert main(["compare"]) == 1
+    (batch,) = store.batches()
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 + len(METHODS) - 1 + 2
+    assert "The device ran out of memory." in err
+    assert f"python -m snows compare --resume {batch.id}" in err
+    done: list[str] = []
+    execute(lambda run: (done.append(run.id), _finishes(run)))
+    assert main(["compare", "--resume", batch.id]) == 0
+    assert done == [batch.runs()[1].id]
+    capsys.readouterr()
+    assert main(["compare", batch.id]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(METHODS) + 2
+    assert main(["compare", *(run.id for run in batch.runs()[:2])]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 2
+
+
+def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+
+    def interrupted_at_the_third(run: Run) -> None:
+        (batch,) = store.batches()
+        seen.append([other.state() for other in batch.runs()])
+        if len(seen) == 1:
+            batch.runs()[1].request_cancel()
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not run.cancel_requested():
+                pass
+            run.append(events.RunCancelled(finished_sites=0))
+        else:
+            _finishes(run)
+
+    execute(interrupted_at_the_third)
+    assert main(["compare"]) == 130
+    assert seen[0] == ["queued"] * len(METHODS)  # the app shows them waiting
+    assert seen[1] == ["finished", "cancelled"] + ["queued"] * (len(METHODS) - 2)
+    (batch,) = store.batches()
+    assert [run.state() for run in batch.runs()] == ["finished"] + ["cancelled"] * (len(METHODS) - 1)
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_compare_forgets_a_batch_that_never_began(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(lambda run: run.append(events.RunFailed(message="There is no model 'x'.", bad_input=True)))
+    assert main(["compare", "--model", "x"]) == 2
+    assert capsys.readouterr().err.count("There is no model 'x'.") == 1
+    assert store.list() == store.batches() == []

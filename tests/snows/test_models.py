@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from snows import models
+from snows.checkpoints import CheckpointError
 from snows.config import InputError
-from snows.models import CatalogueError, CheckpointError, load
+from snows.downloads import DownloadError
+from snows.models import CatalogueError, load
 
 TINY_TIMM = "timm:test_vit"  # 0.4 million weights, 160x160 input
 GREY = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
@@ -69,7 +71,7 @@ def test_random_weights_are_repeatable_and_leave_the_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("resnet20", "Did you mean resnet20-fashion?"),
+        ("resnet20", "Did you mean resnet20-fashion or resnet20-cifar10?"),
         ("vit-fashoin", "vit-fashion"),
         ("resnet18", "timm:resnet18 or torchvision:resnet18"),
         ("timm:resnet_18", "timm:resnet18"),
@@ -121,11 +123,11 @@ def test_no_connection_is_one_sentence_with_the_way_out(name: str, tmp_path: Pat
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments: None)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments, **keywords: None)
     monkeypatch.delenv("HTTPS_PROXY", raising=False)
     monkeypatch.delenv("https_proxy", raising=False)
     started = time.perf_counter()
-    with pytest.raises(CatalogueError, match=r"could not be fetched from .* --checkpoint FILE"):
+    with pytest.raises(DownloadError, match=r"could not be fetched from https://.* --checkpoint FILE"):
         load(name)
     assert time.perf_counter() - started < 20  # the hub's client alone would try for 45 seconds
 
@@ -298,3 +300,111 @@ def test_nonfinite_weight_is_named(value: float, said: str, state: dict[str, Ten
     state["layer2.0.conv1.weight"][3, 2, 1, 0] = value
     with pytest.raises(CheckpointError, match=f"the weight layer2.0.conv1.weight holds {said} \\(1 of 4,608 values\\)"):
         _resnet(_save_safetensors(state, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: {f"encoder.{k}.x": v for k, v in s.items()}, "They have no name in common: .* try the other one's"),
+        (lambda s: {k: v for k, v in s.items() if not k.startswith("fc")}, "seems to be saved without its last part"),
+        (lambda s: s | {"head2.weight": torch.zeros(2, 2)}, "All of the network is in it, with more besides"),
+        (lambda s: s | {"conv1.weight": torch.zeros(16, 3, 3, 3)}, "It takes images of 3 channels"),
+        (
+            lambda s: {k: v for k, v in s.items() if "layer3" not in k} | {"x": torch.zeros(2)},
+            "Choose the model that the checkpoint",
+        ),
+    ],
+    ids=["foreign", "headless", "more", "channels", "other"],
+)
+def test_mismatches_come_with_their_likely_reason_and_as_rows(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], said: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = _save_safetensors(change(state), tmp_path)
+    for look in (_resnet, lambda path: models.outline("resnet20-fashion", path)):
+        with pytest.raises(CheckpointError, match=said) as raised:
+            look(path)
+        rows = {name: (given, own) for name, given, own in raised.value.mismatches}
+        assert rows
+        for name, (given, own) in rows.items():
+            assert (given == "-") == (name not in change(state))
+            assert (own == "-") == (name not in state)
+
+
+def test_positions_of_another_image_size_are_named(tmp_path: Path) -> None:
+    state = dict(load(TINY_TIMM, pretrained=False).module.state_dict())
+    state["pos_embed"] = torch.zeros(1, 50, state["pos_embed"].shape[2])
+    with pytest.raises(CheckpointError, match="made for another image size"):
+        load(TINY_TIMM, _save_safetensors(state, tmp_path))
+
+
+def test_any_common_prefix_is_taken_off_even_beside_other_tensors(state: dict[str, Tensor], tmp_path: Path) -> None:
+    wrapped = {f"student.backbone.{name}": value for name, value in state.items()}
+    loaded = load("resnet20-fashion", _save_safetensors(wrapped, tmp_path))
+    assert torch.equal(loaded.module.get_parameter("fc.weight"), state["fc.weight"])
+
+
+# --- before loading ---
+
+
+@pytest.mark.parametrize(
+    "name", ["vit-fashion", "resnet20-cifar10", TINY_TIMM, "torchvision:squeezenet1_1", "torchvision:regnet_y_400mf"]
+)
+def test_an_outline_says_what_the_network_will_be(name: str) -> None:
+    outline, loaded = models.outline(name), load(name, pretrained=False)
+    assert outline.module.state_dict().keys() == loaded.module.state_dict().keys()
+    for mine, other in zip(outline.module.parameters(), loaded.module.parameters(), strict=True):
+        assert mine.shape == other.shape
+    assert (outline.input_size, outline.class_names) == (loaded.input_size, loaded.class_names)
+    picture = Image.fromarray(GREY) if name == "vit-fashion" else Image.new("RGB", (50, 40), "red")
+    assert torch.equal(outline.preprocess([picture]), loaded.preprocess([picture]))
+    assert outline.preprocessing == loaded.preprocessing != ""
+
+
+def test_an_outline_takes_no_memory_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail("the network was asked"))
+    outline = models.outline("timm:vit_large_patch16_224")
+    assert {p.device.type for p in outline.module.parameters()} == {"meta"}
+    parameters = sum(p.numel() for p in outline.module.parameters())
+    weights = models.published_weights(outline.name, parameters)
+    assert parameters == 304_326_632
+    assert weights is not None
+    assert weights.address == (
+        "https://huggingface.co/timm/vit_large_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
+    )
+
+
+def test_an_outline_has_the_classes_of_the_checkpoint(tmp_path: Path) -> None:
+    state = load("torchvision:squeezenet1_1", pretrained=False).module.state_dict()
+    path = _save_safetensors({k: v[:7].clone() if 1000 in v.shape else v for k, v in state.items()}, tmp_path)
+    assert len(models.outline("torchvision:squeezenet1_1", path).class_names) == 7
+
+
+def test_preprocessing_is_told_in_words() -> None:
+    assert models.outline("torchvision:vit_b_16").preprocessing == (
+        "The shorter edge to 256 pixels (bilinear), the middle 224x224, values from 0 to 1, "
+        "less the mean (0.485, 0.456, 0.406), over the deviation (0.229, 0.224, 0.225)"
+    )
+
+
+def test_class_names_of_ones_own() -> None:
+    names = tuple("abcdefghij")
+    assert load("resnet20-fashion", pretrained=False, class_names=names).class_names == names
+    with pytest.raises(CatalogueError, match="9 class names were given, but resnet20-fashion has 10 outputs"):
+        models.outline("resnet20-fashion", class_names=names[:9])
+
+
+def test_search_finds_every_word_and_begins_with_the_nearest() -> None:
+    assert models.search("resnet50", 2) == ["timm:resnet50", "torchvision:resnet50"]
+    assert models.search("torchvision vit", 3) == ["torchvision:vit_b_16", "torchvision:vit_b_32", "torchvision:vit_h_14"]
+    assert models.search("no such network") == []
+    assert set(models.every_name()) >= {"vit-fashion", "resnet50-cifar100", "timm:resnet18.a1_in1k"}
+
+
+def test_the_cifar_networks_are_those_published() -> None:
+    parameters = {name: sum(p.numel() for p in models.outline(name).module.parameters()) for name in models.CIFAR}
+    assert parameters == {"resnet20-cifar10": 272_474, "resnet50-cifar100": 23_705_252}
+    assert len(models.CIFAR100_CLASSES) == 100
+    assert list(models.CIFAR100_CLASSES) == sorted(models.CIFAR100_CLASSES)
+    with torch.no_grad():
+        logits = load("resnet50-cifar100", pretrained=False).module(torch.zeros(1, 3, 32, 32))
+    assert logits.shape == (1, 100)

@@ -129,10 +129,10 @@ def reference_least_squares(dense: nn.Module, cascade: nn.Module, site: str, ima
         output = output if bias is None else output - bias.detach()
     else:
         output = rows @ matrix_of(weight).T
-    # The same faint pull towards zero that the engine documents, as further rows of the system.
+    # The same faint pull towards the dense values that the engine documents, as further rows of the system.
     ridge = 1e-8 * rows.square().mean()
     system = torch.cat([rows / len(rows) ** 0.5, ridge.sqrt() * torch.eye(rows.shape[1], dtype=rows.dtype)])
-    wanted = F.pad(output / len(rows) ** 0.5, (0, 0, 0, rows.shape[1]))
+    wanted = torch.cat([output / len(rows) ** 0.5, ridge.sqrt() * matrix_of(weight).T])
     solution = torch.zeros_like(matrix_of(weight))
     for r, row in enumerate(keep):
         solution[r, row] = torch.linalg.lstsq(system[:, row], wanted[:, r : r + 1], driver="gelsd").solution[:, 0]
@@ -160,7 +160,7 @@ def reference_losses(
 @pytest.mark.parametrize("targets", TARGETS)
 def test_the_cascade_is_the_reference_cascade(targets: str, k: int, update: str) -> None:
     dense, images = chain(images=50)
-    result = prune(dense, images, config(update=update, k_steps=k, targets=targets, batch_size=20))
+    result = prune(dense, images, config(update=update, k_steps=k, targets=targets, batch_size=20, refine="none"))
     assert [r.site for r in result.sites] == [f"{site}.weight" for site in Chain.SITES]
     cascade = deepcopy(dense)
     for site, record in zip(Chain.SITES, result.sites, strict=True):
@@ -195,6 +195,21 @@ def test_the_targets_differ_once_something_is_pruned() -> None:
 
 
 # --- what comes out ---
+
+
+@pytest.mark.parametrize("targets", ["dense", "propagated"])
+def test_held_memory_is_that_of_the_values_that_wait_each_counted_once(targets: str) -> None:
+    model, images = chain(images=10)
+    # Inputs and outputs of the sites, of 10 images in 8 bytes: conv1 from 2x4x4 to 4x4x4, conv2 to 4x2x2, fc1 to 6, fc2 to 3.
+    own = [80 * count for count in (32 + 64, 64 + 16, 16 + 6, 6 + 3)]
+    alone = prune(model, images, config(update="none", k_steps=0, targets=targets))
+    if targets == "propagated":
+        assert [record.held_memory for record in alone.sites] == own
+    else:  # from the second site on, the dense network has values of its own
+        assert alone.sites[0].held_memory == own[0]
+        assert all(record.held_memory >= size for record, size in zip(alone.sites, own, strict=True))
+    ahead = prune(model, images, config(update="none", k_steps=2, targets=targets))
+    assert ahead.sites[0].held_memory == own[0] + 80 * (64 + 16)  # act1 and conv2 are targets too
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -413,11 +428,17 @@ def test_the_global_random_state_is_neither_read_nor_moved() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["1:2", "50% global"])
-@pytest.mark.parametrize("targets", TARGETS)
-def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, pattern: str) -> None:
+@pytest.mark.parametrize(("targets", "sweeps"), [("dense", 1), ("propagated", 1), ("dense", 2)])
+def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, sweeps: int, pattern: str) -> None:
     model, images = residual()
     settings = config(
-        precision="float32", mask="wanda", k_steps=3, targets=targets, pattern=pattern, solver=SolverConfig(curvature_share=0.5)
+        precision="float32",
+        mask="wanda",
+        k_steps=3,
+        targets=targets,
+        pattern=pattern,
+        sweeps=sweeps,
+        solver=SolverConfig(curvature_share=0.5),
     )
     stored: dict[int, bytes] = {}
 
@@ -425,8 +446,8 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, pattern
         stored[index] = save({"weight": weight.contiguous(), "mask": mask.contiguous()})
 
     whole = prune(model, images, settings, on_site=keep)
-    assert sorted(stored) == list(range(5))
-    for done in (1, 3, 4, 5):
+    assert sorted(stored) == list(range(5 * sweeps))
+    for done in {1, 3, 4, 5, 5 * sweeps - 2, 5 * sweeps}:
 
         def finished(index: int, done: int = done) -> tuple[Tensor, Tensor] | None:
             if index >= done:
@@ -441,9 +462,60 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, pattern
         )
         assert_same(weights(again.model), weights(whole.model))
         assert_same(again.masks, whole.masks)
-        assert handed == list(range(done, 5))
-        assert seen[0].resumed == done
+        assert handed == list(range(done, 5 * sweeps))
+        assert (seen[0].resumed, seen[0].sweeps) == (done, sweeps)
         assert [r.by_k for r in again.sites] == [r.by_k for r in whole.sites[done:]]
+
+
+def test_a_second_sweep_starts_from_the_first_ones_weights_and_keeps_its_masks() -> None:
+    model, images = residual()
+    once = prune(model, images, config(k_steps=3, refine="layer"))
+    twice = prune(model, images, config(k_steps=3, sweeps=2, refine="layer"))
+    assert_same(twice.masks, once.masks)
+    first, second = twice.sites[:5], twice.sites[5:]
+    assert [(r.site, r.sweep) for r in second] == [(r.site, 1) for r in first]
+    assert [r.losses for r in first] == [r.losses for r in once.sites]
+    # The last window sees the network's end: nothing after it was pruned in between, so its loss can only have fallen.
+    assert second[-1].losses["final"] <= first[-1].losses["final"]
+    assert any(bool((weights(twice.model)[n] != w).any()) for n, w in weights(once.model).items())
+
+
+def test_a_second_sweep_may_refine_masks_by_the_window() -> None:
+    model, images = residual()
+    once, twice = (prune(model, images, config(k_steps=3, sweeps=sweeps, refine="window")) for sweeps in (1, 2))
+    for (name, first), second, record in zip(once.masks.items(), twice.masks.values(), twice.sites[5:], strict=True):
+        assert record.exchanged == int((second & ~first).sum())
+        assert check_compliance(second, twice.patterns[name]).ok
+    assert sum(r.exchanged for r in twice.sites[5:]) > 0
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "50%", "60% global"])
+@pytest.mark.parametrize("refine", ["layer", "window"])
+def test_a_refined_mask_keeps_to_its_pattern_and_says_what_it_exchanged(refine: str, pattern: str) -> None:
+    model, images = residual()
+    scored = prune(model, images, config(pattern=pattern, update="none"))
+    refined = prune(model, images, config(pattern=pattern, refine=refine))
+    for record in refined.sites:
+        mask = refined.masks[record.site]
+        assert record.exchanged == int((mask & ~scored.masks[record.site]).sum())
+        assert mask.sum() == scored.masks[record.site].sum()
+        assert not bool(refined.model.get_parameter(record.site)[~mask].any())
+    assert sum(r.exchanged for r in refined.sites) > 0
+    if "global" not in pattern:
+        assert all(check_compliance(mask, refined.patterns[name]).ok for name, mask in refined.masks.items())
+
+
+@pytest.mark.parametrize("update", ["none", "sparsegpt"])
+def test_what_fits_no_values_leaves_the_mask_as_it_was_chosen(update: str) -> None:
+    model, images = residual()
+    found = [prune(model, images, config(update=update, refine=refine)) for refine in ("none", "window")]
+    assert_same(found[0].masks, found[1].masks)
+    assert not any(r.exchanged for r in found[1].sites)
+
+
+def test_a_second_sweep_is_refused_where_it_has_nothing_to_do() -> None:
+    with pytest.raises(ValueError, match="Use update snows, or one sweep"):
+        config(update="least-squares", sweeps=2)
 
 
 def test_cancelling_stops_between_two_iterations_and_keeps_what_is_finished() -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partialmethod
 from types import SimpleNamespace
 from typing import Any
@@ -434,6 +435,16 @@ def test_dead_inputs_get_weight_zero_and_break_nothing() -> None:
     assert_entries_close(solution[row, alive], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_what_the_images_leave_open_stays_at_the_prior() -> None:
+    # 4 samples for 10 inputs: the exact minimizer nearest the prior is the prior plus the pseudo-inverse's correction.
+    p = problem_rows(3, 10, samples=4, mask=torch.ones(3, 10, dtype=torch.bool))
+    prior = random(30, seed=5)
+    solution = p.kept.expand(RowBlocks(p.x.T @ p.x / 4, p.kept).least_squares(p.y.T @ p.x / 4, prior))
+    start = prior.view(3, 10)
+    expected = start + (torch.linalg.pinv(p.x) @ (p.y - p.x @ start.T)).T
+    assert_entries_close(solution, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_inputs_that_are_all_zero_break_nothing() -> None:
     kept = KeptWeights(torch.ones(2, 3, dtype=torch.bool), (2, 3))
     blocks = RowBlocks(torch.zeros(3, 3), kept)
@@ -462,7 +473,7 @@ def test_fewer_single_precision_samples_than_weights_break_nothing(seed: int) ->
     assert bool(torch.isfinite(weight).all())
     enough = mask.sum(1) >= 8
     assert float((x @ weight[enough].T - y[:, enough]).square().mean()) < 1e-4 * float(y.square().mean())
-    assert bool(torch.isfinite(blocks.solve(kept.restrict(weight), [torch.ones(len(g.rows)) for g in kept.groups(8)])).all())
+    assert bool(torch.isfinite(blocks.solve(kept.restrict(weight), torch.ones(10))).all())
 
 
 def test_a_gram_matrix_that_is_none_gives_a_sentence() -> None:
@@ -486,7 +497,7 @@ def test_solve_is_the_inverse_of_the_dense_blocks(
     assert limit == 2**28 or len(groups) > 2
     per_row = 0.5 + torch.arange(13, dtype=torch.float64)
     v = random(p.kept.count)
-    solved = p.kept.expand(blocks.solve(v, [per_row[g.rows] for g in groups]))
+    solved = p.kept.expand(blocks.solve(v, per_row))
     expected, matrix = torch.zeros(13, 9, dtype=torch.float64), p.kept.expand(v)
     ridge = 1e-3 * float(p.gram.diagonal().mean())
     for r, row in enumerate(mask):
@@ -495,16 +506,22 @@ def test_solve_is_the_inverse_of_the_dense_blocks(
     assert_entries_close(solved, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_quadratic_and_row_sums(small_groups: None) -> None:
-    mask = ragged(11, 7)
-    p = problem_rows(11, 7, samples=20, mask=mask)
-    blocks, v = RowBlocks(p.gram, p.kept), random(p.kept.count)
-    matrix = p.kept.expand(v)
-    groups = p.kept.groups(bytes_per_value=8)
-    for group, form, total in zip(groups, blocks.quadratic(v), blocks.row_sums(v), strict=True):
-        rows = matrix[group.rows]
-        assert_entries_close(form, (rows * (rows @ p.gram)).sum(1), rtol=1e-10)
-        assert_entries_close(total, rows.sum(1), rtol=1e-10)
+def test_quadratic_is_that_of_each_row() -> None:
+    p = problem_rows(11, 7, samples=20, mask=ragged(11, 7))
+    v = random(p.kept.count)
+    expected = (p.kept.expand(v) @ p.x.T).square().sum(1) / 20
+    assert_entries_close(RowBlocks(p.gram, p.kept).quadratic(v), expected, rtol=1e-10)
+
+
+@TABLE
+def test_the_full_gradient_is_that_of_the_pruned_weights_too(name: str, site: str, k: int) -> None:
+    problem = case(name, site, k)
+    full = problem.objective().full_gradient(problem.point)
+    everything = KeptWeights(torch.ones_like(problem.mask), problem.weight.shape)
+    point = to_matrix(problem.kept.expand(problem.point)).flatten().requires_grad_()
+    (expected,) = torch.autograd.grad(replace(problem, kept=everything).loss(point), point)
+    assert_entries_close(full.flatten(), expected, rtol=1e-9, atol=1e-12)
+    assert bool((full[~problem.mask] != 0).any())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

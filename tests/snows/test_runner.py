@@ -68,6 +68,7 @@ def test_a_run_goes_through_its_phases_in_order(finished: Run) -> None:
     assert started.sites == [f"{name}.weight" for name in CHOSEN]
     assert started.skipped["conv1.weight"] == "left dense as asked"
     assert (started.device, started.resumed) == ("CPU", 0)
+    assert started.operations == 41  # 22 convolutions and linear layers, 19 activations
     done = [e for e in happened(finished) if isinstance(e, events.SiteFinished)]
     assert [(e.site, e.index) for e in done] == [(f"{name}.weight", i) for i, name in enumerate(CHOSEN)]
     assert all(e.losses["final"] <= min(e.losses["mask_only"], e.losses["least_squares"]) for e in done)
@@ -95,6 +96,9 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
     assert all(value is not None and math.isfinite(value) for value in found.values())
     assert found["density"] == pytest.approx(0.5, abs=1e-6)
     assert found["num_evaluation"] == 40
+    # Image by image it says the same: 40 of them, a bit each.
+    assert len(last.right) == 40 // 4
+    assert int(last.right, 16).bit_count() / 40 == pytest.approx(found["accuracy"])
     done = [e for e in happened(finished) if isinstance(e, events.SiteFinished)]
     assert found["num_products"] == sum(e.num_products for e in done) > 0
     assert found["packed_bytes"] < found["dense_bytes"]

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from snows import store as store_module
-from snows.config import PruneConfig, RunConfig
+from snows.config import InputError, PruneConfig, RunConfig, explain
 from snows.events import CGIteration, Event, Phase, Queued, RunCancelled, RunFailed, RunFinished, RunStarted
-from snows.store import Run, RunStore, StoreError, default_root
+from snows.store import Labels, Run, RunStore, StoreError, default_root
 
 events = st.builds(
     CGIteration,
@@ -437,6 +439,156 @@ def test_an_unknown_or_foreign_id_is_refused(store: RunStore, tmp_path: Path, ru
         with pytest.raises(KeyError, match=r"There is no run .*`python -m snows list`"):
             call(run_id)
     assert (store.root / "config.json").exists()
+
+
+# --- names, tags, marks ---
+
+
+def test_a_run_from_before_masks_were_refined_says_so(run: Run) -> None:
+    path = run.path / "config.json"
+    content = json.loads(path.read_text())
+    del content["prune"]["refine"]
+    path.write_text(json.dumps(content))
+    assert RunConfig().prune.refine == "window"
+    assert run.config().prune.refine == "none"
+
+
+def test_labels_come_back_and_leave_the_config_alone(run: Run) -> None:
+    assert run.labels() == Labels()
+    before = (run.path / "config.json").read_bytes()
+    run.save_labels(Labels(name="  My\n best ", tags=(" talk", "talk", "", "two  words"), compare=True))
+    assert run.labels() == Labels(name="My best", tags=("talk", "two words"), compare=True)
+    assert (run.path / "config.json").read_bytes() == before
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "label.json"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"name": "x" * 81}, "name .*80"),
+        ({"tags": ["x" * 41]}, "longer than 40 characters"),
+        ({"tags": [str(i) for i in range(21)]}, "tags .*20"),
+    ],
+)
+def test_labels_of_any_length_are_refused(labels: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Labels.model_validate(labels)
+    assert re.search(sentence, explain(refusal.value))
+
+
+def test_a_label_file_of_somebody_else_is_an_error_and_a_full_disk_a_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.path / "label.json").write_text('{"name": ["a"]}')
+    with pytest.raises(ValidationError):
+        run.labels()
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(StoreError, match=r"label\.json: No space left"):
+        run.save_labels(Labels(name="mine"))
+
+
+def test_a_run_was_made_when_it_first_did_something_wherever_its_files_lie(run: Run) -> None:
+    os.utime(run.path / "config.json", (1e9, 1e9))
+    assert run.created() == 1e9
+    (run.path / "events.jsonl").write_text('{"kind": "Phase", "time": 2.0}\n')  # no event of this version
+    assert run.created() == 1e9
+    (run.path / "events.jsonl").unlink()
+    run.append(Queued(time=5.0), Phase(time=6.0, name="load"))
+    assert run.created() == 5.0
+
+
+def test_masks_come_from_the_sites_or_from_what_is_zero(run: Run) -> None:
+    run.append(RunStarted(device="cpu", sites=["a", "b"], skipped={}))
+    assert run.masks() == {}
+    mask = torch.tensor([True, False])
+    run.save_site(0, torch.tensor([0.0, 0.0]), mask)  # a kept weight may be zero
+    assert {name: m.tolist() for name, m in run.masks().items()} == {"a": [True, False]}
+    run.save_weights({"a": torch.zeros(2), "b": torch.tensor([0.0, 3.0]), "c": torch.ones(1)})
+    assert {name: m.tolist() for name, m in run.masks().items()} == {"a": [True, False], "b": [False, True]}
+
+
+# --- the trash ---
+
+
+def test_a_deleted_run_is_out_of_sight_and_can_be_had_back(store: RunStore, run: Run) -> None:
+    run.save_labels(Labels(name="mine"))
+    other = store.create(RunConfig())
+    before = {p.name: p.read_bytes() for p in run.path.iterdir()}
+    trashed = store.trash(run.id)
+    assert store.list() == [other]
+    with pytest.raises(KeyError):
+        store.get(run.id)
+    assert (trashed.id, trashed.labels().name) == (run.id, "mine")
+    assert store.trashed() == [trashed]
+    assert store.restore(trashed) == run
+    assert {p.name: p.read_bytes() for p in run.path.iterdir()} == before
+    assert store.trashed() == []
+    assert set(store.list()) == {run, other}
+
+
+def test_the_last_deleted_comes_first(store: RunStore) -> None:
+    runs = [store.create(RunConfig()) for _ in range(3)]
+    for run in (runs[1], runs[2], runs[0]):
+        store.trash(run.id)
+    assert [r.id for r in store.trashed()] == [runs[0].id, runs[2].id, runs[1].id]
+
+
+@pytest.mark.parametrize("event", [None, STARTED])
+def test_an_active_run_is_not_deleted(store: RunStore, run: Run, event: Event | None) -> None:
+    with run.held():
+        if event is not None:
+            run.append(event)
+        with pytest.raises(InputError, match=rf"{run.id} is (queued|running), so it was not deleted. Cancel it first"):
+            store.trash(run.id)
+    assert store.list() == [run]
+    store.trash(run.id)  # its worker is gone
+    assert store.list() == []
+
+
+def test_a_run_that_took_the_place_of_a_deleted_one_stays(store: RunStore, run: Run) -> None:
+    first = store.trash(run.id)
+    run.path.mkdir()
+    (run.path / "config.json").write_text(RunConfig(name="new").model_dump_json())
+    with pytest.raises(InputError, match=r"There is a run .* again, so the deleted one was left in the trash"):
+        store.restore(first)
+    second = store.trash(run.id)
+    assert [r.path for r in store.trashed()] == [second.path, first.path]
+    assert store.restore(first).config().name == ""
+    with pytest.raises(InputError, match="There is a run"):
+        store.restore(second)
+    store.purge(seconds=0)
+    with pytest.raises(KeyError):
+        store.get(second.path.parent.name)
+    assert not second.path.exists()
+    assert store.list() == [run]
+
+
+def test_what_was_purged_cannot_be_restored(store: RunStore, run: Run) -> None:
+    trashed = store.trash(run.id)
+    store.purge(seconds=0)
+    with pytest.raises(InputError, match="no longer in the trash"):
+        store.restore(trashed)
+
+
+def test_the_trash_is_emptied_after_a_while(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, recent, new = (store.create(RunConfig()) for _ in range(3))
+    day = 24 * 3600
+    left = store.root / ".import" / str(time.time_ns() - 8 * day * 10**9)
+    left.mkdir(parents=True)
+    for run, ago in ((old, 8), (recent, 6)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time_ns", lambda ago=ago: int((time.time() - ago * day) * 1e9))
+            store.trash(run.id)
+    store.trash(new.id)
+    assert [r.id for r in store.trashed()] == [new.id, recent.id]
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("run_id", ["absent", "", "..", ".trash", "../outside"])
+def test_only_runs_go_into_the_trash(store: RunStore, run: Run, run_id: str) -> None:
+    store.trash(run.id)
+    with pytest.raises(KeyError, match="There is no run"):
+        store.trash(run_id)
 
 
 def test_the_default_root_follows_the_environment(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,51 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from snows import config, solver
+from snows import config, solver, updates
 from snows.config import CURVATURES, SolverConfig
 from snows.reconstruction import input_rows, rows_of_output
 from snows.saliency import sparsegpt_sweep
 from snows.sparsity import to_matrix
-from snows.updates import UPDATES, SiteProblem
-from tests.snows.helpers import ALL, CASE_IDS, CASES, Case, assert_entries_close, case
+from snows.updates import UPDATES, SiteProblem, exchange_in_layer, exchange_in_window
+from tests.snows.helpers import ALL, CASE_IDS, CASES, TIGHT, Case, assert_entries_close, bias_of, case, site_problem
 
 TABLE = pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)
-# Tight, so that what is claimed of the minimum holds to many digits.
-TIGHT = SolverConfig(rtol=1e-10, damping=0, min_decrease=0, curvature_share=1, max_iters=500)
-
-
-def bias_of(problem: Case) -> Tensor | None:
-    bias = problem.site.node.args[2] if len(problem.site.node.args) > 2 else None
-    return None if bias is None else problem.graph.bind({})[bias]
-
-
-def site_problem(problem: Case, settings: SolverConfig = TIGHT, propagated: bool = False, **more: Any) -> SiteProblem:
-    """The table's problem with its targets, or with the dense weight's own outputs as targets."""
-    batches = problem.batches
-    if propagated:
-        batches = [
-            dataclasses.replace(b, targets=[t.detach() for t in problem.window.outputs(problem.weight, b.inputs)])
-            for b in batches
-        ]
-    return SiteProblem(
-        problem.window,
-        problem.weight,
-        problem.mask,
-        batches,
-        [b.inputs[problem.site.input] for b in batches],
-        None if propagated else [b.targets[0] for b in batches],
-        bias=bias_of(problem),
-        config=settings,
-        device=torch.device("cpu"),
-        seed=0,
-        **more,
-    )
 
 
 def rows(problem: Case, made: SiteProblem) -> tuple[Tensor, Tensor]:
@@ -194,3 +163,97 @@ def test_a_mask_that_keeps_nothing_breaks_nothing(update: str) -> None:
     result = UPDATES[update](made)
     assert result.kept.shape == (0,)
     assert not bool(made.kept.expand(result.kept).any())
+
+
+# --- mask refinement ---
+
+FITTED = ["least-squares", "snows"]
+
+
+def exchanged(before: SiteProblem, after: SiteProblem) -> int:
+    assert torch.equal(before.mask.sum(1), after.mask.sum(1))
+    return int((before.mask & ~after.mask).sum())
+
+
+@pytest.mark.parametrize("refinement", ["layer", "window"])
+@pytest.mark.parametrize("update", FITTED)
+@TABLE
+def test_a_refined_mask_fits_no_worse(name: str, site: str, k: int, update: str, refinement: str) -> None:
+    problem = case(name, site, k)
+    plain = site_problem(problem, SolverConfig())
+    made = site_problem(problem, SolverConfig(), refinement=refinement)
+    result = UPDATES[update](made)
+    refined = exchange_in_layer(made)
+    assert refined.least_squares_losses[0] <= plain.least_squares_losses[0] * (1 + 1e-9)
+    assert made.mask is problem.mask
+    exchanged(made, result.problem)
+    assert result.kept.shape == (result.problem.kept.count,)
+    if update == "snows":
+        assert result.problem.objective.loss(result.kept) <= total(refined.least_squares_losses) * (1 + 1e-9)
+        assert result.by_k["least_squares"] == pytest.approx(refined.least_squares_losses, rel=1e-9)
+    else:
+        assert torch.equal(result.problem.mask, refined.mask)
+
+
+def test_what_no_mask_has_a_part_in_is_shared() -> None:
+    made = site_problem(case("residual", "conv1.weight", 0))
+    _ = made.objective, made.row_blocks, made.least_squares
+    other = made.with_mask(~made.mask)
+    assert other.gram is made.gram
+    assert other.cross is made.cross
+    for name in ("objective", "row_blocks", "masked", "least_squares"):
+        assert getattr(other, name) is not getattr(made, name)
+    assert other.kept.count == int((~made.mask).sum())
+
+
+@pytest.mark.parametrize(("name", "site"), [("residual", "conv1.weight"), ("mlp", "0.weight")])
+def test_at_the_layer_itself_window_and_layer_are_one_model(name: str, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site_problem(case(name, site, 0))
+    made.objective.curvature(made.masked, 0)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(updates, "refine", lambda mask, weight, gram, cross, pattern: seen.append(cross) or mask)
+    exchange_in_window(made, made.masked, made.objective.loss(made.masked))
+    assert_entries_close(seen[0][made.mask.any(1)], made.cross[made.mask.any(1)], rtol=1e-8, atol=1e-10)
+
+
+def test_exchanges_that_do_not_lower_the_loss_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site_problem(case("residual", "conv1.weight", ALL))
+    made.objective.curvature(made.least_squares, 0)
+    monkeypatch.setattr(updates, "refine", lambda mask, *model: torch.zeros_like(mask))
+    problem, x = exchange_in_window(made, made.least_squares, made.objective.loss(made.least_squares))
+    assert problem is made
+    assert x is made.least_squares
+
+
+def test_a_window_refines_what_its_layer_cannot_see() -> None:
+    found = 0
+    for name, site, k in CASES:
+        made = site_problem(case(name, site, k), SolverConfig(), refinement="window")
+        result = UPDATES["snows"](made)
+        found += exchanged(exchange_in_layer(made), result.problem) > 0
+    assert found >= 3
+
+
+def test_every_product_counts_whatever_the_mask() -> None:
+    steps: list[solver.StepResult] = []
+    settings = SolverConfig(min_decrease=0, newton_steps=3)
+    made = site_problem(
+        case("residual", "conv1.weight", ALL), settings, refinement="window", on_step=lambda step, damping: steps.append(step)
+    )
+    result = UPDATES["snows"](made)
+    assert result.problem is not made
+    assert [s.step for s in steps] == list(range(len(steps)))
+    assert len(steps) > 1
+    assert result.num_products == sum(1 + s.cg.num_products for s in steps)
+
+
+def test_a_second_sweep_keeps_to_the_masks_it_was_given_at_first() -> None:
+    problem = case("residual", "conv1.weight", ALL)
+    made = site_problem(problem, earlier=problem.weight, refinement="layer")
+    assert exchange_in_layer(made) is made
+
+
+@pytest.mark.parametrize("update", ["none", "sparsegpt"])
+def test_what_fits_no_values_refines_no_mask(update: str) -> None:
+    made = site_problem(case("residual", "conv1.weight", 0), refinement="none")
+    assert UPDATES[update](made).problem is made

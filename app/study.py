@@ -1,0 +1,178 @@
+"""A study of K, ready to draw: what each K brought and cost, on one curve a network, and which K is enough.
+
+Pure functions of run folders and of `snows.study`; no torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from app import charts
+from snows import study
+from snows.batch import Row
+from snows.store import Batch, Run, RunStore
+from snows.study import Curve, Outcome, Recommendation
+
+# The study that comes with the app: runs without their weights.
+RECORDED = RunStore(Path(__file__).resolve().parent.parent / "assets" / "study")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure shows against K. `title` of its axis; `meaning` in a sentence; values are multiplied by `scale`."""
+
+    title: str
+    meaning: str
+    log: bool = False
+    scale: float = 1.0
+
+
+MEASURES = {
+    "accuracy": Measure("Accuracy (%)", "The share of evaluation images it labels rightly.", scale=100),
+    "agreement": Measure("Agreement (%)", "The share of images on which it gives the dense network's answer.", scale=100),
+    "divergence": Measure(
+        "Divergence (nats)",
+        "How far the class probabilities are from the dense network's, on evaluation images (Kullback-Leibler). 0: equal. The "
+        "same quantity for every K.",
+        log=True,
+    ),
+    "window_error": Measure(
+        "Error ÷ target, window",
+        "What SNOWS minimizes: the squared error of the layer and the K operations after it, relative to their values, in the "
+        "middle layer. Each K looks at other operations.",
+        log=True,
+    ),
+    "own_error": Measure(
+        "Error ÷ target, layer",
+        "The squared error at the layer's own output, relative to its values, in the middle layer. Looking ahead gives way "
+        "here, to be right further on.",
+        log=True,
+    ),
+    "seconds": Measure("Time (s)", "Of pruning, from the first layer to the last.", log=True),
+    "memory": Measure(
+        "Memory (MB)",
+        "What the layer that needs most has in memory at once: on a GPU all that is measured there, on a CPU the images' "
+        "values that wait for their turn, without the batch in work.",
+        scale=1e-6,
+    ),
+}
+LOSSES = {"divergence": "At the network's end", "window_error": "In the window", "own_error": "At the layer itself"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Curves with their names and what is recommended on each, None while a curve has but one K."""
+
+    curves: list[Curve]
+    names: list[str]
+    advice: list[Recommendation | None]
+
+    @property
+    def measure(self) -> str:
+        """`accuracy`, or `agreement` where a curve has no accuracy."""
+        return "accuracy" if all(curve.measure == "accuracy" for curve in self.curves) else "agreement"
+
+
+def read(runs: Iterable[Run]) -> Study:
+    """What the finished ones of these runs say. Runs that this version cannot read are left out."""
+    outcomes = []
+    for run in runs:
+        try:
+            if run.metrics():
+                outcomes.append(Outcome.of(run))
+        except ValueError:  # written by another version, or damaged
+            continue
+    return of(outcomes)
+
+
+def of(outcomes: Sequence[Outcome]) -> Study:
+    """A study of finished runs."""
+    found = study.curves(outcomes)
+    return Study(found, study.names(found), [study.recommend(curve, outcomes) for curve in found])
+
+
+def is_study(batch: Batch) -> bool:
+    """Whether the runs of a batch differ in K."""
+    ks = set()
+    for run in batch.runs():
+        try:
+            config = run.config()
+        except ValueError:
+            continue
+        if config.prune.update == "snows":
+            ks.add(config.prune.k_steps)
+    return len(ks) > 1
+
+
+def points(study: Study) -> pd.DataFrame:
+    """One row a point: curve (its name), k, share (of the network's operations, in percent; NaN where it is not known), level
+    (within the noise of the best), recommended, a column a measure of `MEASURES`, and its standard deviation over seeds as
+    `MEASURE_deviation`. Numbers in the units of the axes, NaN where not measured."""
+    rows = []
+    for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
+        for row in curve.rows:
+            k = row.config.prune.k_steps
+            rows.append(
+                {
+                    "curve": name,
+                    "k": k,
+                    "share": 100 * k / curve.operations if curve.operations else float("nan"),
+                    "level": advice is None or any(row is other for other in advice.level),
+                    "recommended": advice is not None and row is advice.row,
+                    **_values(row),
+                }
+            )
+    columns = ["curve", "k", "share", "level", "recommended"]
+    columns += [name + more for name in MEASURES for more in ("", "_deviation")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _values(row: Row) -> dict[str, float]:
+    found = {}
+    for name, measure in MEASURES.items():
+        if (value := row.values.get(name)) is not None:
+            found[name] = measure.scale * value.mean
+            found[f"{name}_deviation"] = measure.scale * (value.deviation or 0.0)
+    return found
+
+
+def dense(study: Study) -> dict[str, float]:
+    """The dense networks' accuracy in percent by network, or their agreement with themselves."""
+    if study.measure == "agreement":
+        return {"the dense network": 100.0}
+    found = {curve.config.model: 100 * curve.rows[0].values["accuracy_dense"].mean for curve in study.curves}
+    return {f"{name}, dense": value for name, value in found.items()} if len(found) > 1 else {"dense": found.popitem()[1]}
+
+
+def marks(study: Study) -> dict[str, charts.Line]:
+    """How each curve is drawn: all in the color of SNOWS; a network has its symbol, a number of images its dash."""
+    networks = list(dict.fromkeys(curve.config.model for curve in study.curves))
+    within: dict[str, int] = {}
+    found = {}
+    for curve, name in zip(study.curves, study.names, strict=True):
+        place = within[curve.config.model] = within.get(curve.config.model, -1) + 1
+        found[name] = charts.Line.of("snows", networks.index(curve.config.model), place)
+    return found
+
+
+def table(study: Study) -> pd.DataFrame:
+    """One row a curve: Network, Operations, Enough (the recommended K), Share (of the operations, in percent), the measure
+    there, Time there, and Best (the K with the best measure)."""
+    rows = []
+    for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
+        row = advice.row if advice else None
+        k = row.config.prune.k_steps if row else None
+        rows.append(
+            {
+                "Network": name,
+                "Operations": curve.operations,
+                "Enough": k,
+                "Share": 100 * k / curve.operations if curve.operations and k is not None else None,
+                study.measure.capitalize(): 100 * row.values[study.measure].mean if row else None,
+                "Time": row.values["seconds"].mean if row and "seconds" in row.values else None,
+                "Best": advice.best.config.prune.k_steps if advice else None,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,123 @@
+"""The form of a study: which K to try on which networks, what that comes to, and Start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from app import batch_form, form, frames, sources, state
+from snows.config import TARGETS, RunConfig, explain, parse_pattern
+from snows.study import expand
+
+_KEPT: dict[str, Any] = {"persist_state": "session"}
+
+
+def draw(on_start: Callable[[str], None]) -> None:
+    """The form of a study, what it comes to, and Start, which calls `on_start` with the batch's id."""
+    form.prepare(RunConfig())
+    st.fragment(_form)(on_start)
+
+
+def _form(on_start: Callable[[str], None]) -> None:
+    st.markdown(
+        "One click queues a run for every K and network, with the same images and the same seed. They wait their turn, small K "
+        "first, and can be cancelled together or one by one; what is finished stays."
+    )
+    settings, outcome = st.columns([5, 4], gap="large")
+    with settings:
+        models, steps, images = _inputs()
+    with outcome:
+        try:
+            configs = expand([_of(form.current(), model) for model in models], steps, images)
+        except ValidationError as error:
+            st.error(explain(error), icon=":material/error:")
+        except ValueError as error:
+            st.error(str(error), icon=":material/error:")
+        else:
+            batch_form.sum_up(configs, on_start)
+
+
+def _of(config: RunConfig, model: str) -> RunConfig:
+    """The form's settings for another network, to which its checkpoint and class names do not belong."""
+    own = {} if model == config.model else {"model": model, "checkpoint": None, "class_names": ()}
+    return RunConfig.model_validate(config.model_dump() | own)
+
+
+def _inputs() -> tuple[list[str], list[int], list[int]]:
+    """Networks, K, and numbers of calibration images. All else is as in the Prune page's form, and set in both."""
+    models = batch_form.choices(
+        "Networks",
+        "study.models",
+        sources.model_names(),
+        [st.session_state["form.model"]],
+        sources.MODELS,
+        "One curve each. Type a part of a name to search all of timm's and torchvision's networks.",
+        more=True,
+    )
+    left, right = st.columns(2)
+    with left:
+        steps = batch_form.choices(
+            "K",
+            "study.k",
+            ("0", "1", "2", "3", "5", "10", "20", "30"),
+            ["0", "1", "3", "5", "10"],
+            {},
+            "How many operations after a layer its weights must also reproduce. 0: that layer alone. Type any other.",
+            more=True,
+        )
+    with right:
+        images = batch_form.choices(
+            "Calibration images",
+            "study.images",
+            ("64", "128", "256", "512", "1024"),
+            ["512"],
+            {},
+            "The kept weights are fitted on these. Several numbers give a curve each: does looking ahead need more images?",
+            more=True,
+        )
+    data, pattern = st.session_state["form.data"], st.session_state["form.prune.pattern"]
+    left.selectbox(
+        "Images",
+        list(dict.fromkeys((*sources.DATA, data))),
+        format_func=sources.data_words,
+        accept_new_options=True,
+        key="form.data",
+        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
+        **_KEPT,
+    )
+    right.number_input(
+        "Evaluation images",
+        step=1000,
+        key="form.num_evaluation",
+        help="Every network is measured on the same ones. The more, the smaller the differences that can be told from chance.",
+        **_KEPT,
+    )
+    left.selectbox(
+        "Pattern",
+        list(dict.fromkeys((*form.PATTERNS, pattern))),
+        format_func=_pattern_words,
+        accept_new_options=True,
+        key="form.prune.pattern",
+        help="Which weights stay. Where few do, looking ahead matters more.",
+        **_KEPT,
+    )
+    right.selectbox(
+        "Target",
+        TARGETS,
+        format_func=lambda name: form.TARGET_WORDS.get(name, name),
+        key="form.prune.targets",
+        help="What each layer and the K operations after it are fitted to.",
+        **_KEPT,
+    )
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Mask, seed, solver, device, your own weights: all as they are set on", width="content")
+        st.page_link(state.page("prune"), label="Prune", icon=state.PAGES["prune"][1], width="content")
+    return models, batch_form.whole(steps), batch_form.whole(images)
+
+
+def _pattern_words(text: str) -> str:
+    try:
+        return frames.pattern_words(parse_pattern(text))
+    except ValueError:
+        return text

@@ -1,0 +1,683 @@
+"""Does the network still look at the same places?
+
+The address names the run `?run=ID`, a second one `with=ID`, each image `image=NUMBER`, `block`, `head`, `query`, the row
+and the column of a `patch`, and the `measure` of similarity.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from app import charts, frames, gallery, panels, runs, state
+from snows.config import InputError
+from snows.store import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from app.attention_view import Look, Questions
+    from snows.attention import Similarity, TokenGrid
+    from snows.inspection import Inspection
+
+OFFERED = 48  # evaluation images in the strip
+MOST_IMAGES = 4
+MOST_OWN = 12
+LARGEST_UPLOAD = 20  # MB
+ANSWERED = 512  # evaluation images among which those with a changed answer are looked for
+COUNTS, USUAL_COUNT = (32, 128, 512), 128  # evaluation images to compare the networks on
+CHUNK = 8  # images between two signs of progress
+OWN = "own:"
+MEAN = "Mean"
+EVERY, CHANGED = "The first ones", "Answer changed"
+LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
+MEASURES = {"Cosine": "cosine", "Jensen-Shannon": "preserved"}  # to a column of `attention_view.by_head`
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the networks side by side."""
+
+    name: str
+    method: str  # whose color and label it bears
+    stage: str
+    inspection: "Inspection"
+
+    @property
+    def network(self) -> tuple[Path, object, str]:
+        """What tells this network from all others, and from itself when more of its layers were dense."""
+        run, opened = self.inspection.run, self.inspection
+        done = None if self.stage == "dense" else (len(opened.masks), opened.final is not None)
+        return run.path, (run.created(), done), self.stage
+
+    @property
+    def images(self) -> tuple[Path, float]:
+        """What tells this run's images from those of others."""
+        return self.inspection.run.path, self.inspection.run.created()
+
+
+# --- what takes time ---
+
+
+@st.cache_resource(max_entries=24, show_spinner=False)
+def _look(path: Path, version: object, stage: str, content: bytes, _inspection: "Inspection", _image: "Tensor") -> "Look":
+    from app import attention_view
+
+    return attention_view.look(_inspection, _image, stage)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _questions(path: Path, created: float, _inspection: "Inspection") -> "Questions":
+    import torch
+
+    from app import attention_view
+
+    blank = attention_view.look(_inspection, torch.zeros(_inspection.model.input_size), "dense")
+    return attention_view.questions(_inspection, blank.maps)
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _similar(
+    path: Path, version: object, stage: str, images: object, _inspection: "Inspection", _images: "Tensor"
+) -> "Similarity":
+    from snows.attention import similarity
+
+    return similarity(_inspection.graph, _images, _inspection.parameters(stage))
+
+
+@st.cache_data(max_entries=24, show_spinner="Asking the networks about more images …")
+def _answers(
+    path: Path, version: object, stage: str, images: object, _inspection: "Inspection", _images: "Tensor"
+) -> list[int]:
+    from app import attention_view
+
+    return attention_view.answers(_inspection, _images, stage)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _thumbnails(path: Path, created: float, numbers: list[int], _inspection: "Inspection") -> list[gallery.Thumbnail]:
+    from snows.data import as_pixels
+
+    images, names = _inspection.images, _inspection.model.class_names
+    words = [f"Image {i}" + (f": {names[int(images.labels[i])]}" if images.labels is not None else "") for i in numbers]
+    addresses = [charts.picture_address(as_pixels(images.evaluation[i]), longest_edge=112) for i in numbers]
+    return [gallery.Thumbnail(str(i), *shown) for i, *shown in zip(numbers, addresses, words, strict=True)]
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _own_prepared(path: Path, created: float, mark: str, _inspection: "Inspection", _picture: "Image") -> "Tensor":
+    return _inspection.model.preprocess([_picture])[0]
+
+
+# --- images ---
+
+
+@dataclass(frozen=True)
+class OwnPicture:
+    """A picture that somebody brought along; `mark` tells it from others of its name, `address` shows it small."""
+
+    picture: "Image"
+    mark: str
+    address: str
+
+
+def _own() -> dict[str, OwnPicture]:
+    """The pictures this session has brought along, by name. They outlive a change of page."""
+    return st.session_state.setdefault("own pictures", {})
+
+
+def _keep(name: str, picture: "Image") -> None:
+    import numpy as np
+
+    mark = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).hexdigest()
+    _own()[name] = OwnPicture(picture, mark, charts.picture_address(np.asarray(picture.convert("RGB")), longest_edge=112))
+    for oldest in list(_own())[:-MOST_OWN]:
+        del _own()[oldest]
+
+
+def _chosen() -> list[str]:
+    return st.session_state.setdefault("chosen images", ["0"])
+
+
+def _choose(images: list[str]) -> None:
+    st.session_state["chosen images"] = list(dict.fromkeys(images))[-MOST_IMAGES:]
+
+
+def _pick(image: str) -> None:
+    st.session_state["upload problems"] = []
+    chosen = _chosen()
+    if not st.session_state.get("several"):
+        _choose([image])
+    elif image not in chosen:
+        _choose([*chosen, image])
+    elif len(chosen) > 1:
+        _choose([other for other in chosen if other != image])
+
+
+def _upload() -> None:
+    from snows.data import read_picture
+
+    st.session_state["upload problems"] = problems = []
+    st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # the next uploader is empty
+    added = []
+    for file in st.session_state[f"upload-{st.session_state['uploads'] - 1}"]:
+        name = file.name.replace("\n", " ")
+        try:
+            if file.size > LARGEST_UPLOAD * 1_000_000:
+                raise InputError(
+                    f"{name} has {frames.size(file.size)}; at most {LARGEST_UPLOAD} MB are taken. Make it smaller."
+                )
+            _keep(name, read_picture(file.getvalue(), name))
+            added.append(OWN + name)
+        except InputError as error:
+            problems.append(str(error))
+    if added:
+        _choose(added if st.session_state.get("several") else added[-1:])
+
+
+def _offered(columns: list[Column]) -> list[int]:
+    """The numbers of the evaluation images in the strip."""
+    inspection = columns[0].inspection
+    evaluation, labels, names = inspection.images.evaluation, inspection.images.labels, inspection.model.class_names
+    options = [EVERY, CHANGED, *(labels.unique().tolist() if labels is not None else ())]
+    if st.session_state.get("show") not in options:
+        st.session_state.pop("show", None)
+    show = st.selectbox(
+        "Images to choose from",
+        options,
+        key="show",
+        persist_state="session",
+        width=220,
+        format_func=lambda option: option if isinstance(option, str) else names[option],
+        help=f"“{CHANGED}”: those of the first {ANSWERED} evaluation images to which a run gives another answer than the dense "
+        "network. Or the images of one class.",
+    )
+    if show == CHANGED:
+        before, *after = (
+            _answers(*column.network, columns[0].images, column.inspection, evaluation[:ANSWERED])
+            for column in (columns[0], *columns[2:])
+        )
+        found = [i for i, answer in enumerate(before) if any(other[i] != answer for other in after)]
+    elif show == EVERY:
+        found = list(range(min(len(evaluation), OFFERED)))
+    else:
+        found = (labels == show).nonzero()[:, 0].tolist()
+    return found[:OFFERED]
+
+
+def _image_controls() -> None:
+    """Where images come from. Draws into the row that the choice of the second run has begun."""
+    with st.popover("Your own image", icon=":material/upload:", help="It stays on this computer."):
+        st.file_uploader(
+            "Pictures: PNG, JPEG, WebP, …",
+            accept_multiple_files=True,
+            max_upload_size=LARGEST_UPLOAD,
+            key=f"upload-{st.session_state.get('uploads', 0)}",
+            on_change=_upload,
+            help="Each goes through the network's own preparation: its resize, crop and normalization.",
+        )
+    st.toggle(
+        "Several at once",
+        key="several",
+        persist_state="session",
+        help=f"A click adds an image or takes it away again; at most {MOST_IMAGES}. Off, a click shows one image alone.",
+    )
+
+
+def _strip(columns: list[Column], offered: list[int] | None) -> None:
+    """The images to choose from, one's own first."""
+    for problem in st.session_state.get("upload problems", ()):
+        st.error(problem, icon=":material/error:")
+    pictures = [gallery.Thumbnail(OWN + name, own.address, f"Your own: {name}") for name, own in _own().items()]
+    if offered:
+        inspection = columns[0].inspection
+        pictures += _thumbnails(inspection.run.path, inspection.run.created(), offered, inspection)
+    if pictures:
+        gallery.gallery(pictures, _chosen(), key="gallery", on_pick=_pick)
+    elif offered is not None:
+        st.caption(f"None of the first {ANSWERED} evaluation images has another answer than before.")
+
+
+def _prepared(image: str, inspection: "Inspection") -> "tuple[Tensor, str, int | None]":
+    """A chosen image as the network takes it, its caption and its label. Raises `InputError`."""
+    if image.startswith(OWN):
+        name = image.removeprefix(OWN)
+        if (own := _own().get(name)) is None:
+            raise InputError(
+                f"The address names an image of somebody's own, {name}, which is not in this session. Bring it with “Your own "
+                "image”, or choose another."
+            )
+        pixels = _own_prepared(inspection.run.path, inspection.run.created(), own.mark, inspection, own.picture)
+        return pixels, f"Your own image, {name}", None
+    images = inspection.images
+    if not image.isdecimal() or int(image) >= len(images.evaluation):
+        raise InputError(
+            f"There is no image {image} among this run's {len(images.evaluation):,} evaluation images, which count from 0. "
+            "Choose one above."
+        )
+    label = int(images.labels[int(image)]) if images.labels is not None else None
+    words = f", labeled {inspection.model.class_names[label]}" if label is not None else ""
+    return images.evaluation[int(image)], f"Evaluation image {image}{words}", label
+
+
+# --- the page ---
+
+
+def _follow_address() -> None:
+    """Take from the address what no widget takes by itself, where somebody else than this page has written it.
+
+    Only when the whole page runs: an answer to a click comes with the address as the browser had it before the last answer.
+    """
+    found = {name: st.query_params.get_all(name) for name in ("image", "with", "patch")}
+    if found == st.session_state.get("written address"):
+        return
+    if found["image"]:
+        _choose(found["image"])
+    st.session_state["linked run"] = next(iter(found["with"]), None)
+    if found["with"]:
+        st.session_state["second run"] = found["with"][0]
+    if len(found["patch"]) == 2 and all(number.isdecimal() for number in found["patch"]):
+        st.session_state["row"], st.session_state["column"] = map(int, found["patch"])
+
+
+def _write_address(second: Run | None) -> None:
+    from app.attention_view import ONE_PATCH
+
+    linked = second.id if second else st.session_state.get("linked run")
+    asks_patch = st.session_state.get("query") == ONE_PATCH and "row" in st.session_state
+    patch = [str(st.session_state[name]) for name in ("row", "column")] if asks_patch else []
+    wanted = {"image": _chosen(), "with": [linked] if linked else [], "patch": patch}
+    st.session_state["written address"] = wanted
+    for name, values in wanted.items():
+        if values and st.query_params.get_all(name) != values:
+            st.query_params[name] = values
+        elif not values and name in st.query_params:
+            del st.query_params[name]
+
+
+def _second_run(run: Run) -> Run | None:
+    """Choose another run of the same network."""
+    config = run.config()
+    others = {
+        other.id: other
+        for other in (*state.store().list()[:50], *state.recorded_runs().list())
+        if other.id != run.id
+        and (found := state.config_of(other)) is not None
+        and (found.model, found.checkpoint) == (config.model, config.checkpoint)
+        and (other.weights_path.exists() or next(other.finished_sites(), None) is not None)
+    }
+    if st.session_state.get("second run") not in others:
+        st.session_state.pop("second run", None)
+    picked = st.selectbox(
+        "Second run",
+        [None, *others],
+        key="second run",
+        persist_state="session",
+        width=300,
+        disabled=not others,
+        format_func=lambda other: f"{runs.run_label(others[other])} · {panels.when(others[other])}" if other else "None",
+        help="Another run of the same network, beside this one."
+        + ("" if others else " There is none yet: prune this network once more, with other settings."),
+    )
+    linked = st.session_state.get("linked run")
+    if picked or linked in others:  # the address has been followed, or a choice made since
+        st.session_state["linked run"] = None
+    elif linked:
+        st.error(
+            f"There is no run {linked!r} of {config.model} to compare with. Choose another.", icon=":material/error:", width=400
+        )
+    return others[picked] if picked else None
+
+
+def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
+    def pruned(of: Run) -> Column:
+        config = of.config().prune
+        return Column(f"{frames.method(of.config())} · {config.pattern}", config.update, "pruned", state.inspection(of))
+
+    first = pruned(run)
+    columns = [
+        Column("Dense network", "dense", "dense", first.inspection),
+        Column("Mask only", "none", "mask_only", first.inspection),
+        replace(first, name=f"{first.name}, so far") if is_live else first,
+    ]
+    if second is not None:
+        other = pruned(second)
+        columns.append(replace(other, name=f"{other.name} (second run)") if other.name == first.name else other)
+    return columns
+
+
+def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
+    """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
+    from app.attention_view import ONE_PATCH, ROLLOUT
+
+    for name, options in (("block", asked.blocks), ("query", asked.queries)):
+        if st.session_state.get(name) not in options:
+            st.session_state.pop(name, None)
+    query, head = None, None
+    if asked.queries:
+        query = st.segmented_control(
+            "Seen from",
+            asked.queries,
+            default=asked.queries[0],
+            required=True,
+            key="query",
+            help="Attention is a question that one token puts to all others. The class token gathers what the answer is read "
+            "from. One patch: click any in the pictures. Rollout multiplies the attention of all blocks, the path an image "
+            "takes to the answer (Abnar & Zuidema, 2020).",
+            **LINKED,
+        )
+    through_all = query == ROLLOUT
+    block = st.select_slider(
+        "Stage" if asked.stages else "Block",
+        asked.blocks,
+        asked.blocks[-1],
+        key="block",
+        width=220,
+        disabled=through_all,
+        help="A convolutional network works in stages, each at a coarser resolution."
+        if asked.stages
+        else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them.",
+        **LINKED,
+    )
+    if asked.heads:
+        heads = [MEAN, *map(str, range(1, asked.heads[block] + 1))]
+        if st.session_state.get("head") not in heads:
+            st.session_state.pop("head", None)
+        picked = st.segmented_control(
+            "Head",
+            heads,
+            default=MEAN,
+            required=True,
+            key="head",
+            disabled=through_all,
+            help="Each block looks in several ways at once: its heads. Their mean, or one of them.",
+            **LINKED,
+        )
+        head = None if picked == MEAN else int(picked)
+    patch = (1, 1)
+    if asked.grid is not None and query == ONE_PATCH:
+        rows, columns = asked.grid.rows, asked.grid.columns
+        for name, most in (("row", rows), ("column", columns)):
+            if not 1 <= st.session_state.get(name, 1) <= most:
+                st.session_state.pop(name, None)
+        patch = (
+            st.number_input("Row", 1, rows, (rows + 1) // 2, key="row", width=110, persist_state="session"),
+            st.number_input("Column", 1, columns, (columns + 1) // 2, key="column", width=110, persist_state="session"),
+        )
+    opacity = st.slider("Map over image", 0, 100, 60, 5, format="%d %%", key="opacity", width=160, persist_state="session")
+    return block, head, query, patch, opacity / 100
+
+
+def _cell(place: float, most: int) -> int:
+    """The cell, from 1, at a place on an axis. A click on the outer edge lies in the cell beside it."""
+    return min(max(round(place), 1), most)
+
+
+def _patch_asker(grid: "TokenGrid") -> Callable[[float, float], None]:
+    """Looks from the patch that was clicked."""
+    from app.attention_view import ONE_PATCH
+
+    def ask_patch(column: float, row: float) -> None:
+        st.session_state["query"] = ONE_PATCH
+        st.session_state["row"], st.session_state["column"] = _cell(row, grid.rows), _cell(column, grid.columns)
+
+    return ask_patch
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A chosen image, and what each network makes of it. `maps`: (rows, columns) each; empty where none can be laid over it."""
+
+    image: str
+    pixels: "np.ndarray"
+    caption: str
+    label: int | None
+    looks: "list[Look]"
+    maps: "list[np.ndarray]"
+
+
+def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple[str, int | None] | None:
+    """The chosen images, as each network sees them. Returns the block and head (from 1; None: their mean) shown, if any are."""
+    from app import attention_view
+
+    block, head, query, patch, opacity = asked.blocks[0] if asked.blocks else "", None, None, (1, 1), 0.0
+    if asked.mapped:
+        with st.container(horizontal=True, vertical_alignment="top", gap="medium"):
+            block, head, query, patch, opacity = _controls(asked)
+    from snows.data import as_pixels
+
+    shown = []
+    for image in chosen:
+        try:
+            pixels, caption, label = _prepared(image, columns[0].inspection)
+        except InputError as error:
+            _refused(image, error, columns[0].inspection)
+            continue
+        content = hashlib.sha256(pixels.numpy().tobytes()).digest()
+        looks = [_look(*column.network, content, column.inspection, pixels) for column in columns]
+        maps = [attention_view.attended(look.maps, asked, block, head, query, patch) for look in looks] if asked.mapped else []
+        shown.append(Seen(image, as_pixels(pixels), caption, label, looks, maps))
+    limits = attention_view.limits([values for seen in shown for values in seen.maps])
+    marked = patch if query == attention_view.ONE_PATCH else None
+    height = 300 if len(shown) == 1 else 210
+    for seen in shown:
+        st.caption(seen.caption)
+        places = st.columns(len(columns))
+        for place, column, look, values in zip(places, columns, seen.looks, seen.maps or [None] * len(columns), strict=True):
+            key, names = f"{seen.image}-{column.name}", column.inspection.model.class_names
+            with place:
+                st.markdown(f"**{column.name}**")
+                panels.draw(
+                    charts.attention_picture(seen.pixels, values, limits, opacity, marked, height),
+                    True,
+                    key=f"{key}-map",
+                    alt=f"{seen.caption}: where this network looks: {column.name}",
+                    on_click=_patch_asker(asked.grid) if asked.grid is not None else None,
+                )
+                panels.draw(
+                    charts.top_chart(attention_view.top(look.probabilities, names), column.method, seen.label),
+                    True,
+                    key=f"{key}-top",
+                    alt=f"{seen.caption}: the five likeliest classes: {column.name}",
+                )
+    if shown:
+        known = any(seen.label is not None for seen in shown)
+        refined = columns[0].inspection.run.config().prune.refinement != "none"
+        st.caption(
+            "Under each picture the network's five likeliest classes"
+            + (", the right one bold. " if known else ". ")
+            + "Mask only: the dense network's values under the mask that the run ended with"
+            + (", which was refined for other values than these." if refined else ".")
+        )
+    if shown and asked.mapped:
+        with st.container(width=440):
+            title = "Activity, in all pictures" if asked.stages else "Share of the attention, in all pictures"
+            panels.draw(charts.map_scale(limits, title), True, key="scale", alt=f"Color scale: {title}")
+    return (block, head) if asked.mapped else None
+
+
+def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
+    """Why an image cannot be shown, and what can be done."""
+    from snows.data import like_fashion_mnist
+    from snows.models import BUNDLED
+
+    name = image.removeprefix(OWN)
+    if name not in _own():
+        st.error(str(error), icon=":material/error:")
+        return
+    st.error(f"{name} does not suit the network: {error}.", icon=":material/error:")
+    if inspection.model.name in BUNDLED:
+
+        def convert() -> None:
+            _keep(name, like_fashion_mnist(_own()[name].picture))
+
+        st.button(
+            "Make it like Fashion-MNIST",
+            icon=":material/auto_fix_high:",
+            on_click=convert,
+            key=f"convert-{name}",
+            help="By the steps that made the data set: trim it, shrink it to 28x28 pixels, grey, light on black.",
+        )
+
+
+def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | None] | None, is_live: bool) -> None:
+    """Dense against each pruned network, over many images. `shown`: the block and head whose maps are on the page."""
+    from app import attention_view
+
+    st.subheader("Over many images, how alike do they look?", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        measure = st.segmented_control(
+            "Similarity",
+            list(MEASURES),
+            default="Cosine",
+            required=True,
+            key="measure",
+            help="Cosine: the angle between two maps; 1 = the same direction. Jensen-Shannon: 1 minus the divergence, in bits, "
+            "of two maps as distributions; 1 = equal, 0 = nothing in common. Both are means over images and queries.",
+            **LINKED,
+        )
+        available = len(columns[0].inspection.images.evaluation)
+        counts = [count for count in COUNTS if count < available] or [available]
+        if st.session_state.get("over") not in counts:
+            st.session_state.pop("over", None)
+        count = st.segmented_control(
+            "Evaluation images",
+            counts,
+            default=min(counts, key=lambda count: abs(count - USUAL_COUNT)),
+            required=True,
+            key="over",
+            persist_state="session",
+        )
+        if is_live and not st.toggle("Measure now", key="measure now", help="It takes computing time away from the run."):
+            st.caption("Measured when the run has ended.")
+            return
+    found = _measured(columns, count)
+    preserved = attention_view.preservation(found)
+    spreads = {name: attention_view.spread(rows["preserved"]) for name, rows in preserved.groupby("network")}
+    tables = {
+        name: attention_view.by_head(values).rename(columns={MEASURES[measure]: "value"}) for name, values in found.items()
+    }
+    limits = (min(0.99, *(float(table["value"].min()) for table in tables.values())), 1.0)
+    overview, *places = st.columns(len(columns))
+    with overview:
+        st.markdown(
+            "**Each image's score**",
+            help="Preserved attention: 1 minus the Jensen-Shannon divergence from the dense network's maps, mean over heads "
+            "and blocks. A point an image; the diamond is their mean, the bar holds the middle 80 % of them.",
+        )
+        panels.draw(
+            charts.preservation_chart(preserved, {column.name: column.method for column in columns[1:]}, spreads),
+            True,
+            key="preserved",
+            alt="Preserved attention of each image, by network",
+        )
+    for place, column in zip(places, columns[1:], strict=True):
+        mean, low, high = spreads[column.name]
+        with place:
+            st.markdown(f"**{column.name}**")
+            st.metric(
+                "Attention preserved",
+                frames.percent(mean),
+                f"{frames.percent(low)} to {frames.percent(high)} on 8 of 10 images",
+                delta_color="off",
+                delta_arrow="off",
+                help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
+            )
+            panels.draw(
+                charts.similarity_map(tables[column.name], limits, shown),
+                True,
+                key=f"alike-{column.name}",
+                alt=f"Similarity to the dense network, by block and head: {column.name}",
+                on_click=_opener(asked) if shown is not None else None,
+            )
+    parts = "stage" if asked.stages else "block and head"
+    click = f" Click one to open that {'stage' if asked.stages else 'head'} above." if shown is not None else ""
+    st.caption(f"{measure} similarity to the dense network by {parts}, 1 = alike.{click}")
+    with st.container(width=440):
+        title = f"{measure} similarity"
+        panels.draw(charts.map_scale(limits, title, of_similarity=True), True, key="alike-scale", alt=f"Color scale: {title}")
+
+
+def _opener(asked: "Questions") -> Callable[[float, float], None]:
+    """Opens the head, or the stage, whose cell was clicked."""
+    from app.attention_view import ROLLOUT
+
+    def open_head(head: float, row: float) -> None:
+        block = asked.blocks[_cell(row, len(asked.blocks)) - 1]
+        st.session_state["block"] = block
+        if asked.heads:
+            st.session_state["head"] = str(_cell(head, asked.heads[block]))
+        if st.session_state.get("query") == ROLLOUT:  # it has no head of its own
+            st.session_state["query"] = asked.queries[0]
+
+    return open_head
+
+
+def _measured(columns: list[Column], count: int) -> "dict[str, Similarity]":
+    """Each pruned network's similarity to the dense one over the first `count` evaluation images, with progress if it takes
+    long."""
+    from snows.attention import Similarity
+
+    kept: dict[object, Similarity] = st.session_state.setdefault("similarities", {})
+    dense, *pruned = columns
+    keys = {column.name: (column.network, dense.images, count) for column in pruned}
+    missing = [column for column in pruned if keys[column.name] not in kept]
+    place, begun, done, total = st.empty(), time.monotonic(), 0, len(missing) * count
+    for column in missing:
+        parts = []
+        for start in range(0, count, CHUNK):
+            images = dense.inspection.images.evaluation[start : min(start + CHUNK, count)]
+            parts.append(_similar(*column.network, (dense.images, start, len(images)), column.inspection, images))
+            done += len(images)
+            if (taken := time.monotonic() - begun) > 0.3:
+                left = frames.duration(taken / done * (total - done))
+                place.progress(done / total, f"Comparing the maps of {count} images · about {left} left")
+        kept[keys[column.name]] = Similarity.join(parts)
+    place.empty()
+    return {name: kept[key] for name, key in keys.items()}
+
+
+def _page(run: Run, is_live: bool) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        second = _second_run(run)
+        try:
+            columns = _columns(run, second, is_live)
+        except InputError as error:
+            st.info(str(error), icon=":material/info:", width=500)
+            return
+        try:
+            offered = _offered(columns)
+        except InputError as error:  # the networks are here, the run's images are not
+            offered = None
+            st.warning(f"{error} Images of your own can be looked at meanwhile.", icon=":material/warning:", width=500)
+        _image_controls()
+    inspection = columns[0].inspection
+    if is_live:
+        done = f"{len(inspection.masks)} of {frames.counted(len(inspection.sites), 'layer')} pruned"
+        st.caption(f":material/play_arrow: So far {done}; the others are still dense.")
+    _strip(columns, offered)
+    asked = _questions(run.path, run.created(), inspection)
+    if asked.note:
+        st.caption(f":material/info: {asked.note}")
+    chosen = [image for image in _chosen() if offered is not None or image.startswith(OWN)]
+    shown = _maps(columns, asked, chosen)
+    _write_address(second)
+    if asked.blocks and offered is not None:
+        _alike(columns, asked, shown, is_live)
+
+
+run = panels.inspected_run(
+    "attention",
+    "Does the network still look at the same places?",
+    "Where the dense and the pruned network look in an image, and how alike the two are.",
+    first="recorded-1-vit-fashion",  # heads and queries are what this page is about, and only a transformer has them
+)
+if run is not None:
+    _follow_address()
+    panels.follow(run, lambda is_live: _page(run, is_live))

@@ -1,0 +1,705 @@
+"""Which method, which K, for this network?
+
+The address names what is compared: a batch `?batch=ID`, or runs `?runs=ID,ID`; `?batch=new` is the form, `?batch=marked` and
+`?batch=recorded` are what they say. `view` is the closer look, `network` the one looked at, `show` the runs
+looked into by their places, `likeness` the measure of representations.
+"""
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+from pydantic import ValidationError
+
+from app import batch_form, batch_view, charts, compare, frames, layers, panels, state
+from app.compare import Entry
+from snows.batch import BEST, LEVEL, Row, row_names
+from snows.config import InputError
+from snows.store import ACTIVE, Batch, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from snows.attention import Similarity
+    from snows.comparison import Likeness
+    from snows.inspection import Inspection
+
+NEW, MARKED, RECORDED, CHOSEN = "new", "marked", "recorded", "runs"
+MOST_SHOWN = 10  # networks in the closer look
+USUALLY_SHOWN = 6
+# Evaluation images in the closer looks, and images a batch that is timed, and how often; fewer where the network is slow.
+ANSWERED, REPRESENTED, ATTENDED, TIMED, ROUNDS = 1_000, 64, 64, 32, 11
+LOOK_SECONDS, LEAST_IMAGES = 15.0, 8
+MOST_FLIPS = 60
+
+
+# --- what is compared ---
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the address says to compare. `problem`: why that cannot be, or nothing."""
+
+    key: str
+    runs: list[Run]
+    batch: Batch | None = None
+    problem: str = ""
+
+
+def marked_runs() -> list[Run]:
+    return [run for run in state.store().list() if is_marked(run)]
+
+
+def is_marked(run: Run) -> bool:
+    try:
+        return run.labels().compare
+    except ValidationError:
+        return False
+
+
+def choice(batches: Mapping[str, Batch], marked: list[Run]) -> Choice:
+    asked, listed = state.asked("batch"), state.asked("runs")
+    if listed:
+        found, missing = [], []
+        for run_id in dict.fromkeys(listed.split(",")):
+            try:
+                found.append(state.find_run(run_id))
+            except KeyError as error:
+                missing.append(str(error.args[0]))
+        return Choice(CHOSEN, found, problem=" ".join(missing))
+    if asked is None:
+        asked = next(iter(batches), MARKED if marked else NEW)
+    match asked:
+        case "new":
+            return Choice(NEW, [])
+        case "marked":
+            return Choice(MARKED, marked)
+        case "recorded":
+            return Choice(RECORDED, list(state.recorded_runs().list()))
+    if asked in batches:
+        return Choice(asked, batches[asked].runs(), batches[asked])
+    return Choice(NEW, [], problem=f"There is no batch {asked!r}. Its runs may have been deleted. Choose another above.")
+
+
+def go(key: str) -> None:
+    st.switch_page(state.page("compare"), query_params={"batch": key})
+
+
+def show() -> None:
+    state.read_address()
+    batches = {batch.id: batch for batch in state.store().batches()}
+    marked = marked_runs()
+    now = choice(batches, marked)
+    heading(batches, marked, now)
+    # A place each, so that what comes and goes does not make Streamlit build the next part anew.
+    body, settings, example = st.container(), st.container(), st.container()
+    with body:
+        if now.problem:
+            st.error(now.problem, icon=":material/error:")
+        if now.key in (MARKED, CHOSEN):
+            pick_runs(now)
+        if now.key != NEW:
+            comparison(now)
+    if now.key == NEW:
+        with settings:
+            batch_form.draw(go)
+        recorded = list(state.recorded_runs().list())
+        if recorded:
+            with example:
+                st.divider()
+                st.header("Recorded runs", anchor=False)
+                st.caption("What a comparison looks like. These came with the app; nothing was computed just now.")
+                comparison(Choice(RECORDED, recorded))
+
+
+def heading(batches: Mapping[str, Batch], marked: list[Run], now: Choice) -> None:
+    row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+    row.title("Which method, which K, for this network?", anchor=False, width="content")
+    words = {
+        NEW: "A new comparison",
+        **{key: batch_view.batch_words(batch) for key, batch in batches.items()},
+        MARKED: f"Marked runs ({len(marked)})",
+        RECORDED: "Recorded runs",
+    }
+    if now.key == CHOSEN:
+        words[CHOSEN] = f"Runs of your choice ({len(now.runs)})"
+    with row:
+        picked = st.selectbox(
+            "Compare",
+            options := list(words),
+            options.index(now.key),
+            key=f"compare-{now.key}",
+            width=400,
+            format_func=words.get,
+        )
+    if picked != now.key:
+        go(picked)
+    st.markdown(
+        "Runs on the same images side by side: what each keeps of the network, and what it costs. The best of a column bears "
+        f"{BEST}, and what is within the noise of it {LEVEL}."
+    )
+
+
+def pick_runs(now: Choice) -> None:
+    """Choose the runs one by one. The address follows."""
+    own = [run for run in state.store().list()[:200] if run.state() == "finished"]
+    known = {run.id: run for run in (*own, *state.recorded_runs().list(), *now.runs)}
+    chosen = [run.id for run in now.runs]
+    picked = st.multiselect(
+        "Runs",
+        list(known),
+        chosen,
+        format_func=lambda run_id: panels.run_label(known[run_id]),
+        key=f"compare-runs-{chosen}",
+        placeholder="Choose runs to set side by side",
+        wrap=True,
+        help="Also: mark runs on the Runs page, and find them here as “Marked runs”.",
+    )
+    if picked != chosen:
+        st.switch_page(state.page("compare"), query_params={"runs": ",".join(picked)} if picked else {"batch": MARKED})
+
+
+# --- a comparison ---
+
+
+def comparison(now: Choice) -> None:
+    entries = compare.entries(now.runs)
+    unread = len(now.runs) - len(entries)
+    if unread:
+        st.warning(f"{frames.counted(unread, 'run')} of another version of the app cannot be shown.", icon=":material/warning:")
+    if not entries:
+        if now.key == MARKED:
+            st.info(
+                "No run is marked. Choose some above, or mark them on the Runs page; or make a batch.", icon=":material/info:"
+            )
+            st.page_link(state.page("compare"), label="A new comparison", icon=":material/add:", query_params={"batch": NEW})
+        return
+    batch_view.follow(now.key, now.runs, now.batch)
+    finished = compare.finished(entries)
+    if not finished:
+        st.caption("The table begins when a first run has finished.")
+        return
+    networks = compare.networks(finished)
+    network = next(iter(networks))
+    if len(networks) > 1:
+        network = st.selectbox(
+            "Network",
+            options := list(networks),
+            width=400,
+            help="Only runs of one network, on the same images, can be set side by side.",
+            **state.addressed("network", options, network),
+        )
+    # Marked anew, so that their labels say only what is not the same in all of these.
+    finished = compare.entries(entry.run for entry in networks[network])
+    rows = compare.rows(finished)
+    table(rows)
+    tradeoffs(rows)
+    closer(finished, rows)
+
+
+MEANINGS = {
+    "Accuracy": "The share of evaluation images it labels rightly. ± is the standard deviation over seeds.",
+    "Change": "Of accuracy, against the dense network, in percentage points.",
+    "Agreement": "The share of images on which it gives the dense network's answer. Needs no labels.",
+    "Divergence": "How far its class probabilities are from the dense network's (Kullback-Leibler, in nats). 0: equal.",
+    "Kept": "The share of weights kept, in the layers that were pruned.",
+    "Size": "With kept weights stored as values and positions.",
+    "Time": "Of pruning, from the first layer to the last.",
+    "Seeds": "How many runs that differ in their seed alone are one row.",
+}
+
+
+def table(rows: list[Row]) -> None:
+    numbers, texts = compare.table(rows)
+    shown = numbers.style
+    for column in texts.columns.drop("Method"):
+        for place, text in enumerate(texts[column]):
+            shown = shown.format(lambda value, text=text: str(text), subset=pd.IndexSlice[[place], [column]])
+    marked = texts.map(lambda text: "background-color: rgba(0, 158, 115, 0.18)" if str(text).endswith(BEST) else "")
+    st.dataframe(
+        shown.apply(lambda _: marked, axis=None),
+        hide_index=True,
+        column_config={
+            "Method": st.column_config.TextColumn("Method", width=230),
+            **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
+        },
+        alt="The runs and their measures, best of each column marked",
+    )
+    if words := compare.verdict(rows):
+        st.markdown(words)
+    notes = {frames.counted(row.num_evaluation, "image") for row in rows}
+    if len(notes) > 1:
+        st.warning(
+            f"These were not measured on the same images ({', '.join(sorted(notes))}), so small differences mean nothing.",
+            icon=":material/warning:",
+        )
+
+
+def tradeoffs(rows: list[Row]) -> None:
+    places = st.columns(2, gap="large")
+    for place, cost, words, title in zip(
+        places,
+        ("density", "seconds"),
+        ("What few weights keep", "What time buys"),
+        ("Weights kept (%)", "Time to prune (s)"),
+        strict=True,
+    ):
+        points, value = compare.tradeoff(rows, cost)
+        log = cost == "seconds" and points["x"].max() > 5 * points["x"].min()
+        with place:
+            st.markdown(f"**{words}**")
+            dense = compare.dense_value(rows, value)
+            figure = charts.tradeoff_chart(points, title, value, dense=dense, log=log, percent=cost == "density")
+            panels.draw(
+                figure, False, f"tradeoff-{cost}", f"{value} of each run against {title.lower()}, with the Pareto front"
+            )
+    if len(rows) > 1:
+        legend(rows)
+
+
+def legend(rows: list[Row]) -> None:
+    drawn = zip(row_names(rows), compare.marks([row.config for row in rows]), strict=True)
+    shapes = {
+        "circle": "●",
+        "diamond": "◆",
+        "square": "■",
+        "triangle-up": "▲",
+        "cross": "✚",
+        "star": "★",
+        "hexagon": "⬢",
+        "triangle-down": "▼",
+    }
+    parts = [
+        f'<span style="white-space: nowrap; margin-right: 1rem"><span style="color: {mark.color}">'
+        f"{shapes[mark.symbol.removesuffix('-open')]}</span> {html.escape(name)}</span>"
+        for name, mark in drawn
+    ]
+    st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
+    st.caption("The line joins what no other run beats in both at once (the Pareto front): the sensible choices.")
+
+
+# --- a closer look ---
+
+VIEWS = {
+    "layers": "Layers",
+    "answers": "Answers",
+    "depth": "Representations",
+    "attention": "Attention",
+    "speed": "Size and speed",
+}
+
+
+def closer(entries: list[Entry], rows: list[Row]) -> None:
+    st.divider()
+    view = st.segmented_control(
+        "A closer look", list(VIEWS), format_func=VIEWS.get, required=True, **state.addressed("view", list(VIEWS), "layers")
+    )
+    looked_at = entries
+    if len(entries) > 1:
+        usual = ",".join(str(row.runs[0]) for row in rows[:USUALLY_SHOWN])  # of several seeds the first
+        asked = (state.asked("show") or usual).split(",")
+        st.session_state["compare-shown"] = [place for place in range(len(entries)) if str(place) in asked]
+        shown = st.multiselect(
+            "Runs to look into",
+            range(len(entries)),
+            format_func=lambda place: entries[place].label,
+            max_selections=MOST_SHOWN,
+            wrap=True,
+            key="compare-shown",
+            on_change=lambda: state.choose("show", ",".join(map(str, st.session_state["compare-shown"])) or "none", usual),
+        )
+        looked_at = [entries[place] for place in shown]
+    if not looked_at:
+        st.info("Choose at least one run to look into.", icon=":material/info:")
+        return
+    folder = Path(entries[0].config.data).expanduser().is_dir()  # of a named set the evaluation images are always the same
+    if folder and view != "layers" and len({(e.config.prune.seed, e.config.num_calibration) for e in looked_at}) > 1:
+        st.caption(
+            ":material/info: These runs calibrated on different images of the folder; some may be among the images looked at."
+        )
+    try:
+        {"layers": layer_view, "answers": answer_view, "depth": depth_view, "attention": attention_view, "speed": speed_view}[
+            view
+        ](looked_at)
+    except InputError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def marks(entries: list[Entry]) -> dict[str, charts.Mark]:
+    return {entry.label: entry.mark for entry in entries}
+
+
+def layer_view(entries: list[Entry]) -> None:
+    st.markdown("**How wrong each layer's own output is**, at the end, relative to what it was fitted to")
+    losses, names = compare.layer_losses(entries)
+    figure = charts.side_by_side_chart(
+        losses, names, marks(entries), "Error ÷ target", log=True, blocks=[layers.block(name) for name in names]
+    )
+    panels.draw(figure, False, "compare-layers", "Each run's error at every layer, overlaid")
+    if len({entry.config.prune.targets for entry in entries}) > 1:
+        st.caption(
+            "The target is not the same for all: “as published” fits the dense layer's output on the pruned network's input, "
+            "and never sees what earlier layers lost. “Representations” measures all against the dense network."
+        )
+    else:
+        st.caption(
+            "Read at the layer itself, where runs with another K look at the same values. SNOWS may give way here, to be right "
+            "further on."
+        )
+
+
+# What needs the networks opens them once for all runs, since they are of one network.
+
+
+@st.cache_resource(max_entries=24, show_spinner=False)
+def _beside(path: Path, created: float, first: Path, _first: "Inspection") -> "Inspection":
+    return _first.beside(Run(path))
+
+
+def opened(entries: list[Entry]) -> dict[str, "Inspection"]:
+    first = state.inspection(entries[0].run)
+    return {
+        entry.label: _beside(entry.run.path, entry.run.created(), entries[0].run.path, first) if place else first
+        for place, entry in enumerate(entries)
+    }
+
+
+def first_of(found: Mapping[str, "Inspection"]) -> "Inspection":
+    return next(iter(found.values()))
+
+
+@st.cache_data(max_entries=24, show_spinner=False)
+def _seconds_an_image(path: Path, created: float, _inspection: "Inspection") -> float:
+    from snows import comparison
+
+    images = _inspection.images.evaluation[:4]
+    tries = comparison.alternate({"dense": lambda: _inspection.run_network(images, "dense")}, rounds=2)
+    return min(tries["dense"]) / len(images)
+
+
+def affordable(first: "Inspection", passes: int, most: int, least: int = LEAST_IMAGES) -> "Tensor":
+    """At most `most` evaluation images, halved until `passes` through the network take no longer than one may wait."""
+    each = passes * _seconds_an_image(first.run.path, first.run.created(), first)
+    count = most
+    while count * each > LOOK_SECONDS and count // 2 >= least:
+        count //= 2
+    return first.images.evaluation[:count]
+
+
+@st.cache_data(max_entries=48, show_spinner="Asking the networks …")
+def _logits(
+    path: Path, created: float, stage: str, images_of: Path, count: int, _inspection: "Inspection", _images: "Tensor"
+) -> Any:
+    import torch
+
+    return torch.cat([_inspection.run_network(batch, stage)[0] for batch in _images.split(250)])
+
+
+def answer_view(entries: list[Entry]) -> None:
+    from snows import comparison
+    from snows.data import as_pixels
+
+    networks = opened(entries)
+    first = first_of(networks)
+    images = affordable(first, 1 + len(entries), ANSWERED)
+    labels = None if first.images.labels is None else first.images.labels[: len(images)]
+    of = first.run.path
+    logits = {
+        entry.label: _logits(entry.run.path, entry.run.created(), "pruned", of, len(images), networks[entry.label], images)
+        for entry in entries
+    }
+    dense = _logits(of, first.run.created(), "dense", of, len(images), first, images)
+    flips = {label: comparison.flips(dense, found, labels) for label, found in logits.items()}
+    count = frames.counted(len(images), "evaluation image")
+
+    left, right = st.columns([1, 1], gap="large")
+    with left:
+        st.markdown(f"**How many answers changed**, of the first {count}")
+        st.dataframe(
+            compare.flip_counts(flips, len(images)),
+            hide_index=True,
+            alt="Changed answers of each run",
+            column_config={
+                "network": st.column_config.TextColumn("Run", width="medium"),
+                "changed": st.column_config.NumberColumn("Changed", format="percent"),
+                "lost": st.column_config.NumberColumn("Lost", help="The dense network was right, the pruned one is not."),
+                "won": st.column_config.NumberColumn("Won", help="Only the pruned network is right."),
+                "other": st.column_config.NumberColumn("Other", help="Both are wrong, or there is no label to tell."),
+            },
+        )
+        if labels is not None and len(entries) > 1:
+            right_by = {label: found.argmax(1) == labels for label, found in logits.items()}
+            best = max(right_by, key=lambda label: int(right_by[label].sum()))
+            st.markdown(f"**Is {best} really better?** Image by image")
+            tests = {o: comparison.sign_test(right_by[best], correct) for o, correct in right_by.items() if o != best}
+            st.dataframe(
+                compare.sign_tests(tests),
+                hide_index=True,
+                alt=f"Sign test of {best} against each other run",
+                column_config={
+                    "against": st.column_config.TextColumn("Against", width="medium"),
+                    "best_only": st.column_config.NumberColumn(
+                        "Only it is right", help=f"Images that only {best} labels rightly."
+                    ),
+                    "other_only": st.column_config.NumberColumn(
+                        "Only the other", help="Images that only the other labels rightly."
+                    ),
+                    "chance": st.column_config.NumberColumn(
+                        "Chance",
+                        format="percent",
+                        help="How often two equally good networks would part as unevenly (exact sign test, McNemar).",
+                    ),
+                    "verdict": st.column_config.TextColumn("Difference", help="Real: a chance below 5 %."),
+                },
+            )
+    with right:
+        if labels is None:
+            st.caption("These images carry no labels, so there is no accuracy by class; agreement stands in for it.")
+        else:
+            st.markdown("**Accuracy by class**")
+            classes = first.model.class_names or tuple(map(str, range(dense.shape[1])))
+            by_class = {
+                label: (100 * comparison.class_accuracy(found, labels)).tolist()
+                for label, found in {compare.DENSE: dense, **logits}.items()
+            }
+            accuracies = compare.class_accuracies(by_class, classes)
+            names = accuracies.drop_duplicates("index")["class"].tolist()
+            figure = charts.side_by_side_chart(accuracies, names, {compare.DENSE: DENSE_MARK, **marks(entries)}, "Accuracy (%)")
+            panels.draw(figure, False, "compare-classes", "Accuracy of each run by class")
+
+    st.markdown("**The images whose answer changed**, those that most runs change first")
+    kinds = st.pills(
+        "Show",
+        list(compare.KINDS),
+        selection_mode="multi",
+        default=["lost"] if labels is not None else None,
+        format_func=compare.KINDS.get,
+        key="compare-kinds",
+        persist_state="session",
+        disabled=labels is None,
+    )
+    changed = compare.flipped(flips, kinds)
+    if changed.empty:
+        st.caption("None.")
+        return
+    if len(changed) > MOST_FLIPS:
+        st.caption(f"The first {MOST_FLIPS} of {len(changed)}.")
+    changed = changed.head(MOST_FLIPS)
+    classes = first.model.class_names
+
+    def named(answer: int | None) -> str:
+        return "" if answer is None or pd.isna(answer) else classes[int(answer)] if classes else f"output {int(answer)}"
+
+    said = changed.drop(columns="image").map(named)
+    said.insert(0, "picture", [charts.picture_address(as_pixels(images[i]), longest_edge=112) for i in changed["image"]])
+    said.insert(1, "image", changed["image"].astype(int))
+    st.dataframe(
+        said.drop(columns="label") if labels is None else said,
+        hide_index=True,
+        row_height=56,
+        height=430,
+        alt="Images whose answer changed, with the dense network's answer and each run's",
+        column_config={
+            "picture": st.column_config.ImageColumn("", width=70),
+            "image": st.column_config.NumberColumn("Image", width=70),
+            "label": st.column_config.TextColumn("Label"),
+            "dense": st.column_config.TextColumn("Dense network says"),
+        },
+    )
+    st.caption("An empty cell: that run gives the dense network's answer.")
+
+
+DENSE_MARK = charts.Mark.of("dense", 0)
+
+
+@st.cache_data(max_entries=8, show_spinner="Comparing the networks layer by layer …")
+def _by_depth(
+    versions: tuple[tuple[str, Path, float], ...], count: int, _networks: "dict[str, Inspection]"
+) -> "list[Likeness]":
+    from snows import comparison
+    from snows.pruner import channels_last_if_faster
+
+    first = first_of(_networks)
+    images = first.images.evaluation[:count]
+    images = images.contiguous(memory_format=channels_last_if_faster(first.model.module, images))
+    sites = {site.name: site for found in _networks.values() for site in found.sites}
+    tensors = {label: found.parameters("pruned") for label, found in _networks.items()}
+    return comparison.by_depth(first.graph, images, list(sites.values()), tensors)
+
+
+def versions(entries: list[Entry]) -> tuple[tuple[str, Path, float], ...]:
+    return tuple((entry.label, entry.run.path, entry.run.created()) for entry in entries)
+
+
+LIKENESS = {
+    "cka": ("Linear CKA", "Linear CKA (1 = alike)"),
+    "cosine": ("Cosine", "Cosine (1 = same direction)"),
+    "error": ("Relative error", "Error ÷ dense network's value"),
+}
+
+
+def depth_view(entries: list[Entry]) -> None:
+    measure = st.segmented_control(
+        "How alike a layer's output is to the dense network's",
+        list(LIKENESS),
+        format_func=lambda name: LIKENESS[name][0],
+        required=True,
+        **state.addressed("likeness", list(LIKENESS), "cka"),
+        help="Linear CKA (Kornblith et al., 2019) asks whether the same images lie close together, whatever the axes. Cosine "
+        "asks whether each image's values point the same way. The relative error also sees their size.",
+    )
+    networks = opened(entries)
+    count = len(affordable(first_of(networks), 1 + len(entries), REPRESENTED))
+    values, names = compare.likenesses(_by_depth(versions(entries), count, networks), measure)
+    figure = charts.side_by_side_chart(
+        values,
+        names,
+        marks(entries),
+        LIKENESS[measure][1],
+        log=measure == "error",
+        blocks=[layers.block(name) for name in names],
+    )
+    panels.draw(figure, False, f"compare-{measure}", f"{LIKENESS[measure][0]} of each run with the dense network, by layer")
+    st.caption(
+        f"On {count} evaluation images, from the first pruned layer down to the network's output. Where a line turns "
+        "back towards the dense network, later layers have made up for earlier ones."
+    )
+
+
+@st.cache_data(max_entries=24, show_spinner="Comparing where the networks look …")
+def _similarity(
+    path: Path, created: float, images_of: Path, count: int, _inspection: "Inspection", _images: "Tensor"
+) -> "Similarity":
+    from snows.attention import similarity
+
+    return similarity(_inspection.graph, _images, _inspection.parameters("pruned"))
+
+
+def attention_view(entries: list[Entry]) -> None:
+    from app import attention_view as look
+
+    networks = opened(entries)
+    first = first_of(networks)
+    images = affordable(first, 2 * len(entries), ATTENDED)
+    try:
+        found = {
+            e.label: _similarity(e.run.path, e.run.created(), first.run.path, len(images), networks[e.label], images)
+            for e in entries
+        }
+    except ValueError as error:
+        st.info(str(error), icon=":material/info:")
+        return
+    preserved = look.preservation(found)
+    spreads = {label: look.spread(preserved.loc[preserved["network"] == label, "preserved"]) for label in found}
+    st.markdown("**How much of where it looked each network kept**")
+    methods = {entry.label: entry.config.prune.update for entry in entries}
+    panels.draw(
+        charts.preservation_chart(preserved, methods, spreads), False, "compare-attention", "Attention preservation of each run"
+    )
+    st.caption(
+        "1 minus the Jensen-Shannon divergence of attention maps from the dense network's, over all blocks and heads: 1 is "
+        f"unchanged. A point an image, of {len(images)}; the diamond is the mean, the bar the middle 80 %. Of a convolutional "
+        "network it is where each stage's channels are active."
+    )
+    with st.container(horizontal=True, gap="medium"):
+        for entry in entries[:4]:
+            st.page_link(
+                state.page("attention"),
+                label=f"See the maps of {entry.label}",
+                icon=":material/visibility:",
+                query_params={"run": entry.run.id},
+            )
+
+
+@st.cache_data(max_entries=8, show_spinner="Timing the networks, in turns …")
+def _latencies(
+    versions: tuple[tuple[str, Path, float], ...], count: int, measured: int, _networks: "dict[str, Inspection]"
+) -> tuple[dict[str, list[float]], str]:
+    import torch
+
+    from snows import comparison
+    from snows.pruner import channels_last_if_faster, resolve_device
+
+    device = resolve_device("auto")
+    first = first_of(_networks)
+    images = first.images.evaluation[:count]
+    layout = channels_last_if_faster(first.model.module, images)
+    modules = {compare.DENSE: comparison.with_weights(first.model.module, first.model.module.state_dict())}
+    for label, found in _networks.items():
+        if found.final is not None:
+            modules[label] = comparison.with_weights(first.model.module, found.final)
+    placed = {label: module.to(device=device, memory_format=layout) for label, module in modules.items()}  # type: ignore[call-overload]
+    seconds = comparison.latencies(placed, images.to(device).contiguous(memory_format=layout), ROUNDS)
+    return seconds, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def speed_view(entries: list[Entry]) -> None:
+    from snows import comparison, metrics
+
+    networks = opened(entries)
+    measured = st.session_state.setdefault("compare-measured", 0)
+    count = len(affordable(first_of(networks), (1 + len(entries)) * (1 + ROUNDS), TIMED, least=1))
+    seconds, device = _latencies(versions(entries), count, measured, networks)
+    sizes, obstacles = {}, {}
+    for label, found in networks.items():
+        kept = found.parameters("pruned") if found.final is None else found.final
+        size = metrics.size_bytes(kept, found.covered.patterns)
+        sizes[label] = (size.dense, comparison.csr_bytes(kept, list(found.masks)), size.packed)
+        obstacles[label] = {s.name: comparison.two_of_four_obstacle(s, found.covered.patterns[s.name]) for s in found.sites}
+
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Size on disk**")
+        panels.draw(charts.sizes_chart(compare.sizes(sizes)), False, "compare-sizes", "Size of each run's weights by form")
+    with right:
+        st.markdown(f"**Time for a batch of {count}** on this machine")
+        figure = charts.times_chart(compare.times(seconds), marks(entries))
+        panels.draw(figure, False, "compare-times", "Time of each network for a batch")
+        if st.button("Measure again", icon=":material/refresh:"):
+            st.session_state["compare-measured"] = measured + 1
+            st.rerun()
+        if any(run.state() in ACTIVE for run in state.store().list()[:50]):
+            st.caption(
+                ":material/info: A run is at work, which slows all of these down alike. Measure again when it has ended."
+            )
+
+    st.markdown("**Why it is, or is not, smaller and faster here**")
+    label = entries[0].label
+    if len(entries) > 1:
+        label = st.selectbox("Of", list(networks), key="compare-why", persist_state="session", width=400)
+    chosen = next(entry for entry in entries if entry.label == label)
+    found = networks[label]
+    size = sizes[label]
+    file = chosen.run.weights_path.stat().st_size
+    density = chosen.metrics.get("density") or metrics.density(found.masks)
+    st.markdown(compare.why_smaller(*size, file, str(chosen.config.prune.pattern), density))
+    work = metrics.multiply_adds(found.graph, found.images.evaluation[:1], found.masks)
+    eligible = sum(reason is None for reason in obstacles[label].values())
+    if label in seconds:
+        st.markdown(
+            compare.why_faster(
+                seconds[compare.DENSE], seconds[label], work.pruned / work.dense, eligible, len(found.sites), device
+            )
+        )
+    with st.expander("Which layers suit 2:4 kernels", icon=":material/memory:"):
+        st.dataframe(
+            compare.kernels(obstacles[label], {site.name: site.shape for site in found.sites}),
+            hide_index=True,
+            height=280,
+            alt="Each pruned layer: eligible for 2:4 kernels, or why not",
+            column_config={
+                "layer": st.column_config.TextColumn("Layer"),
+                "shape": st.column_config.TextColumn("Shape"),
+                "eligible": st.column_config.CheckboxColumn(
+                    "Eligible", help="By pattern and shape, on a GPU, in half precision."
+                ),
+                "reason": st.column_config.TextColumn("Why not", width="large"),
+            },
+        )
+
+
+show()

@@ -1,0 +1,361 @@
+"""Did the solver do its work? The address names the run, the layer and the measure: `?run=ID&layer=NAME&by=Curvature`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import streamlit as st
+from plotly.graph_objects import Figure
+
+from app import charts, convergence, frames, panels, state
+from app.layers import block
+from snows.config import InputError, RunConfig
+from snows.events import Event, RunFailed
+from snows.store import ACTIVE, Run
+
+if TYPE_CHECKING:
+    from snows.updates import SiteProblem
+
+_IMAGES = (8, 32, 128)
+_NAMED = 6
+_COLUMNS = {
+    "step": st.column_config.NumberColumn("Step", width=60),
+    "trouble": st.column_config.TextColumn("Trouble", width="large"),
+    "before": st.column_config.NumberColumn("Loss before", format="%.3g"),
+    "loss": st.column_config.NumberColumn("Loss after", format="%.3g"),
+    "gradient": st.column_config.NumberColumn("Gradient", format="%.3g", help="Its length: how steep the loss is here."),
+    "ended": st.column_config.TextColumn("Conjugate gradient", help="How the solve of the step's linear system ended."),
+    "iterations": st.column_config.NumberColumn("Iterations", help="Each costs one curvature product."),
+    "residual": st.column_config.NumberColumn(
+        "Residual", format="%.3g", help="What is left unsolved, as a share of the gradient."
+    ),
+    "flattest": st.column_config.NumberColumn(
+        "Flattest", format="%.3g", help="The least curvature along a searched direction."
+    ),
+    "steepest": st.column_config.NumberColumn("Steepest", format="%.3g", help="The most curvature along a searched direction."),
+    "predicted": st.column_config.NumberColumn("Promised", format="%.2e", help="The reduction by the quadratic model."),
+    "actual": st.column_config.NumberColumn("Came true", format="%.2e", help="The reduction of the loss itself."),
+    "trust": st.column_config.NumberColumn("Came true ÷ promised", format="%.2f", help="Near 1: the model can be trusted."),
+    "tried": st.column_config.TextColumn("Step sizes tried", help="1 is the whole Newton step; each further try is half."),
+    "step_size": st.column_config.NumberColumn("Taken", format="%.3g"),
+    "damping": st.column_config.NumberColumn(
+        "Damping", format="%.2e", help="What was added to the curvature, to keep steps safe."
+    ),
+    "status": st.column_config.TextColumn("Step was"),
+}
+
+
+# --- what the run recorded ---
+
+
+def draw_run(run: Run, config: RunConfig, shown: dict[str, str | None], is_live: bool) -> None:
+    """All but the live checks. `shown` tells those which layer this is on; another pick draws the whole page anew."""
+    events, run_state = state.watch(run)
+    progress = frames.progress(events, state.now_of(events, run_state))
+    if not _begun(run_state, events, progress):
+        return
+    sites = {frames.layer(site): site for site in progress.sites}
+    solves = config.prune.update == "snows"
+    steps = convergence.newton_steps(events)
+    if solves:
+        _findings(convergence.findings(steps, config.prune.solver), len(steps), is_live)
+    else:
+        method = charts.LABELS[config.prune.update].lower()
+        st.info(
+            f"This run filled its weights by {method}, without Newton steps, so it has none to show. The checks below show "
+            "what the solver would have met.",
+            icon=":material/info:",
+        )
+    automatic, why = _automatic(sites, steps, events, is_live)
+    if (asked := state.asked("layer")) is not None and asked not in sites:
+        st.warning(f"This run prunes no layer {asked!r}; here is {automatic}. Choose another below.", icon=":material/info:")
+    picked = state.chosen("layer", sites, "")
+    if shown.get("picked", picked) != picked:
+        st.rerun()
+    name = picked or automatic
+    shown.update(picked=picked, site=None if is_live and not picked else sites[name])
+    compared, detail = st.columns([3, 2], gap="large") if solves else (None, st.container())
+    if compared is not None:
+        with compared:
+            _compared(steps, list(sites), config, name, is_live)
+    with detail:
+        st.selectbox(
+            "Layer",
+            options := ["", *sites],
+            format_func=lambda layer: layer or f"{automatic} ({why})",
+            **state.addressed("layer", options, ""),
+            help="In network order. The first choice is the layer in work, or once the run has ended the first in trouble, "
+            "else the one that took the most iterations.",
+        )
+        if solves:
+            _detail(events, config, sites[name], is_live)
+        st.page_link(
+            state.page("layers"),
+            label="Its window, mask and weights",
+            icon=":material/layers:",
+            query_params={"run": run.id, "layer": name},
+        )
+    if solves:
+        _table(steps, name)
+
+
+def _automatic(sites: dict[str, str], steps: pd.DataFrame, events: list[Event], is_live: bool) -> tuple[str, str]:
+    """The layer to show when none is picked, and why that."""
+    solved = frames.last_solved(events)
+    if is_live and solved is not None:
+        return frames.layer(solved.site), "in work"
+    if (hardest := convergence.hardest(steps)) is None:
+        return next(iter(sites)), "the first"
+    return hardest, "needs attention" if (steps["trouble"] != "").any() else "most iterations"
+
+
+def _begun(run_state: str, events: list[Event], progress: frames.Progress) -> bool:
+    """The run's state; whether there is a layer to show."""
+    if progress.sites:
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            panels.badge(run_state)
+            sweeps = progress.total // len(progress.sites)
+            again = f" in {sweeps} sweeps; the last of each layer is shown" if sweeps > 1 else ""
+            done = f"{progress.done} of {frames.counted(progress.total, 'layer')} finished"
+            st.caption(done + again, width="content")
+    if events and isinstance(events[-1], RunFailed):
+        st.error(events[-1].message, icon=":material/error:")
+    if not progress.sites:
+        waiting = run_state in ACTIVE
+        st.info(
+            "This run has not begun to prune. Its Newton steps appear here as they are taken."
+            if waiting
+            else "This run ended before it began to prune, so there are no steps to show. Choose another above.",
+            icon=":material/hourglass_empty:" if waiting else ":material/info:",
+        )
+    return bool(progress.sites)
+
+
+def _findings(found: list[convergence.Finding], count: int, is_live: bool) -> None:
+    if not any(finding.failure for finding in found) and count:
+        so_far = " so far" if is_live else ""
+        st.markdown(
+            f":green[:material/check_circle:] **No step failed{so_far}.** In all {frames.counted(count, 'Newton step')} "
+            "conjugate gradient stayed below its limit, the curvature products were sound, and no loss refused to fall."
+        )
+    with st.container(gap="xsmall"):
+        for number, finding in enumerate(found):
+            with st.container(gap=None):
+                icon = ":red[:material/error:]" if finding.failure else ":blue[:material/info:]"
+                st.markdown(f"{icon} **{finding.what}.** {finding.why}")
+                with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                    for name in finding.layers[:_NAMED]:
+                        st.button(
+                            name,
+                            type="tertiary",
+                            icon=":material/arrow_forward:",
+                            key=f"finding-{number}-{name}",
+                            on_click=_pick,
+                            args=(name,),
+                        )
+                    if (more := len(finding.layers) - _NAMED) > 0:
+                        st.caption(f"and {frames.counted(more, 'other')}", width="content")
+
+
+def _pick(name: str) -> None:
+    state.choose("layer", name, "")
+
+
+def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str, is_live: bool) -> None:
+    by = st.segmented_control(
+        "All Newton steps by",
+        list(convergence.MEASURES),
+        required=True,
+        **state.addressed("by", convergence.MEASURES, "Residual"),
+        wrap=True,
+    )
+    measure = convergence.MEASURES[by]
+    solver = config.prune.solver
+    limits = {
+        "Residual": (solver.rtol, f"tolerance {solver.rtol:g}"),
+        "Iterations": (solver.max_iters, f"limit {solver.max_iters}"),
+    }
+    figure = charts.steps_chart(
+        convergence.marks(steps, measure),
+        names,
+        measure.axis,
+        log=measure.log,
+        limit=limits.get(by),
+        blocks=[block(layer) for layer in names],
+        chosen=names.index(name),
+    )
+    panels.draw(
+        figure,
+        is_live,
+        "steps",
+        f"{measure.axis}, for each layer and Newton step",
+        lambda _, row: _pick(names[min(max(round(row), 0), len(names) - 1)]),
+    )
+    st.caption(f"{measure.help} Within a layer the first Newton step is on top. Click a row to look into its layer.")
+
+
+def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) -> None:
+    ended = convergence.outcome(events, site)
+    if ended is not None:
+        first = ended.losses.get("least_squares", ended.losses["mask_only"])
+        st.caption(
+            f"{ended.message} Loss {frames.number(first)} to {frames.number(ended.losses['final'])} with "
+            f"{frames.counted(ended.num_products, 'curvature product')} in {frames.duration(ended.seconds)}."
+        )
+    directions = convergence.directions(events, site)
+    if directions.empty:
+        st.caption("Conjugate gradient took no iteration here.")
+        return
+    st.markdown(
+        "**What is left unsolved**, by iteration",
+        help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line is a Newton step.",
+    )
+    figure = charts.residual_chart(directions, config.prune.solver.rtol)
+    panels.draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    st.markdown(
+        "**Curvature** along each direction",
+        help="How strongly the loss bends along that iteration's direction p, with the damping. C is the curvature matrix, "
+        "which is never formed. A value at or below zero cuts the solve, and is not drawn.",
+    )
+    panels.draw(charts.curvature_chart(directions), is_live, "curvatures", "Curvature along each direction by iteration")
+
+
+def _table(steps: pd.DataFrame, name: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.markdown("**Newton steps**", width="content")
+        options = {"This layer": steps[steps["layer"] == name], "All layers": steps}
+        of = st.segmented_control(
+            "Of", list(options), default="This layer", required=True, label_visibility="collapsed", key="steps-of"
+        )
+    rows = options[of]
+    shown = rows.assign(
+        tried=[", ".join(map(frames.number, tried)) for tried in rows["tried"]],
+        ended=[convergence.CG_ENDED.get(cg, frames.words(cg)) for cg in rows["cg"]],
+    )
+    columns = [*(["layer"] if of == "All layers" else []), *_COLUMNS]
+    if not shown["trouble"].any():
+        columns.remove("trouble")
+    st.dataframe(
+        shown[columns], hide_index=True, column_config={"layer": "Layer", **_COLUMNS}, alt="Every Newton step in numbers"
+    )
+
+
+# --- what is computed when asked ---
+
+
+@dataclass(frozen=True)
+class Check:
+    title: str
+    what: str
+    compute: Callable[["SiteProblem"], pd.DataFrame]
+    say: Callable[[pd.DataFrame], str]
+    figure: Callable[[pd.DataFrame, RunConfig], Figure] | None
+
+
+CHECKS = {
+    "products": Check(
+        "Do the three products agree?",
+        "**Gauss-Newton** leaves out what the errors contribute to the curvature, the **exact Hessian** differentiates twice, "
+        "**finite differences** subtract two gradients. Each is applied to one random direction.",
+        convergence.products,
+        convergence.products_said,
+        None,
+    ),
+    "valley": Check(
+        "How far should finite differences step?",
+        "Too small a step ε drowns in rounding, too large a one leaves the neighbourhood: the error against the exact Hessian "
+        "is a valley. A step that crosses the kink of a ReLU sees a jump which the Hessian does not, and raises it.",
+        convergence.valley,
+        convergence.valley_said,
+        lambda found, config: charts.valley_chart(found),
+    ),
+    "solves": Check(
+        "What does the preconditioner save?",
+        "The same system from the same start, with and without **row blocks**: the least-squares factors of each output row, "
+        "which nearly undo the curvature before conjugate gradient begins.",
+        convergence.solves,
+        convergence.solves_said,
+        lambda found, config: charts.solves_chart(found, config.prune.solver.rtol),
+    ),
+    "eigenvalues": Check(
+        "How stretched is the problem?",
+        "**Lanczos**' method finds the curvature's outermost eigenvalues. The wider they spread, the longer conjugate gradient "
+        "takes: its iterations grow with the square root of largest ÷ smallest.",
+        convergence.eigenvalues,
+        convergence.eigenvalues_said,
+        lambda found, config: charts.eigenvalues_chart(found),
+    ),
+}
+
+
+@st.fragment
+def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
+    """Computed on a click, and kept for this session."""
+    st.divider()
+    st.header("Live checks" + (f" on {frames.layer(site)}" if site else ""), anchor=False)
+    st.markdown(
+        "Computed here and now: this layer as its solver met it, with the layers before it pruned, at the point where it began."
+    )
+    if site is None:
+        st.info("Choose a finished layer above.", icon=":material/info:")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        images = st.segmented_control(
+            "Calibration images",
+            _IMAGES,
+            default=32,
+            required=True,
+            key="check-images",
+            help="The first of the run's own. More take longer and say more.",
+        )
+        all_asked = st.button("Run all four", type="primary", icon=":material/play_arrow:", key="check-all")
+    results: dict[tuple[object, ...], pd.DataFrame] = st.session_state.setdefault("checks", {})
+    places = [column.container(border=True) for _ in range(2) for column in st.columns(2)]
+    for (name, check), place in zip(CHECKS.items(), places, strict=True):
+        key = (run.path, site, images, name)
+        with place:
+            st.markdown(f"**{check.title}**")
+            st.caption(check.what)
+            slot = st.empty()
+            if key not in results and (slot.button("Run", key=f"check-{name}", icon=":material/play_arrow:") or all_asked):
+                try:
+                    with slot, st.spinner(f"Computing on {images} images …", show_time=True):
+                        results[key] = check.compute(state.inspection(run).problem(site, images))
+                except InputError as error:
+                    slot.error(str(error), icon=":material/error:")
+            if key in results:
+                slot.markdown(check.say(results[key]))
+                _show(check, results[key], name, config)
+
+
+def _show(check: Check, found: pd.DataFrame, name: str, config: RunConfig) -> None:
+    if check.figure is not None:
+        st.plotly_chart(check.figure(found, config), key=f"checked-{name}", config=panels.QUIET, alt=check.title)
+        return
+    st.dataframe(
+        found,
+        hide_index=True,
+        column_order=["pair", "here", "without_errors"],
+        column_config={
+            "pair": st.column_config.TextColumn("Relative difference between", width="medium"),
+            "here": st.column_config.NumberColumn("Here", format="%.2g", help="Where the solver starts."),
+            "without_errors": st.column_config.NumberColumn(
+                "With all errors zero", format="%.2g", help="The targets replaced by what the layer computes there."
+            ),
+        },
+        alt=check.title,
+    )
+
+
+run = panels.inspected_run(
+    "convergence",
+    "Did the solver do its work?",
+    "How conjugate gradient and Newton steps went in each layer, and what to change where they did not.",
+)
+if run is not None and (config := state.config_of(run)) is not None:
+    state.read_address()
+    shown: dict[str, str | None] = {}
+    panels.follow(run, lambda is_live: draw_run(run, config, shown, is_live))
+    if shown:
+        draw_checks(run, config, shown["site"])

@@ -1,0 +1,259 @@
+"""What did each layer lose, and get back? The address names the run and the layer: `?run=ID&layer=NAME`."""
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import charts, frames, layers, panels, state
+from snows.config import InputError, RunConfig
+from snows.events import Event, SiteFinished
+from snows.store import ACTIVE, Run
+
+_ERRORS = {
+    "Relative": "divided by the size of the values that should come out. 1 is as wrong as answering zero; layers compare.",
+    "Absolute": "the mean squared error itself, in the units of each layer's own values: what the solver makes smaller.",
+}
+
+
+def draw_run(run: Run, is_live: bool) -> None:
+    events, run_state = state.watch(run)
+    config = state.config_of(run)
+    progress = frames.progress(events, state.now_of(events, run_state))
+    if config is None or not progress.sites:
+        _not_begun(run, run_state)
+        return
+    names = [frames.layer(site) for site in progress.sites]
+    few, many = frames.left_dense(progress.skipped)
+    known = [*names, *few]
+    if (asked := state.asked("layer")) is not None and asked not in known:
+        st.warning(f"This run has no layer {asked!r}; here is its first. Choose another below.", icon=":material/info:")
+    picked = state.chosen("layer", known, names[0])
+    errors = layers.window_errors(events)
+    relative, stage = _controls(config, run_state, progress, set(errors["stage"]))
+    _overview(events, errors, config, names, relative, stage, picked, is_live)
+    _left_dense(few, many)
+    st.space("small")
+    st.selectbox(
+        "Layer",
+        known,
+        width=400,
+        help="Those that were pruned, in network order, then those left dense. A click on a row above chooses one, too.",
+        **state.addressed("layer", known, names[0]),
+    )
+    if picked in few:
+        st.info(f"`{picked}` was left dense: {few[picked].rstrip('.')}.", icon=":material/lock:")
+        return
+    site = progress.sites[names.index(picked)]
+    finished = next((e for e in layers.finished(events) if e.site == site), None)
+    if finished is None:
+        _unfinished(picked, progress, run_state)
+        return
+    _facts(finished, run)
+    window, channels = st.columns([3, 2], gap="large")
+    with window:
+        _window(errors[errors["index"] == finished.index], config, relative)
+    try:
+        detail = _detail(run.path, finished.site, finished.time)
+    except InputError as error:
+        st.warning(f"{error} Until then the layer's mask and weights cannot be shown.", icon=":material/error:")
+        return
+    _weights(detail, config)
+    with channels:  # last, because it takes the longest
+        _channels(run, finished, config)
+
+
+def _not_begun(run: Run, run_state: str) -> None:
+    if run_state in ACTIVE:
+        st.info("This run has not begun to prune. Its layers appear here as they are finished.", icon=":material/pending:")
+    else:
+        st.info("This run ended before it began to prune, so it has no layers. Choose another above.", icon=":material/info:")
+    st.page_link(state.page("prune"), label="See the run", icon=":material/ac_unit:", query_params={"run": run.id})
+
+
+def _controls(config: RunConfig, run_state: str, progress: frames.Progress, known: set[str]) -> tuple[bool, str]:
+    """Whether errors are relative, and the stage, of those `known`, that the error along the window is shown of."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        error = st.segmented_control(
+            "Error",
+            list(_ERRORS),
+            required=True,
+            help="\n".join(f"- **{name}**: {words}" for name, words in _ERRORS.items()),
+            **state.addressed("error", _ERRORS, "Relative"),
+        )
+        method_of = charts.stages(config.prune.update)
+        stages = {charts.LABELS[method]: stage for stage, method in method_of.items() if stage in known or not known}
+        label = st.segmented_control(
+            "Along the window",
+            list(stages),
+            required=True,
+            help="Which values of the kept weights the right figure is about: the dense network's own (mask only), those that "
+            "fit the layer's own output exactly (least squares), or those at the end. Mask only is of the mask at the end.",
+            **state.addressed("stage", stages, charts.LABELS[config.prune.update]),
+        )
+        panels.badge(run_state)
+        if progress.done < len(progress.sites):
+            st.caption(f"{progress.done} of {frames.counted(len(progress.sites), 'layer')} finished", width="content")
+    return error == "Relative", stages[label]
+
+
+def _overview(
+    events: list[Event],
+    errors: pd.DataFrame,
+    config: RunConfig,
+    names: list[str],
+    relative: bool,
+    stage: str,
+    picked: str,
+    is_live: bool,
+) -> None:
+    blocks = [layers.block(name) for name in names]
+    chosen = names.index(picked) if picked in names else None
+
+    def choose(_: float, row: float) -> None:
+        state.choose("layer", names[min(max(round(row), 0), len(names) - 1)], names[0])
+
+    losses, windows = st.columns([3, 2], gap="medium")
+    with losses:
+        st.markdown("**What each layer lost, and got back**")
+        title = "Window's error ÷ its targets" if relative else "Loss of the window (mean squared error)"
+        figure = charts.loss_chart(
+            layers.window_losses(events, relative), names, config.prune.update, title=title, blocks=blocks, chosen=chosen
+        )
+        panels.draw(figure, is_live, "window-losses", "Error of each layer's window, by stage", choose)
+    with windows:
+        st.markdown("**Where along the window the error grows or heals**")
+        figure = charts.window_chart(errors, names, stage, config.prune.update, blocks=blocks, chosen=chosen)
+        panels.draw(figure, is_live, "window-errors", "Relative error at each operation of each layer's window", choose)
+    st.caption(
+        "A layer's **window** is the layer and the operations right after it, n₀, n₁ and so on: its weights were fitted so "
+        "that all of these compute what they did. Shaded bands are the network's blocks. Click a row to look into its layer."
+    )
+
+
+def _left_dense(few: dict[str, str], many: dict[str, list[str]]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in few.items():
+        by_reason.setdefault(reason, []).append(f"`{name}`")
+    lines = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    lines += [f"{len(names)} others: {reason}" for reason, names in many.items()]
+    if lines:
+        st.caption(":material/lock: **Left dense**  \n" + "  \n".join(lines))
+
+
+def _unfinished(name: str, progress: frames.Progress, run_state: str) -> None:
+    if progress.current is not None and frames.layer(progress.current.site) == name:
+        st.info(f"`{name}` is in work, to be fitted so that all of these compute what they did:", icon=":material/pending:")
+        st.markdown(frames.operations(progress.current.operations))
+    elif run_state in ACTIVE:
+        st.info(f"The run has not come to `{name}` yet. It appears here once it is finished.", icon=":material/pending:")
+    else:
+        st.info(f"The run ended before it came to `{name}`, so that layer is as it was.", icon=":material/info:")
+
+
+def _facts(finished: SiteFinished, run: Run) -> None:
+    whole = sum(finished.scale)
+    error, at_first = (finished.losses[stage] / whole if whole else float("nan") for stage in ("final", "mask_only"))
+    shown = [
+        (
+            "Error at the end",
+            frames.percent(error),
+            f"from {frames.percent(at_first)} with the mask only",
+            "Of the window's values, relative: 100 % is as wrong as answering zero.",
+        ),
+        (
+            "Weights kept",
+            frames.percent(finished.density),
+            f"{finished.exchanged:,} exchanged" if finished.exchanged else None,
+            "The share of this layer's weights that are not zero. Exchanged: these came into the mask for others that the "
+            "scores had chosen, because the layer fits better with them.",
+        ),
+        ("Time", frames.duration(finished.seconds), None, "To choose this layer's mask and fit its weights."),
+        (
+            "Curvature products",
+            str(finished.num_products),
+            None,
+            "How often the solver asked how the loss bends in a direction. Each costs about two passes through the window.",
+        ),
+    ]
+    with st.container(horizontal=True, gap="small"):
+        for label, value, delta, meaning in shown:
+            st.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning, border=True, height="stretch")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.markdown(f"**{frames.words(finished.status).capitalize()}.** {finished.message}", width="content")
+        st.page_link(
+            state.page("convergence"),
+            label="How its solver went",
+            icon=":material/trending_down:",
+            query_params={"run": run.id, "layer": frames.layer(finished.site)},
+            width="content",
+        )
+
+
+def _window(errors: pd.DataFrame, config: RunConfig, relative: bool) -> None:
+    st.markdown("**Its window**, operation by operation")
+    operations = errors.drop_duplicates("k").sort_values("k")["operation"]
+    figure = charts.loss_chart(
+        errors.assign(index=errors["k"], loss=errors["relative" if relative else "loss"]),
+        [f"{k} · {words}" for k, words in enumerate(operations)],
+        config.prune.update,
+        title="Error ÷ target" if relative else "Loss (mean squared error)",
+    )
+    st.plotly_chart(figure, key="operations", config=panels.QUIET, alt="Error at each operation of the layer's window")
+
+
+def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
+    st.markdown("**Its output**, channel by channel")
+    try:
+        errors = _channel_errors(run.path, finished.site, finished.time)
+    except InputError as error:
+        st.warning(f"{error} Until then the error of each channel cannot be measured.", icon=":material/error:")
+        return
+    figure = charts.channel_chart(errors, config.prune.update)
+    st.plotly_chart(figure, key="channels", config=panels.QUIET, alt="Relative error of each output channel of the layer")
+    st.caption(f"Of the layer alone (n₀), measured just now on {layers.CHANNEL_IMAGES} of the calibration images.")
+
+
+def _weights(detail: layers.SiteDetail, config: RunConfig) -> None:
+    mask, values = st.columns([3, 2], gap="large")
+    with mask:
+        st.markdown(f"**Its mask**: {detail.pattern}")
+        obeys = {True: ":material/verified: It obeys its pattern.", False: ":material/error: It breaks its pattern.", None: ""}
+        st.caption(f"{obeys[detail.obeys]} {detail.compliance}")
+        figure = charts.mask_picture(*layers.mask_panels(detail.mask))
+        st.plotly_chart(figure, key="mask", config=panels.QUIET, alt="Which weights are kept")
+        positions = "One picture a kernel position; they zoom together. " if detail.mask.ndim == 4 else ""
+        st.caption(f"Filled: kept. Faint: zero. {positions}Drag to zoom in, double-click to zoom out.")
+    with values:
+        st.markdown("**Its weights**, before and after")
+        figure = charts.weights_chart(detail.histogram, config.prune.update)
+        st.plotly_chart(figure, key="weights", config=panels.QUIET, alt="Histograms of the layer's weights")
+        st.markdown("**Weights that moved most**")
+        number = st.column_config.NumberColumn(format="%.3g")
+        st.dataframe(
+            detail.moved,
+            hide_index=True,
+            height=218,
+            column_config={"before": number, "after": number, "change": number},
+            alt="The kept weights whose value changed most",
+        )
+
+
+@st.cache_data(max_entries=64, show_spinner="Looking into the layer …")
+def _detail(path: Path, site: str, finished: float) -> layers.SiteDetail:
+    return layers.site_detail(state.inspection(Run(path)), site)
+
+
+@st.cache_data(max_entries=64, show_spinner="Measuring the layer's channels …")
+def _channel_errors(path: Path, site: str, finished: float) -> pd.DataFrame:
+    return layers.channel_errors(state.inspection(Run(path)), site)
+
+
+run = panels.inspected_run(
+    "layers",
+    "What did each layer lose, and get back?",
+    "How far each layer and the operations after it are from the dense network, and what its mask and weights look like.",
+)
+if run is not None:
+    state.read_address()
+    panels.follow(run, lambda is_live: draw_run(run, is_live))

@@ -1,0 +1,407 @@
+"""All runs in one table, and what can be done with those that are ticked. The address names them: `?run=ID&find=WORDS`."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from pydantic import ValidationError
+
+from app import form, frames, panels, runs, state
+from snows import archive
+from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
+from snows.store import ACTIVE, TRASH_SECONDS, Labels, Run, StoreError
+
+STATES = ("running", "queued", "finished", "failed", "cancelled", "interrupted")
+# What "again, with one change" offers: the setting, its name, values one may want, and their words.
+CHANGES: dict[str, tuple[str, Sequence[object], dict[str, str]]] = {
+    "prune.pattern": ("Pattern: which weights stay", form.PATTERNS, {}),
+    "prune.k_steps": ("K: how many operations ahead", (0, 1, 3, 5, 10), {}),
+    "prune.update": ("Update: what the kept weights become", UPDATES, form.UPDATE_WORDS),
+    "prune.targets": ("Target: what to reproduce", TARGETS, form.TARGET_WORDS),
+    "prune.mask": ("Mask: how the weights are chosen", MASKS, form.MASK_WORDS),
+    "prune.refine": ("Mask refinement: whether it is chosen anew", REFINEMENTS, form.REFINE_WORDS),
+    "num_calibration": ("Calibration images", (64, 128, 256, 512, 1024, 2048), {}),
+    "prune.seed": ("Seed: which random draws", (0, 1, 2), {}),
+    "prune.solver.newton_steps": ("Newton steps a layer", (1, 2, 3, 5), {}),
+    "prune.solver.rtol": ("Rtol: when conjugate gradient stops", (0.3, 0.1, 0.01), {}),
+    "prune.solver.damping": ("Damping", (0.0, 1e-4, 1e-3, 1e-2), {}),
+}
+DAYS = round(TRASH_SECONDS / 86400)
+PAGES = ("prune", "layers", "convergence", "attention")
+
+
+def show() -> None:
+    heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+    heading.title("What has been tried, and what came of it?", anchor=False, width="content")
+    with heading:
+        import_form()
+    st.markdown("Every run with its settings and its result. Tick one to name it, open it, take it along, or run it again.")
+    undo_bar()
+    if problem := st.session_state.pop("runs-problem", ""):
+        st.error(problem, icon=":material/error:")
+    # A place each, so that what comes and goes does not make Streamlit build the next part anew.
+    table, chosen = st.container(), st.container()
+    with table:
+        every = runs.table(state.store().list(), state.recorded_runs().list())
+        shown = runs.filtered(every, *filters(every))
+        states = shown["state"].map(runs.base_state).tolist()
+        st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(draw_table)(
+            shown["id"].tolist(), states, len(shown) < len(every)
+        )
+    with chosen:
+        ticked(st.query_params.get_all("run"))
+    trash()
+
+
+# --- the table ---
+
+
+def filters(every: pd.DataFrame) -> tuple[str, list[str], list[str], bool]:
+    words, states, tags, marked = st.columns([3, 5, 2, 2])
+    marked.space("small")  # to the height of the others' labels
+    kept: Any = {"bind": "query-params", "persist_state": "session"}
+    return (
+        words.text_input("Find", placeholder="Name, network, pattern, tag …", key="find", **kept),
+        states.pills("State", STATES, selection_mode="multi", key="state", **kept),
+        tags.multiselect("Tags", sorted({tag for row in every["tags"] for tag in row}), key="tag", placeholder="Any", **kept),
+        marked.toggle("Marked only", key="marked", help="Runs that you marked, so as to set them side by side later.", **kept),
+    )
+
+
+def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
+    found = [run for run_id in ids if (run := find(run_id)) is not None]
+    own, recorded = [r for r in found if not state.is_recorded(r)], [r for r in found if state.is_recorded(r)]
+    table = runs.table(own, recorded)
+    if table["state"].map(runs.base_state).tolist() != states:
+        st.rerun()  # a run has begun or ended: the rest of the page says so too
+    if table.empty:
+        if filtered:
+            st.info("No run is like that. Clear a filter above.", icon=":material/filter_alt_off:")
+        else:
+            st.info("There is no run yet. Start one, or import one.", icon=":material/info:")
+            st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
+        return
+    opened = st.query_params.get_all("run")
+    # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
+    version = st.session_state.setdefault("runs-version", 0)
+    if opened != st.session_state.get("runs-ticked", opened):
+        version = st.session_state["runs-version"] = version + 1
+    ticks = [place for place, run_id in enumerate(ids) if run_id in opened]
+    picked = st.dataframe(
+        table,
+        key=f"runs-{version}-{hash(tuple(ids))}",
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": ticks}},
+        hide_index=True,
+        column_order=[name for name in COLUMNS if name != "tags" or table["tags"].map(bool).any()],
+        column_config=COLUMNS,
+        placeholder="",
+        alt="All runs",
+    )["selection"]["rows"]
+    now = [ids[place] for place in picked]
+    st.session_state["runs-ticked"] = opened
+    if set(now) != {ids[place] for place in ticks}:
+        st.session_state["runs-ticked"] = st.query_params["run"] = now
+        if not now:
+            del st.query_params["run"]
+        st.rerun()
+
+
+def number(label: str, form: str, width: int, words: str) -> Any:
+    return st.column_config.NumberColumn(label, format=form, width=width, help=words)
+
+
+COLUMNS: dict[str, Any] = {
+    "name": st.column_config.TextColumn("Name", width=140),
+    "network": st.column_config.TextColumn("Network", width=125),
+    "pattern": st.column_config.TextColumn("Pattern", width=75, help="2:4 keeps 2 of 4 weights; 70% removes that share."),
+    "method": st.column_config.TextColumn("Method", width=110, help="What the kept weights became."),
+    "state": st.column_config.TextColumn("State", width=124, help="While it runs: how many layers are done."),
+    "accuracy": number("Accuracy", "%.1f %%", 85, "The share of evaluation images it labels rightly."),
+    "change": number("Change", "%+.2f", 75, "Of accuracy, against the dense network, in percentage points."),
+    "agreement": number("Agreement", "%.1f %%", 92, "The share of images on which it gives the dense network's answer."),
+    "kept": number("Kept", "%.1f %%", 72, "The share of weights kept, in the layers that were pruned."),
+    "seconds": number("Time", "%.1f s", 78, "Of pruning, from the first layer to the last."),
+    "made": st.column_config.DatetimeColumn("Made", format="D MMM YYYY, HH:mm", width=142),
+    "compare": st.column_config.CheckboxColumn("Marked", width=70, help="Marked to be compared."),
+    "tags": st.column_config.ListColumn("Tags"),
+    "id": st.column_config.TextColumn("Id", width=170),
+}
+
+
+# --- what can be done ---
+
+
+def find(run_id: str) -> Run | None:
+    try:
+        return state.find_run(run_id)
+    except KeyError:
+        return None
+
+
+def ticked(ids: list[str]) -> None:
+    found = {run_id: find(run_id) for run_id in ids}
+    for run_id, run in found.items():
+        if run is None:
+            st.error(f"There is no run {run_id!r}. It may have been deleted: see below.", icon=":material/error:")
+    match [run for run in found.values() if run is not None]:
+        case []:
+            st.caption("Tick the box at the left of a run to see what can be done with it, or several to mark or delete them.")
+        case [run]:
+            details(run)
+        case several:
+            together(several)
+
+
+def details(run: Run) -> None:
+    recorded = state.is_recorded(run)
+    try:
+        config, labels, run_state = run.config(), run.labels(), run.state()
+    except ValueError:
+        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
+        with st.container(horizontal=True):
+            if not recorded:
+                delete_button([run])
+        return
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.subheader(runs.run_label(run), anchor=False, width="content")
+            panels.badge(run_state)
+        st.caption(
+            f"{run.id} · made {panels.when(run)}"
+            + (" · It came with the app, so it cannot be named, marked or deleted." if recorded else "")
+        )
+        name, tags, mark = st.columns([4, 4, 2], vertical_alignment="bottom")
+        label_inputs(run, labels, config, name, tags, mark, recorded)
+        with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+            st.markdown("**Open in**", width="content")
+            for page in PAGES:
+                title, icon = state.PAGES[page]
+                st.page_link(state.page(page), label=title, icon=icon, query_params={"run": run.id})
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.markdown("**Download**", width="content")
+            for file in runs.downloads(run):
+                st.download_button(
+                    file.label,
+                    file.content,
+                    file.file_name,
+                    file.mime,
+                    icon=":material/download:",
+                    on_click="ignore",
+                    disabled=bool(file.obstacle),
+                    help=file.obstacle or file.help,
+                    key=f"download-{file.label}-{run.id}-{run_state}",
+                )
+        st.markdown("**Run it again with one change**")
+        again(run, config)
+        with st.expander("The exact settings", icon=":material/settings:"):
+            st.code((run.path / "config.json").read_text(), language="json")
+        if run_state in ACTIVE:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                asked = run.cancel_requested()
+                label = "Cancelling…" if asked else "Cancel"
+                if st.button(label, icon=":material/close:", disabled=asked, key=f"cancel-{run.id}"):
+                    state.jobs().cancel(run.id)
+                    st.rerun()
+                st.caption(f"It is {run_state}. Cancel it before you delete it.", width="content")
+        elif not recorded:
+            delete_button([run])
+
+
+def label_inputs(run: Run, labels: Labels, config: RunConfig, name: Any, tags: Any, mark: Any, fixed: bool) -> None:
+    # The stored value is part of the key: what another tab has written shows here, and is never overwritten unseen.
+    name.text_input(
+        "Name",
+        called := labels.name or config.name,
+        max_chars=80,
+        placeholder="Give it a name",
+        disabled=fixed,
+        key=(key := f"name-{run.id}-{called}"),
+        on_change=lambda: relabel(run, name=st.session_state[key]),
+    )
+    known = sorted({tag for other in state.store().list() for tag in readable_labels(other).tags})
+    tags.multiselect(
+        "Tags",
+        sorted({*known, *labels.tags}),
+        labels.tags,
+        accept_new_options=True,
+        placeholder="Choose, or type a new one",
+        disabled=fixed,
+        help="Words of your own, to find runs by.",
+        key=(tags_key := f"tags-{run.id}-{labels.tags}"),
+        on_change=lambda: relabel(run, tags=st.session_state[tags_key]),
+    )
+    mark.toggle(
+        "Mark to compare",
+        labels.compare,
+        disabled=fixed,
+        key=(mark_key := f"mark-{run.id}-{labels.compare}"),
+        on_change=lambda: relabel(run, compare=st.session_state[mark_key]),
+    )
+
+
+def readable_labels(run: Run) -> Labels:
+    try:
+        return run.labels()
+    except ValidationError:
+        return Labels()
+
+
+def relabel(run: Run, **changes: Any) -> None:
+    try:
+        run.save_labels(Labels.model_validate(run.labels().model_dump() | changes))
+    except ValidationError as error:
+        st.session_state["runs-problem"] = explain(error)
+    except StoreError as error:
+        st.session_state["runs-problem"] = str(error)
+
+
+def together(found: list[Run]) -> None:
+    own = [run for run in found if not state.is_recorded(run)]
+    with st.container(border=True):
+        st.subheader(frames.counted(len(found), "run") + " ticked", anchor=False)
+        if len(own) < len(found):
+            st.caption("Those that came with the app cannot be marked or deleted; they are left as they are.")
+        active = [run for run in own if run.state() in ACTIVE]
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.page_link(
+                state.page("compare"),
+                label="Compare these",
+                icon=state.PAGES["compare"][1],
+                query_params={"runs": ",".join(run.id for run in found)},
+            )
+            for label, icon, compare in (
+                ("Mark to compare", ":material/bookmark:", True),
+                ("Remove the marks", ":material/bookmark_remove:", False),
+            ):
+                if st.button(label, icon=icon, disabled=not own):
+                    for run in own:
+                        relabel(run, compare=compare)
+                    st.rerun()
+            delete_button([run for run in own if run not in active])
+            if active:
+                st.caption(f"{frames.counted(len(active), 'run')} in work: cancel before deleting.", width="content")
+
+
+def again(run: Run, config: RunConfig) -> None:
+    path_column, value_column, go = st.columns([4, 4, 2], vertical_alignment="bottom")
+    path = path_column.selectbox("Change", list(CHANGES), format_func=lambda p: CHANGES[p][0], key=f"change-{run.id}")
+    current = runs.setting(config, path)
+    _, values, words = CHANGES[path]
+    value = value_column.selectbox(
+        f"From {words.get(str(current), str(current))} to",
+        [str(v) for v in values if str(v) != str(current)],
+        None,
+        format_func=lambda v: words.get(v, v),
+        accept_new_options=True,
+        placeholder="Choose, or type another",
+        key=f"value-{run.id}-{path}",
+    )
+    try:
+        changed = None if value is None else runs.with_change(config, path, value)
+    except ValidationError as error:
+        st.error(explain(error), icon=":material/error:")
+        changed = None
+    if go.button(
+        "Set it up",
+        icon=":material/ac_unit:",
+        width="stretch",
+        disabled=changed is None,
+        help="Fills the form on the Prune page; look it over and start it there.",
+        on_click=partial(form.fill, changed) if changed else None,
+        key=f"again-{run.id}",
+    ):
+        state.open_run(None)
+
+
+# --- delete and undo ---
+
+
+def delete_button(found: list[Run]) -> None:
+    with st.popover("Delete", icon=":material/delete:", disabled=not found):
+        st.markdown("  \n".join(["**Delete?**", *map(runs.run_label, found)]))
+        st.caption(f"You can have it back for {DAYS} days; after that its files are gone.")
+        if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
+            deleted = done(state.store().trash, [run.id for run in found])
+            st.session_state["runs-deleted"] = [run.path for run in deleted]
+            st.query_params.pop("run", None)
+            st.rerun()
+
+
+def undo_bar() -> None:
+    deleted = [Run(path) for path in st.session_state.get("runs-deleted", []) if path.exists()]
+    if deleted:
+        with st.container(horizontal=True, vertical_alignment="center", border=True, key="undo-bar"):
+            st.markdown(f":material/delete: Deleted {', '.join(run.id for run in deleted)}.", width="content")
+            if st.button("Undo", icon=":material/undo:", type="primary"):
+                restore(deleted)
+
+
+def trash() -> None:
+    deleted = state.store().trashed()
+    if deleted:
+        with st.expander(f"Deleted runs ({len(deleted)})", icon=":material/delete:"):
+            st.caption(f"Kept for {DAYS} days.")
+            for run in deleted[:50]:
+                with st.container(horizontal=True, vertical_alignment="center"):
+                    if st.button("Restore", icon=":material/undo:", key=f"restore-{run.path}"):
+                        restore([run])
+                    st.markdown(f"{runs.run_label(run)} · {run.id}", width="content")
+
+
+def restore(deleted: list[Run]) -> None:
+    st.query_params["run"] = [run.id for run in done(state.store().restore, deleted)]
+    st.session_state.pop("runs-deleted", None)
+    st.rerun()
+
+
+def done(act: Callable[[Any], Run], things: Sequence[Any]) -> list[Run]:
+    """What `act` made of each; why it refused one is said when the page is drawn next."""
+    made, problems = [], []
+    for thing in things:
+        try:
+            made.append(act(thing))
+        except (InputError, StoreError) as error:
+            problems.append(str(error))
+    st.session_state["runs-problem"] = " ".join(problems)
+    return made
+
+
+# --- import ---
+
+
+def import_form() -> None:
+    number = st.session_state.setdefault("runs-imported", 0)  # a new number is a new form: empty, and closed
+    with st.popover("Import a run", icon=":material/upload:", key=f"import-{number}"):
+        st.markdown("A run that was downloaded as a whole, here or elsewhere. It is looked through before it is taken in.")
+        upload = st.file_uploader("Archive (.zip)", type="zip", key=f"upload-{number}")
+        typed = st.text_input(
+            "Or a path on this machine",
+            placeholder="/somewhere/20250101-120000-abcd",
+            help="A run's folder, or a zip of it. For what is too large to upload.",
+            key=f"path-{number}",
+        )
+        as_copy = st.toggle(
+            "Import as a copy",
+            help="Gives it an id of its own, to stand beside a run that is here already.",
+            key=f"copy-{number}",
+        )
+        if st.button("Import", type="primary", disabled=not (upload or typed.strip()), key=f"take-{number}"):
+            taken = {run.id for run in state.recorded_runs().list()}
+            try:
+                run = archive.import_run(
+                    state.store(), upload or Path(typed.strip()).expanduser(), taken=taken, as_copy=as_copy
+                )
+            except InputError as error:
+                st.error(str(error), icon=":material/error:")
+            else:
+                st.session_state["runs-imported"] = number + 1
+                st.query_params["run"] = run.id
+                st.rerun()
+
+
+show()

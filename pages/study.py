@@ -1,0 +1,205 @@
+"""How far ahead should a layer look?
+
+The address names the study: a batch `?batch=ID`; `?batch=new` is the form, `?batch=recorded` the one that came with the app.
+`axis` is what K is drawn against, `loss` which one is drawn.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import batch_view, charts, panels, state, study, study_form
+from app.study import LOSSES, MEASURES, Study
+from snows.store import ACTIVE, Batch, Run
+from snows.study import Outcome
+
+NEW, RECORDED = "new", "recorded"
+AXES = {"k": "K itself", "share": "K ÷ operations of the network"}
+
+
+def go(key: str) -> None:
+    st.switch_page(state.page("study"), query_params={"batch": key})
+
+
+def show() -> None:
+    state.read_address()
+    batches = {batch.id: batch for batch in state.store().batches() if study.is_study(batch)}
+    recorded = study.RECORDED.list()[::-1]  # by name
+    asked = state.asked("batch") or next(iter(batches), NEW)
+    known = {NEW, *batches, *([RECORDED] if recorded else [])}
+    key = asked if asked in known else NEW
+    heading(batches, recorded, key)
+    # A place each, so that what comes and goes does not make Streamlit build the next part anew.
+    body, settings, example = st.container(), st.container(), st.container()
+    with body:
+        if key != asked:
+            st.error(
+                f"There is no study {asked!r}. Its runs may have been deleted. Choose another above.", icon=":material/error:"
+            )
+        if key in batches:
+            runs = batches[key].runs()
+            batch_view.follow(key, runs, batches[key])
+            curves(runs)
+        elif key == RECORDED:
+            st.caption(":material/inventory_2: A recorded study that came with the app; nothing was computed just now.")
+            curves(recorded)
+    if key == NEW:
+        with settings:
+            study_form.draw(go)
+        if recorded:
+            with example:
+                st.divider()
+                st.header("A recorded study", anchor=False)
+                st.caption("What a study looks like. This one came with the app; nothing was computed just now.")
+                curves(recorded)
+
+
+def heading(batches: Mapping[str, Batch], recorded: list[Run], key: str) -> None:
+    row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+    row.title("How far ahead should a layer look?", anchor=False, width="content")
+    words = {NEW: "A new study"} | {name: batch_view.batch_words(batch) for name, batch in batches.items()}
+    if recorded:
+        words[RECORDED] = "A recorded study"
+    with row:
+        picked = st.selectbox(
+            "Study", options := list(words), options.index(key), key=f"study-{key}", width=400, format_func=words.get
+        )
+    if picked != key:
+        go(picked)
+    st.markdown(
+        "**K** is how many operations after a layer its weights must also reproduce. The same network is pruned with several "
+        "K, all else equal: what each brings, what it costs, and which is enough."
+    )
+
+
+# --- what came of it ---
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def outcome(path: Path, ended: float) -> Outcome | None:
+    """A finished run; None for one that this version cannot read. `ended`: a run imported under an old name is another one."""
+    try:
+        return Outcome.of(Run(path))
+    except ValueError:
+        return None
+
+
+def outcomes(runs: list[Run]) -> list[Outcome]:
+    ended = [(run.path, (run.path / "metrics.json").stat().st_mtime) for run in runs if run.metrics()]
+    return [found for path, when in ended if (found := outcome(path, when)) is not None]
+
+
+def curves(runs: list[Run]) -> None:
+    found = study.of(outcomes(runs))
+    if not found.curves:
+        st.caption("The figures begin when a first run has finished.")
+        return
+    so_far = any(run.state() in ACTIVE for run in runs)
+    for name, advice in zip(found.names, found.advice, strict=True):
+        if advice is not None:
+            whose = f"**{name}.** " if len(found.names) > 1 else ""
+            icon = ":gray[:material/hourglass_empty:] So far:" if so_far else ":green[:material/check_circle:]"
+            st.markdown(f"{icon} {whose}{advice.reason}")
+    points, lines = study.points(found), study.marks(found)
+    first, second = st.columns([3, 2], gap="large")
+    with first:
+        share = all(curve.operations for curve in found.curves) and axis()
+        figure(points, lines, found.measure, share, dense=study.dense(found), height=390, legend=True)
+        st.caption(
+            "Filled: within the noise of the best, two standard errors of the difference on the same images. Ringed: the "
+            "smallest such K. The axis is of square roots, so that small K have room."
+        )
+    with second:
+        losses = [name for name in LOSSES if points[name].notna().any()]
+        loss = st.segmented_control(
+            "Loss", losses, format_func=LOSSES.get, required=True, wrap=True, **state.addressed("loss", losses, losses[0])
+        )
+        figure(points, lines, loss, share, height=372)
+        st.caption(MEASURES[loss].meaning)
+    for measure, column in zip(("seconds", "memory"), st.columns(2, gap="large"), strict=True):
+        with column:
+            if points[measure].notna().any():
+                figure(points, lines, measure, share)
+                st.caption(MEASURES[measure].meaning)
+            else:
+                st.caption("These runs have no memory on record; newer ones do.")
+    table(found)
+    numbers(points)
+
+
+def axis() -> bool:
+    """Whether K is drawn as a share of the network's operations."""
+    chosen = st.segmented_control(
+        "Against",
+        list(AXES),
+        format_func=AXES.get,
+        required=True,
+        wrap=True,
+        help="An operation that K counts is a convolution, a linear layer, an activation, an attention or a normalization. As "
+        "shares, networks of different depth stand side by side.",
+        **state.addressed("axis", AXES, "k"),
+    )
+    return chosen == "share"
+
+
+def figure(
+    points: pd.DataFrame,
+    lines: Mapping[str, charts.Line],
+    name: str,
+    share: bool,
+    *,
+    dense: Mapping[str, float] | None = None,
+    height: int = 260,
+    legend: bool = False,
+) -> None:
+    measure = MEASURES[name]
+    drawn = charts.study_chart(
+        points, lines, name, measure.title, share=share, log=measure.log, dense=dense, height=height, legend=legend
+    )
+    panels.draw(drawn, False, f"study-{name}", f"{measure.title} against {AXES['share' if share else 'k']}")
+
+
+def table(found: Study) -> None:
+    st.markdown("**Which K is enough**, and how it relates to the depth of the network")
+    st.dataframe(
+        study.table(found),
+        hide_index=True,
+        alt="The recommended K of each network, and its share of the network's operations",
+        column_config={
+            "Network": st.column_config.TextColumn(width="medium"),
+            "Operations": st.column_config.NumberColumn(help="How many the network has of those that K counts."),
+            "Enough": st.column_config.NumberColumn("K that is enough", help="The smallest within the noise of the best."),
+            "Share": st.column_config.NumberColumn("Share of the operations", format="%.3g %%"),
+            "Accuracy": st.column_config.NumberColumn(format="%.2f %%", help=MEASURES["accuracy"].meaning),
+            "Agreement": st.column_config.NumberColumn(format="%.2f %%", help=MEASURES["agreement"].meaning),
+            "Time": st.column_config.NumberColumn(format="%.3g s", help=MEASURES["seconds"].meaning),
+            "Best": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
+        },
+    )
+    if len({curve.config.model for curve in found.curves}) > 1:
+        st.caption(
+            "How K should grow with the depth of a network is an open question. Curves that fall together when K is a share of "
+            "the operations, and not when it is K itself, speak for a K that grows with depth."
+        )
+
+
+def numbers(points: pd.DataFrame) -> None:
+    with st.expander("All points in numbers", icon=":material/table:"):
+        shown = [name for name in MEASURES if points[name].notna().any()]
+        titles = {name: st.column_config.NumberColumn(MEASURES[name].title, format="%.4g") for name in shown}
+        st.dataframe(
+            points[["curve", "k", "share", *shown]],
+            hide_index=True,
+            alt="Every point of the figures",
+            column_config={
+                "curve": "Network",
+                "k": "K",
+                "share": st.column_config.NumberColumn("Of all operations", format="%.3g %%"),
+                **titles,
+            },
+        )
+
+
+show()

@@ -1,0 +1,300 @@
+"""Many ways to prune one network, side by side: which to try, and what came of each.
+
+`expand` makes the configs, `RunStore.create_batch` makes them one batch of ordinary runs, and `summarize` sets whatever has
+finished side by side. Runs that differ in nothing but their seed are one row, with its spread.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from snows.config import InputError, PruneConfig, RunConfig
+
+MOST_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are chosen, what the kept ones become, what they are to reproduce, and by what the mask is refined."""
+
+    mask: str
+    update: str
+    targets: str = "dense"
+    refine: str = "none"
+
+
+# As published: Wanda (Sun et al., 2023) and SparseGPT (Frantar & Alistarh, 2023); OBS (Hassibi & Stork, 1993) on a mask that is
+# given is least squares; SNOWS's own code takes the dense weight's output on the pruned network's input as its target.
+METHODS = {
+    "Magnitude only": Method("magnitude", "none"),
+    "Wanda": Method("wanda", "none"),
+    "SparseGPT": Method("sparsegpt", "sparsegpt", "propagated"),
+    "Least squares (OBS)": Method("magnitude", "least-squares", "propagated"),
+    "SNOWS, as published": Method("magnitude", "snows", "propagated"),
+    "SNOWS, dense targets": Method("magnitude", "snows", "dense"),
+    "SNOWS, refined mask": Method("magnitude", "snows", "dense", "window"),
+}
+
+
+def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence[str], refine: Sequence[str]) -> list[Method]:
+    """Every method of these parts, each once: targets and refinement count only for what is fitted."""
+    found = []
+    for mask, update, target, refinement in itertools.product(masks, updates, targets, refine):
+        if update == "none":
+            target = "dense"
+        if update in ("none", "sparsegpt"):
+            refinement = "none"
+        found.append(Method(mask, update, target, refinement))
+    return list(dict.fromkeys(found))
+
+
+def method_name(config: PruneConfig) -> str:
+    """A method as a person calls it: the known name, or its parts. With K where that counts."""
+    targets = "dense" if config.update == "none" else config.targets  # what is not fitted has no target
+    method = Method(config.mask, config.update, targets, config.refinement)
+    name = next((name for name, known in METHODS.items() if known == method), None)
+    if name is None:
+        name = f"{config.mask} + {config.update}" + (", propagated targets" if targets == "propagated" else "")
+        name += {"none": "", "layer": ", mask refined by layer", "window": ", mask refined"}[config.refinement]
+    return f"{name}, K = {config.k_steps}" if config.update == "snows" else name
+
+
+def expand(
+    base: RunConfig, methods: Sequence[Method], patterns: Sequence[str], k_steps: Sequence[int], seeds: Sequence[int]
+) -> list[RunConfig]:
+    """Every combination as a config of its own, else as `base`; K multiplies only what looks K operations ahead.
+
+    A first seed comes whole before the next one, so that a first whole table is there early. Raises `ValidationError` for a
+    value that cannot be, `InputError` for none or too many combinations.
+    """
+    for what, given in {"method": methods, "pattern": patterns, "seed": seeds}.items():
+        if not given:
+            raise InputError(f"There is no {what} to compare. Choose at least one.")
+    if not k_steps and any(method.update == "snows" for method in methods):
+        raise InputError("SNOWS needs a K: how many operations ahead it looks. Choose at least one.")
+    content = base.model_dump()
+    made: dict[str, RunConfig] = {}
+    for seed in seeds:
+        for pattern in patterns:
+            for method in methods:
+                for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
+                    chosen = asdict(method)
+                    sweeps = base.prune.sweeps if method.update == "snows" else 1
+                    changes = {**chosen, "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
+                    # From the inside out, so that a sentence names the setting and not the path to it.
+                    prune = PruneConfig.model_validate(content["prune"] | changes)
+                    config = RunConfig.model_validate(content | {"prune": prune})
+                    made[config.model_dump_json()] = config
+    if len(made) > MOST_RUNS:
+        raise InputError(f"These are {len(made)} runs, and a batch has at most {MOST_RUNS}. Choose fewer at once.")
+    return list(made.values())
+
+
+# --- what came of them ---
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column to compare by. `more_is_better`, or less. `of_images`: a share of the evaluation images."""
+
+    more_is_better: bool = False
+    of_images: bool = False
+
+
+MEASURES = {
+    "accuracy": Measure(more_is_better=True, of_images=True),
+    "agreement": Measure(more_is_better=True, of_images=True),
+    "divergence": Measure(),
+    "density": Measure(),
+    "packed_bytes": Measure(),
+    "seconds": Measure(),
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds: their mean, and their sample standard deviation, None where there is but one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting over its seeds. `runs`: their places in what was given. `values` by name of a measure; also
+    `accuracy_dense` and `change` (of accuracy, against the dense network).
+
+    `best`: the measures in which no row is better. `level`: those in which a better row's lead is within the noise, see
+    `is_level`.
+    """
+
+    config: RunConfig
+    runs: list[int]
+    values: dict[str, Spread]
+    num_evaluation: int
+    best: set[str] = field(default_factory=set)
+    level: set[str] = field(default_factory=set)
+
+
+def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) -> list[Row]:
+    """A row a setting, in the order of their first runs, each column's best marked. Takes configs and metrics.
+
+    Where all rows are alike in a column, or there is but one row, none is marked.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, (config, _) in enumerate(finished):
+        groups.setdefault(_but_for_the_seed(config), []).append(place)
+    rows = [_row(finished, places) for places in groups.values()]
+    for name, measure in MEASURES.items():
+        _mark([row for row in rows if name in row.values], name, measure)
+    return rows
+
+
+def _but_for_the_seed(config: RunConfig) -> str:
+    return config.model_copy(update={"name": "", "prune": config.prune.model_copy(update={"seed": 0})}).model_dump_json()
+
+
+def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:
+    measured = [finished[place][1] for place in places]
+    values = {}
+    for name in (*MEASURES, "accuracy_dense"):
+        found = [value for metrics in measured if (value := metrics.get(name)) is not None]
+        if len(found) == len(measured):
+            values[name] = Spread.of(found)
+    if "accuracy" in values and "accuracy_dense" in values:
+        values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
+    images = min(int(metrics.get("num_evaluation") or 0) for metrics in measured)
+    return Row(finished[places[0]][0], places, values, images)
+
+
+def _mark(rows: list[Row], name: str, measure: Measure) -> None:
+    means = [row.values[name].mean for row in rows]
+    if len(set(means)) < 2:
+        return
+    best = rows[means.index(max(means) if measure.more_is_better else min(means))]
+    for row in rows:
+        if row.values[name].mean == best.values[name].mean:
+            row.best.add(name)
+        elif is_level(row.values[name], best.values[name], image_noise(row, best, name) if measure.of_images else 0.0):
+            row.level.add(name)
+
+
+def image_noise(one: Row, other: Row, name: str) -> float:
+    """At most the variance that the choice of evaluation images gives to the difference of two shares of them.
+
+    That of two independent samples; but both networks saw the same images, and can be unequally right only where one of them
+    left the dense network's answer, so often less. `comparison.sign_test` looks at the images themselves.
+    """
+    images = min(one.num_evaluation, other.num_evaluation)
+    shares = [row.values[name].mean for row in (one, other)]
+    apart = [sum(share * (1 - share) for share in shares)]
+    if all("agreement" in row.values for row in (one, other)):
+        apart.append(sum(1 - row.values["agreement"].mean for row in (one, other)))
+    return min(apart) / images if images else 0.0
+
+
+def is_level(one: Spread, other: Spread, image_noise: float = 0.0) -> bool:
+    """Whether two means are within two standard errors of each other, so that chance alone may have made the difference:
+    that of the seeds, and that of the images, a variance."""
+    seeds = sum(s.deviation**2 / s.count for s in (one, other) if s.deviation is not None)
+    return abs(one.mean - other.mean) < 2 * math.sqrt(seeds + image_noise)
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Which points no other beats: none has at most its cost and at least its value, and one of the two better."""
+    points = list(zip(costs, values, strict=True))
+    return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points) for cost, value in points]
+
+
+# --- in words ---
+
+# A measure to its title, in the order of a table.
+COLUMNS = {
+    "accuracy": "Accuracy",
+    "change": "Change",
+    "agreement": "Agreement",
+    "divergence": "Divergence",
+    "density": "Kept",
+    "packed_bytes": "Size",
+    "seconds": "Time",
+}
+BEST, LEVEL = "★", "☆"
+
+
+def network_words(config: RunConfig) -> str:
+    """The network, and where its weights come from if they are one's own."""
+    return config.model + (f" from {config.checkpoint}" if config.checkpoint else "")
+
+
+def set_apart(parts: Sequence[Sequence[str]]) -> list[str]:
+    """A name from each one's parts: the first, and whatever else is not the same in all. Numbered where nothing is."""
+    differing = [place for place, values in enumerate(zip(*parts, strict=True)) if place == 0 or len(set(values)) > 1]
+    names = [" · ".join(own[place] for place in differing) for own in parts]
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def labels(configs: Sequence[RunConfig]) -> list[str]:
+    """What sets each config apart: its method, and whatever else is not the same in all. Numbered where nothing is."""
+    parts = [
+        (
+            method_name(config.prune),
+            str(config.prune.pattern),
+            network_words(config),
+            config.data,
+            f"{config.num_calibration:,} images",
+            f"{config.prune.sweeps} sweeps",
+            f"seed {config.prune.seed}",
+        )
+        for config in configs
+    ]
+    return set_apart(parts)
+
+
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """What sets rows apart; a seed does not."""
+    return labels([row.config.model_copy(update={"prune": row.config.prune.model_copy(update={"seed": 0})}) for row in rows])
+
+
+def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The rows as a table of texts, by title: Method, each of `COLUMNS` that was measured, and Seeds where there are several.
+
+    The best of a column has `BEST` behind it, and what is within the noise of it `LEVEL`.
+    """
+    table = {"Method": row_names(rows)}
+    for name, title in COLUMNS.items():
+        if any(name in row.values for row in rows):
+            table[title] = [_cell(row, name) for row in rows]
+    if any(len(row.runs) > 1 for row in rows):
+        table["Seeds"] = [str(len(row.runs)) for row in rows]
+    return table
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.values:
+        return ""
+    measure = "accuracy" if name == "change" else name
+    mark = BEST if measure in row.best else LEVEL if measure in row.level else ""
+    return f"{in_words(name, row.values[name])} {mark}".rstrip()
+
+
+def in_words(name: str, value: Spread) -> str:
+    """A measure's mean in its unit, and its standard deviation over seeds."""
+    scale, form, unit = {
+        "change": (100, "+.2f", ""),
+        "divergence": (1, ".3g", ""),
+        "packed_bytes": (1e-6, ".3g", " MB"),
+        "seconds": (1, ".1f", " s"),
+    }.get(name, (100, ".2f", " %"))
+    text = f"{scale * value.mean:{form}}"
+    if name == "change":  # elsewhere a dash may be of an exponent
+        text = text.replace("-", "\N{MINUS SIGN}")
+    if value.deviation:
+        text += f" ± {scale * value.deviation:{form.removeprefix('+')}}"
+    return text + unit

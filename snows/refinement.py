@@ -1,0 +1,97 @@
+"""Mask refinement: exchange kept weights for pruned ones where a quadratic model of the loss falls by it.
+
+Scores judge each weight by itself. Which weights serve best together depends on how their inputs correlate, and is a question
+of combinations: this is a local search over them, a block coordinate descent over weights and mask at once (as for sparse
+regression: Hazimeh & Mazumder, 2020, "Fast Best Subset Selection"). It starts at a mask that some score chose.
+
+The model of an output row w is  w G wᵀ - 2 w · c,  with one Gram matrix G (P, P) for all rows and a right-hand side c for each:
+at K = 0 the layer's own output error, exactly; near a point, an approximation of the loss K operations later
+(`updates.exchange_in_window`).
+"""
+
+import torch
+from torch import Tensor
+
+from snows.config import NM, Dense, Unstructured
+
+_PASSES = 10
+_AT_REST = 1e-3  # a pass that changes the weights by no more than this, relatively, leaves nothing to exchange
+# An unstructured pattern has no groups of its own: exchanges stay within a row, among so many of its columns.
+_COLUMNS = 32
+# Columns whose slope is computed at once; among them it is kept up to date by what changes.
+_BLOCK = 128
+_CHUNK_BYTES = 2**27
+
+
+@torch.no_grad()
+def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: NM | Unstructured | Dense) -> Tensor:
+    """The mask (R, P), True = kept, after exchanges that each lower the model, so that it ends.
+
+    `weight` (R, P) is the point to start from, `gram` (P, P) and `cross` (R, P) are the model. Every group keeps as many
+    weights as before: those of N:M, and for an unstructured pattern 32 columns of a row, in turn neighbours and far apart. Ends
+    after ten passes over the groups, or once the weights are at rest.
+    """
+    # As much as keeps an input that is always zero from dividing by it.
+    ridge = 1e-8 * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    gram = gram.double() + ridge * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    size, orders = _groups(pattern, mask.shape[1])
+    grams = [gram[order][:, order] for order in orders]
+    rows = max(1, _CHUNK_BYTES // (8 * size * size))
+    return torch.cat(
+        [
+            _search(*part, grams, size, orders)
+            for part in zip(mask.split(rows), weight.double().split(rows), cross.double().split(rows), strict=True)
+        ]
+    )
+
+
+def _groups(pattern: NM | Unstructured | Dense, columns: int) -> tuple[int, list[Tensor]]:
+    """The size of a group, and the orders of columns in which groups are neighbours."""
+    if isinstance(pattern, NM):
+        return pattern.m, [torch.arange(columns)]
+    stride = -(-columns // _COLUMNS)
+    return min(columns, _COLUMNS), [torch.arange(columns), torch.cat([torch.arange(i, columns, stride) for i in range(stride)])]
+
+
+def _search(mask: Tensor, weight: Tensor, cross: Tensor, grams: list[Tensor], size: int, orders: list[Tensor]) -> Tensor:
+    mask, weight, resting = mask.clone(), weight.clone(), 0
+    for number in range(_PASSES):
+        order, gram = orders[number % len(orders)], grams[number % len(orders)]
+        found, values = mask[:, order], weight[:, order]
+        _one_pass(found, values, gram, cross[:, order], size)
+        moved = (values - weight[:, order]).norm() > _AT_REST * values.norm()
+        mask[:, order], weight[:, order] = found, values
+        resting = 0 if bool(moved) else resting + 1
+        if resting == len(orders):
+            break
+    return mask
+
+
+def _one_pass(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, size: int) -> None:
+    """Go through all groups once, in place."""
+    columns = mask.shape[1]
+    block = size * max(1, _BLOCK // size)
+    for start in range(0, columns, block):
+        reach = slice(start, min(start + block, columns))
+        slope, own = cross[:, reach] - weight @ gram[:, reach], gram[reach, reach]  # half the way down
+        for first in range(start, reach.stop, size):
+            group, here = slice(first, first + size), slice(first - start, first - start + size)
+            change = _exchange(mask[:, group], weight[:, group], slope[:, here], own[here, here])
+            slope -= change @ own[here]
+
+
+def _exchange(mask: Tensor, weight: Tensor, slope: Tensor, gram: Tensor) -> Tensor:
+    """In every row, the one exchange in a group (r, m) that lowers the model the most, in place: weight i out and j in at its
+    best value, or i itself to its best value. All others stay. Returns the change of the weights (r, m)."""
+    scale = gram.diagonal()
+    slope_without = slope[:, None, :] + weight[:, :, None] * gram  # at j, with i at zero
+    gain = slope_without.square() / scale - (weight * (weight * scale + 2 * slope))[:, :, None]
+    same = torch.eye(len(scale), dtype=torch.bool, device=mask.device)
+    gain.masked_fill_(~(mask[:, :, None] & (~mask[:, None, :] | same)), -torch.inf)
+    best, at = gain.flatten(1).max(1)
+    rows = best.isfinite().nonzero().squeeze(1)  # a row may keep nothing here
+    out, into = at[rows] // len(scale), at[rows] % len(scale)
+    before = weight.clone()
+    mask[rows, out], weight[rows, out] = False, 0.0
+    mask[rows, into], weight[rows, into] = True, slope_without[rows, out, into] / scale[into]
+    return weight - before

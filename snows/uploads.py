@@ -1,0 +1,195 @@
+"""What a person brought, kept beside the runs, for these to be repeated: pictures, an archive of them, a checkpoint.
+
+    RUNS/.uploads/HASH/NAME       a folder of pictures, or one folder a class; or a checkpoint file
+
+The hash is that of the content: the same files, brought again, are the same place, and a place never changes. Everything is
+checked before it gets its place; whatever is wrong raises a sentence, and nothing stays behind.
+"""
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from snows.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, check_picture
+from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, readable
+
+MAX_IMAGES = 20_000
+MAX_BYTES = 4 * 1000**3
+MAX_CHECKPOINT_BYTES = 20 * 1000**3
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+LIMITS = (
+    f"Up to {MAX_IMAGES:,} pictures and {MAX_BYTES / 1e9:g} GB, each up to {MAX_PICTURE_BYTES / 1e6:.0f} MB and "
+    f"{MAX_PICTURE_PIXELS / 1e6:.0f} million pixels."
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Pictures that were taken in: where, how many, the folders they lie in if there are any, and the files left out."""
+
+    path: Path
+    count: int
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def is_archive(name: str) -> bool:
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def keep_archive(root: Path, source: Path | BinaryIO, name: str) -> Kept:
+    """Unpack a zip or tar of pictures, with or without one folder a class. `root`: of the run store; `name`: the file's.
+
+    Raises `ArchiveError` for what is no archive or not a safe one, `DataError` for what are no pictures.
+    """
+    too_many = f"{name} holds more than {MAX_IMAGES:,} files. Take a part of the pictures; a few hundred are enough."
+    with readable(source, "zip or tar archive"), ExitStack() as stack:
+        file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        file.seek(0)
+        entries = stack.enter_context(archive_entries(file, too_many))
+        offered = list(islice(entries, MAX_IMAGES + 1))
+        if len(offered) > MAX_IMAGES:
+            raise ArchiveError(too_many)
+        return _keep(root, offered, re.sub(r"(\.(tar|zip|tgz|gz|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE))
+
+
+def keep_pictures(root: Path, files: Sequence[tuple[str, Any]]) -> Kept:
+    """Take in single files, each with its name, which may be a path within a folder. Raises `DataError`."""
+    entries = [Entry(name, file.seek(0, 2), partial(_rewound, file)) for name, file in files]
+    if len(entries) > MAX_IMAGES:
+        raise DataError(f"{len(entries):,} files are more than the {MAX_IMAGES:,} that can be taken in. Take a part of them.")
+    with readable(Path("The pictures")):
+        return _keep(root, entries, f"{len(entries)}-pictures")
+
+
+@contextmanager
+def _rewound(file: Any) -> Iterator[Any]:
+    file.seek(0)
+    yield file
+
+
+def keep_checkpoint(root: Path, file: BinaryIO, name: str) -> Path:
+    """Take in a checkpoint as it is; `models.load` looks at what it holds. Raises `DataError`."""
+    clean = _clean(PurePosixPath(name).name)
+    if not clean.endswith(CHECKPOINT_SUFFIXES):
+        raise DataError(f"{name} is no checkpoint: they end in {', '.join(CHECKPOINT_SUFFIXES)}. Save it as one of these.")
+    size = file.seek(0, 2)
+    if size > MAX_CHECKPOINT_BYTES:
+        raise DataError(f"{name} has {size / 1e9:.0f} GB; a checkpoint may have {MAX_CHECKPOINT_BYTES / 1e9:.0f} GB.")
+    file.seek(0)
+    with readable(Path(name)), _scratch(root, size) as scratch:
+        digest = hashlib.sha256()
+        _copy(file, scratch / clean, size, digest)
+        return _settle(root, scratch, digest.hexdigest())
+
+
+# --- taking it in ---
+
+
+def _keep(root: Path, entries: list[Entry], name: str) -> Kept:
+    pictures, left_out = _arranged(entries)
+    size = sum(entry.size for entry in pictures.values())
+    if size > MAX_BYTES:
+        raise DataError(f"The pictures have {size / 1e9:.1f} GB; {MAX_BYTES / 1e9:g} GB can be taken in. Take a part of them.")
+    digest = hashlib.sha256()
+    with _scratch(root, size) as scratch:
+        for place in sorted(pictures):
+            entry, target = pictures[place], scratch / _clean(name) / place
+            if entry.size > MAX_PICTURE_BYTES:
+                raise DataError(
+                    f"{entry.name} has {entry.size / 1e6:,.0f} MB; a picture may have {MAX_PICTURE_BYTES / 1e6:.0f} MB."
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            digest.update(f"{place}\0{entry.size}\0".encode())
+            with entry.open() as source:
+                _copy(source, target, entry.size, digest)
+            check_picture(target, entry.name)
+        folders = sorted({PurePosixPath(place).parts[0] for place in pictures if "/" in place})
+        return Kept(_settle(root, scratch, digest.hexdigest()), len(pictures), tuple(folders), left_out)
+
+
+def _arranged(entries: list[Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """The pictures by their place, in one folder or in one a class; and the names of the files that are none."""
+    pictures: dict[str, Entry] = {}
+    left_out = []
+    for entry in entries:
+        check_name(entry, "the folder of the pictures")
+        path = PurePosixPath(entry.name)
+        if path.parts[0] == "__MACOSX" or path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            left_out.append(entry.name)
+        elif entry.name in pictures:
+            raise ArchiveError(f"There are two files {entry.name}, so it is unclear which one counts. Rename one.")
+        else:
+            pictures[entry.name] = entry
+    if not pictures:
+        found = f"; it holds {left_out[0]}{' and more' if len(left_out) > 1 else ''}" if left_out else ""
+        raise DataError(f"There are no pictures in it{found}. Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    # Folders around all of it say nothing; only the last one may be a class.
+    parents = [PurePosixPath(name).parent.parts for name in pictures]
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*parents, strict=False)))
+    if shared and len(set(parents)) == 1:
+        shared -= 1
+    arranged = {str(PurePosixPath(*PurePosixPath(name).parts[shared:])): entry for name, entry in pictures.items()}
+    deep = sorted({PurePosixPath(name).parts[0] for name in arranged if name.count("/") > 1})
+    if deep:
+        raise DataError(
+            f"The pictures lie in folders within folders ({', '.join(deep[:3])}{', …' if len(deep) > 3 else ''}), so it is not "
+            "clear which name the classes. Pack the one that holds one folder a class."
+        )
+    if len({"/" in name for name in arranged}) > 1:
+        raise DataError(
+            "Some pictures lie in folders and some beside them, so it is not clear which have a class. Move the loose ones "
+            "into a folder, or take them out."
+        )
+    return arranged, tuple(left_out)
+
+
+@contextmanager
+def _scratch(root: Path, size: int) -> Iterator[Path]:
+    # Where imports are on their way in, so that what a crash leaves behind is purged as theirs is.
+    for folder in (".uploads", ".import"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    if size > (free := shutil.disk_usage(root).free):
+        raise DataError(f"It has {size / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free in {root}. Make room there.")
+    scratch = root / ".import" / str(time.time_ns())
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copy(source: Any, target: Path, size: int, digest: Any) -> None:
+    with target.open("xb") as copy:
+        while size > 0 and (part := source.read(min(CHUNK, size))):
+            digest.update(part)
+            copy.write(part)
+            size -= len(part)
+        if size or source.read(1):
+            raise ArchiveError(f"{target.name} is not of the size that was said. The file is damaged; bring it again.")
+
+
+def _settle(root: Path, scratch: Path, digest: str) -> Path:
+    (content,) = scratch.iterdir()
+    place = root / ".uploads" / digest[:16]
+    try:
+        scratch.rename(place)
+    except OSError:  # it was brought before
+        (there,) = place.iterdir()
+        return there
+    return place / content.name
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:80] or "upload"

@@ -1,0 +1,152 @@
+"""The report: what it holds in every state of a run, that it needs nothing else, and that no text of a run can act in it."""
+
+import json
+import re
+from contextlib import ExitStack
+from html.parser import HTMLParser
+
+import pytest
+from pydantic import ValidationError
+
+from app import report, runs
+from snows.config import RunConfig
+from snows.events import NewtonStep, Note, RunStarted
+from snows.store import Labels, Run, RunStore
+from tests.app import helpers
+
+
+class _Reader(HTMLParser):
+    """Collects what can be read, what is loaded from elsewhere, and the tags that are left open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.elsewhere: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.elsewhere += [value or "" for name, value in attributes if name in ("src", "href", "action", "srcset")]
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def read(run: Run) -> tuple[str, list[dict], _Reader]:
+    """A report's readable text, its figures, and its structure."""
+    page = report.report(run)
+    reader = _Reader(page)
+    assert reader.open == []
+    figures = [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    return "\n".join(reader.text), figures, reader
+
+
+def test_a_finished_run(store: RunStore) -> None:
+    run = helpers.write_run(store, "finished", config=RunConfig.model_validate({"prune": {"pattern": "1:4"}}))
+    run.save_labels(Labels(name="Best so far", tags=("talk",)))
+    text, figures, reader = read(run)
+    for words in (
+        "Best so far",
+        "resnet20-fashion · 1:4 · SNOWS, K = 3",
+        run.id,
+        "finished",
+        "talk",
+        "93.3 %",
+        "94.0 %",
+        "97.0 %",
+        "Keep 1 of 4 weights (1:4), in 21 layers",
+        "layer3.2.conv2",
+        "its 1 input channel cannot be divided into groups of 4",
+        "Nothing went wrong",
+        "Every Newton step (42)",
+        '"pattern"',
+        "Waiting for the device",
+    ):
+        assert words in text, words
+    assert len(figures) == 1  # its windows hold one operation, so there is nothing to see along them
+    assert reader.elsewhere == []
+    losses = figures[0]["data"]
+    assert [trace["name"] for trace in losses[1:]] == ["Mask only", "Least squares", "SNOWS"]
+    assert losses[3]["x"][0] == pytest.approx(0.02 / 8)
+
+
+def test_numbers_stand_beside_the_figure(store: RunStore) -> None:
+    text, _, _ = read(helpers.write_run(store, "finished"))
+    row = text[text.index("layer1.0.conv1\n") :].split("\n")[:8]
+    assert row == ["layer1.0.conv1", "25.0 %", "0.02", "0.004", "0.0025", "1.3 s", "40", "no further decrease"]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("queued", "The run is queued"),
+        ("running", "The run is running: what follows is how far it has come."),
+        ("failed", "Layer layer2.0.conv1 was given a NaN"),
+        ("cancelled", "The run is cancelled"),
+        ("interrupted", "The run is interrupted"),
+    ],
+)
+def test_every_other_state(store: RunStore, hold: ExitStack, state: str, words: str) -> None:
+    text, figures, _ = read(helpers.write_run(store, state, hold))
+    assert words in text
+    assert len(figures) == (state != "queued")
+    assert ("7 layers finished" in text) == (state != "queued")
+
+
+def test_a_run_that_never_began(store: RunStore) -> None:
+    text, figures, _ = read(store.create(RunConfig()))
+    assert "0 layers finished" in text
+    assert figures == []
+
+
+def test_failures_of_the_solver_come_first(store: RunStore) -> None:
+    run = helpers.write_run(store, "cancelled")
+    step = next(e for e in helpers.site_events(7) if isinstance(e, NewtonStep))
+    run.append(type(step)(**{**step.__dict__, "cg_status": "MAX_ITERS", "step": 1}))
+    text, _, _ = read(run)
+    assert "Conjugate gradient stopped at its limit of 50 iterations in 1 Newton step of 1 layer" in text
+    assert text.index("stopped at its limit") < text.index("Every Newton step")
+    assert "Nothing went wrong" not in text
+
+
+def test_the_runs_that_come_with_the_app() -> None:
+    for run in runs.RECORDED.list():
+        text, figures, reader = read(run)
+        assert "Recorded example" in text
+        assert len(figures) == 2
+        assert reader.elsewhere == []
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+
+
+def test_no_text_of_a_run_can_act(store: RunStore) -> None:
+    run = store.create(RunConfig(model=EVIL, name=EVIL))
+    sites = [EVIL, "fc.weight"]
+    run.append(RunStarted(device=EVIL, sites=sites, skipped={EVIL: EVIL}), Note(message=EVIL))
+    for index, site in enumerate(sites):
+        for event in helpers.site_events(0):
+            changes = {"site": site, "status": EVIL, "message": EVIL, "operations": [EVIL], "cg_status": EVIL}
+            fields = event.__dict__ | {k: v for k, v in changes.items() if k in event.__dict__}
+            run.append(type(event)(**fields | ({"index": index} if "index" in event.__dict__ else {})))
+    run.save_labels(Labels(name=EVIL[:80], tags=(EVIL[:40],)))
+    plain = helpers.write_run(store, "finished")
+    page, reader = report.report(run), read(run)[2]
+    assert "img" not in reader.tags
+    assert page.count("<script") == report.report(plain).count("<script")
+    assert EVIL in "".join(reader.text)  # it is there to be read
+
+
+def test_a_run_of_another_version(store: RunStore) -> None:
+    run = store.create(RunConfig())
+    (run.path / "config.json").write_text('{"unheard_of": 1}')
+    with pytest.raises(ValidationError):
+        report.report(run)

@@ -1,0 +1,90 @@
+"""The Convergence page as a person walks it: compare steps, click a layer, run the checks, share the link, watch a run."""
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from snows.config import RunConfig
+from snows.store import RunStore
+from tests.app import helpers
+
+pytestmark = pytest.mark.e2e
+
+SECONDS = 1_000  # milliseconds
+RECORDED = "recorded-1-vit-fashion"
+
+
+def click_row(page: Page, layer: str) -> None:
+    """Click in the layer's row of the figure of all steps."""
+    chart = page.locator(".live-chart").first
+    names = chart.locator(".ytick text")
+    expect(names.first).to_be_visible(timeout=60 * SECONDS)
+    row, rows = names.all_text_contents().index(layer), names.count()
+    area = chart.locator(".nsewdrag").first.bounding_box()
+    assert area is not None
+    page.mouse.click(area["x"] + 0.3 * area["width"], area["y"] + (row + 0.6) / (rows + 0.2) * area["height"])
+
+
+def expect_layer(page: Page, layer: str) -> None:
+    page.wait_for_url(f"**layer={layer}*", timeout=60 * SECONDS)
+    expect(page.get_by_role("combobox", name="Layer")).to_have_value(layer, timeout=60 * SECONDS)
+    expect(page.get_by_role("heading", name=f"Live checks on {layer}")).to_be_visible(timeout=60 * SECONDS)
+
+
+def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 2600})
+    page.goto(f"{address}/convergence?run={RECORDED}")
+    expect(page.get_by_text("No step failed.")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible(timeout=60 * SECONDS)
+
+    # A finding leads to its layer, a click in the figure to another.
+    page.get_by_role("button", name="blocks.2.attn.proj").click()
+    expect_layer(page, "blocks.2.attn.proj")
+    click_row(page, "blocks.3.attn.qkv")
+    expect_layer(page, "blocks.3.attn.qkv")
+    page.get_by_role("radio", name="Reduction").click()
+    page.wait_for_url("**by=Reduction*", timeout=60 * SECONDS)
+    expect(page.locator(".live-chart").first.get_by_text("promised by the model")).to_be_visible(timeout=60 * SECONDS)
+
+    # Every check answers, and what it found stays while other things are clicked.
+    page.get_by_role("button", name="Run all four").click()
+    found = [
+        "The three agree",
+        "The solver's own step errs by",
+        "With row blocks, the residual is",
+        "Largest ÷ smallest eigenvalue: ",
+    ]
+    for words in found:
+        expect(page.get_by_text(words)).to_be_visible(timeout=60 * SECONDS)
+    page.get_by_role("radio", name="Step size").click()
+    expect(page.locator(".live-chart").first.get_by_text("tried")).to_be_visible(timeout=60 * SECONDS)
+    for words in found:
+        expect(page.get_by_text(words)).to_be_visible()
+
+    # The link shows another person the same layer and measure, and computes nothing.
+    other = browser.new_page(viewport={"width": 1440, "height": 2600})
+    other.goto(page.url)
+    expect_layer(other, "blocks.3.attn.qkv")
+    expect(other.get_by_role("radio", name="Step size")).to_be_checked(timeout=60 * SECONDS)
+    expect(other.get_by_role("button", name="Run all four")).to_be_visible(timeout=60 * SECONDS)
+    expect(other.get_by_text("The three agree")).to_have_count(0)
+    other.close()
+
+    # By keyboard alone, to another layer, whose checks have not been run.
+    page.get_by_role("combobox", name="Layer").click()
+    page.keyboard.type("blocks.0.mlp.fc1")
+    page.keyboard.press("Enter")
+    expect_layer(page, "blocks.0.mlp.fc1")
+    expect(page.get_by_text("The three agree")).to_have_count(0, timeout=60 * SECONDS)
+
+
+def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
+    run = store.create(RunConfig())
+    with helpers.waiting_after_two_layers(run) as go_on:
+        page = browser.new_page(viewport={"width": 1440, "height": 1600})
+        page.goto(f"{address}/convergence?run={run.id}")
+        expect(page.get_by_text("No step failed so far. In all 4 Newton steps")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_role("combobox", name="Layer")).to_have_value("layer1.0.conv2 (in work)", timeout=60 * SECONDS)
+        expect(page.get_by_text("Choose a finished layer above")).to_be_visible(timeout=60 * SECONDS)
+        go_on.set()
+        expect(page.get_by_text("No step failed. In all 42 Newton steps")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_role("button", name="Run all four")).to_be_visible(timeout=60 * SECONDS)

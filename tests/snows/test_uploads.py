@@ -1,0 +1,281 @@
+"""What people bring: kept once under the hash of its content; if hostile or useless, refused with a sentence and no trace."""
+
+import bz2
+import gzip
+import io
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from snows import pictures, unpack, uploads
+from snows.config import InputError
+from snows.data import load, preview
+from snows.models import LoadedModel, outline
+from snows.pictures import DataError
+from snows.unpack import ArchiveError
+from snows.uploads import Kept, keep_archive, keep_checkpoint, keep_pictures
+from tests.snows.helpers import zipped
+
+
+def png(level: int = 0, size: tuple[int, int] = (28, 28)) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size, level).save(file, "PNG")
+    return file.getvalue()
+
+
+def tarred(files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] = lambda info: None) -> io.BytesIO:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            change(info)
+            archive.addfile(info, io.BytesIO(content))
+    return file
+
+
+def kept(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def refused(root: Path, file: io.BytesIO, said: str, name: str = "holiday.zip") -> None:
+    """Bringing the archive raises a sentence, and leaves nothing behind, here or anywhere else."""
+    around = kept(root.parent)
+    with pytest.raises(InputError, match=said) as error:
+        keep_archive(root, file, name)
+    assert str(error.value).endswith(".")
+    assert kept(root.parent) == around
+    assert not [path for path in root.rglob("*") if path.name not in (".uploads", ".import")]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def grey() -> LoadedModel:
+    return outline("resnet20-fashion")
+
+
+# --- archives that are taken in ---
+
+CLASSES = {f"{name}/{i}.png": png(20 * k + i) for k, name in enumerate(("bag", "coat")) for i in range(4)}
+
+
+@pytest.mark.parametrize("around", ["", "photos/", "a/b/photos/"])
+@pytest.mark.parametrize(
+    "pack",
+    [
+        zipped,
+        tarred,
+        lambda files: io.BytesIO(gzip.compress(tarred(files).getvalue())),
+        lambda files: io.BytesIO(bz2.compress(tarred(files).getvalue())),
+    ],
+    ids=["zip", "tar", "tar.gz", "tar.bz2"],
+)
+def test_one_folder_a_class_gives_labels(
+    pack: Callable[[dict[str, bytes]], io.BytesIO], around: str, root: Path, grey: LoadedModel
+) -> None:
+    found = keep_archive(root, pack({around + name: content for name, content in CLASSES.items()}), "My holiday!.tar.gz")
+    assert (found.count, found.classes, found.left_out) == (8, ("bag", "coat"), ())
+    assert found.path.name == "My-holiday"
+    assert kept(found.path) == CLASSES
+    loaded = load(str(found.path), grey, 4, 4, 0)
+    assert loaded.labels is not None
+    assert set(loaded.labels.tolist()) <= {8, 4}  # Bag and Coat of Fashion-MNIST
+
+
+def test_the_same_content_is_the_same_place(root: Path) -> None:
+    first, again = (keep_archive(root, pack(CLASSES), name) for pack, name in ((zipped, "a.zip"), (tarred, "b.tar")))
+    assert first.path == again.path
+    other = keep_archive(root, zipped(CLASSES | {"bag/0.png": png(99)}), "a.zip")
+    assert other.path != first.path
+    assert not list((root / ".import").iterdir())
+
+
+def test_unlabelled_is_enough_and_the_rest_is_named(root: Path, grey: LoadedModel) -> None:
+    files = {f"{i}.png": png(i) for i in range(20)}
+    extra = {"notes.txt": b"x", ".DS_Store": b"x", "__MACOSX/._1.png": b"x", "Thumbs.db": b"x"}
+    found = keep_archive(root, zipped(files | extra), "p.zip")
+    assert (found.count, found.classes, found.left_out) == (20, (), ("notes.txt",))
+    shown = preview(str(found.path), grey, 4, 16, 0, count=3)
+    assert (shown.num_calibration, shown.num_evaluation, shown.labelled, shown.notes) == (20, 16, False, [])
+    assert shown.images.shape == (3, 1, 32, 32)
+    assert all(word.endswith(".png") for word in shown.words)
+
+
+def test_a_single_folder_is_no_class_unless_the_network_knows_it(root: Path, grey: LoadedModel) -> None:
+    unknown, known = (
+        keep_archive(root, zipped({f"{name}/{i}.png": png(i) for i in range(20)}), "p.zip").path for name in ("photos", "bag")
+    )
+    assert load(str(unknown), grey, 4, 16, 0).notes == []
+    assert load(str(unknown), grey, 4, 16, 0).labels is None
+    labels = load(str(known), grey, 4, 16, 0).labels
+    assert labels is not None
+    assert set(labels.tolist()) == {8}
+
+
+def test_dropped_files_and_folders(root: Path) -> None:
+    loose = keep_pictures(root, [(f"{i}.png", io.BytesIO(png(i))) for i in range(3)])
+    assert (loose.count, loose.path.name) == (3, "3-pictures")
+    folder = keep_pictures(root, [(f"album/{name}", io.BytesIO(content)) for name, content in CLASSES.items()])
+    assert (folder.count, folder.classes) == (8, ("bag", "coat"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(levels=st.lists(st.integers(0, 255), min_size=1, max_size=6), order=st.randoms())
+def test_the_place_does_not_depend_on_the_order(
+    levels: list[int], order: object, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("runs")
+    files = [(f"{i}.png", png(level)) for i, level in enumerate(levels)]
+    shuffled = files.copy()
+    order.shuffle(shuffled)  # type: ignore[attr-defined]
+    found = [keep_pictures(root, [(name, io.BytesIO(content)) for name, content in some]) for some in (files, shuffled)]
+    assert found[0] == found[1]
+
+
+# --- hostile ones ---
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "a\\..\\evil.png", "C:/evil.png"])
+def test_a_path_that_leads_outside(pack: Callable[..., io.BytesIO], name: str, root: Path) -> None:
+    refused(root, pack(CLASSES | {name: png()}), "would lie outside the folder of the pictures")
+
+
+def test_links_and_devices(root: Path) -> None:
+    def zip_link(info: zipfile.ZipInfo) -> None:
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+
+    refused(root, zipped({"a.png": b"/etc/passwd"}, zip_link), r"a\.png is a link")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+
+        def tar_link(info: tarfile.TarInfo, kind: bytes = kind) -> None:
+            info.type, info.linkname, info.size = kind, "/etc/passwd", 0
+
+        refused(root, tarred({"a.png": b""}, tar_link), r"a\.png is a link or a device")
+
+
+def test_archives_that_grow_to_fill_the_disk(root: Path) -> None:
+    bomb = {"a.png": bytes(300 * 1000**2)}
+    refused(root, zipped(bomb), "made to fill the disk")
+    refused(root, io.BytesIO(gzip.compress(tarred(bomb).getvalue(), 1)), "made to fill the disk")
+
+
+def test_a_tar_whose_header_has_no_end_is_not_read_into_memory(root: Path) -> None:
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 10**9
+    endless = info.tobuf(tarfile.USTAR_FORMAT) + bytes(8 * 10**6)
+    refused(root, io.BytesIO(gzip.compress(endless)), "holds more than 20,000 files")
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_too_many_entries(pack: Callable[..., io.BytesIO], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_IMAGES", 10)
+    refused(root, pack({f"{i}.png": b"" for i in range(11)}), "more than 10 files. Take a part of the pictures")
+
+
+def test_sizes_are_limited_by_picture_in_all_and_by_the_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "MAX_PICTURE_BYTES", 50)
+    refused(root, zipped(CLASSES), "a picture may have")
+    monkeypatch.undo()
+    monkeypatch.setattr(uploads, "MAX_BYTES", 100)
+    refused(root, zipped(CLASSES), "can be taken in. Take a part")
+    monkeypatch.undo()
+    free = shutil._ntuple_diskusage(10, 9, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    refused(root, zipped(CLASSES), "are free in .* Make room there")
+
+
+def test_a_picture_of_too_many_pixels(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PICTURE_PIXELS", 1_000_000)
+    refused(root, zipped({"big.png": png(size=(2_000, 1_000))}), r"big\.png is too large an image: 2,000 x 1,000 pixels")
+    monkeypatch.undo()
+    huge = bytearray(png())
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2  # the size in the head alone
+    refused(root, zipped({"big.png": bytes(huge)}), "big.png is ")
+
+
+def test_a_picture_that_another_program_would_open(root: Path) -> None:
+    refused(root, zipped({"a.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}), "not an image that can be read")
+
+
+def test_archives_that_are_none(root: Path) -> None:
+    refused(root, io.BytesIO(b"I am no archive"), "is not a whole zip or tar archive")
+    refused(root, io.BytesIO(b""), "is not a whole zip or tar archive")
+    refused(root, io.BytesIO(b"7z\xbc\xaf"), "rare method")
+    whole = zipped(CLASSES).getvalue()
+    refused(root, io.BytesIO(whole[:-30]), "is not a whole")
+    packed = gzip.compress(tarred(CLASSES).getvalue())
+    refused(root, io.BytesIO(packed[: len(packed) // 2]), "is not a whole")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ((), "There are no pictures in it"),
+        (("a.txt", "b.txt"), r"no pictures in it; it holds a\.txt and more"),
+        (("a/1.png", "2.png"), "Some pictures lie in folders and some beside them"),
+        (("train/a/1.png", "val/a/1.png"), r"folders within folders \(train, val\)"),
+    ],
+)
+def test_arrangements_without_a_meaning(names: tuple[str, ...], said: str, root: Path) -> None:
+    refused(root, zipped({name: png() for name in names}), said)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_file_that_is_there_twice(root: Path) -> None:
+    file = zipped({"a.png": png()})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("a.png", png(1))
+    refused(root, file, r"two files a\.png")
+
+
+def test_a_size_that_lies(root: Path) -> None:
+    whole = bytearray(zipped({"a.png": png(size=(300, 300))}).getvalue())
+    directory = whole.index(b"PK\x01\x02")
+    whole[directory + 24 : directory + 28] = (10).to_bytes(4, "little")
+    refused(root, io.BytesIO(bytes(whole)), "not a whole|not of the size")
+
+
+def test_any_bytes_are_a_sentence(root: Path) -> None:
+    random = np.random.default_rng(0)
+    for start in (b"PK\x03\x04", b"\x1f\x8b", b"BZh9", b""):
+        refused(root, io.BytesIO(start + random.bytes(2_000)), r"\.$")
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_is_kept_as_it_is(root: Path) -> None:
+    first, again = (keep_checkpoint(root, io.BytesIO(b"weights"), name) for name in ("my net.pt", "other.pt"))
+    assert (first.name, first.read_bytes(), first) == ("my-net.pt", b"weights", again)
+    assert keep_checkpoint(root, io.BytesIO(b"others"), "../../etc/x.pt").is_relative_to(root)
+
+
+def test_what_is_no_checkpoint_by_name_or_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"evil\.py is no checkpoint: they end in \.safetensors"):
+        keep_checkpoint(root, io.BytesIO(b"x"), "evil.py")
+    monkeypatch.setattr(uploads, "MAX_CHECKPOINT_BYTES", 3)
+    with pytest.raises(DataError, match="a checkpoint may have"):
+        keep_checkpoint(root, io.BytesIO(b"four"), "a.pt")
+
+
+def test_one_function_unpacks_runs_and_pictures() -> None:
+    from snows import archive
+
+    assert archive.zip_entries is unpack.zip_entries
+    assert archive.ArchiveError is ArchiveError
+    assert Kept.__module__ == "snows.uploads"
