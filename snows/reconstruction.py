@@ -94,20 +94,24 @@ def rows_of_output(site: Site, y: Tensor) -> Tensor:
 
 # What a core's cache holds: a matrix product of rows that are still there is a quarter faster.
 _CHUNK_BYTES = 2**20
+# A Gram matrix is symmetric: computed in so many bands, each from its diagonal on, it takes 5/8 of the multiplications.
+_BANDS = 4
 
 
 def input_gram(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Tensor:
     """Mean of x xᵀ over the layer's inputs x: (P, P)."""
     inner = math.prod(site.shape[1:])
     gram, count = torch.zeros(inner, inner, dtype=inputs[0].dtype, device=device), 0
+    width = -(-inner // _BANDS)
     for x in inputs:
         copies = 1 if site.kind == "linear" else math.prod(site.shape[2:])
         few = max(1, _CHUNK_BYTES // (copies * x[0].numel() * x.element_size()))
         for part in x.split(few) if copies > 1 and device.type == "cpu" else (x,):
             rows = input_rows(site, part.to(device))
-            gram.addmm_(rows.T, rows)
+            for start in range(0, inner, width):
+                gram[start : start + width, start:].addmm_(rows[:, start : start + width].T, rows[:, start:])
             count += len(rows)
-    return gram / count
+    return (gram.triu() + gram.triu(1).T) / count
 
 
 def _weight_gradient(

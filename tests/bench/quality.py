@@ -39,6 +39,7 @@ METHODS: list[tuple[str, str, int, str, str]] = [
     ("SNOWS K=3", "snows", 3, "propagated", "none"),
     ("SNOWS K=3", "snows", 3, "dense", "none"),
     ("SNOWS K=3, refined mask", "snows", 3, "dense", "window"),
+    ("SNOWS K=5, refined mask", "snows", 5, "dense", "window"),
     ("SNOWS K=10", "snows", 10, "propagated", "none"),
     ("SNOWS K=10", "snows", 10, "dense", "none"),
 ]
@@ -120,7 +121,7 @@ def table(records: list[dict]) -> str:
         head = ["method", "targets", *(f"keep {p}" if ":" in p else f"remove {p}" for p in PATTERNS), "CPU s"]
         lines = [
             f"**{name}**: dense {100 * dense:.2f} %. Test accuracy in percent, {_over(seeds)}; the best in bold. Last, "
-            "the mean time of a run on one thread.",
+            "the mean time of a run on one thread; the rows were measured on days of unequal speed, see Speed for ratios.",
             "",
             "| " + " | ".join(head) + " |",
             "|" + "---|" * len(head),
