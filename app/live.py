@@ -1,7 +1,8 @@
 """Plotly figures that change every second without a flicker.
 
-`st.plotly_chart` builds its chart anew whenever the data changes: it blinks, and a zoom is lost. Here a figure goes to
-`Plotly.react`, which changes only what differs. Plotly's own script, from the installed package, is sent once by `prepare`.
+`st.plotly_chart` builds its chart anew whenever the data changes: it blinks, takes longer, and a zoom is lost. Here a figure
+goes to `Plotly.react`, which changes only what differs; a zoom stays until the figure's `uirevision` changes. Plotly's own
+script, from the installed package, is sent once by `prepare`.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
   const axis = { gridcolor: "rgba(128, 136, 146, 0.22)", zerolinecolor: "rgba(128, 136, 146, 0.22)" };
   figure.layout.font = { family: style.fontFamily, size: 12, color: style.color };
   for (const name of ["xaxis", "yaxis"]) figure.layout[name] = { ...axis, ...figure.layout[name] };
-  figure.layout.uirevision = "kept";
+  figure.layout.uirevision ??= "kept";
   figure.layout.clickanywhere = data.clickable;
   figure.layout.hoverlabel = {
     ...figure.layout.hoverlabel,
@@ -38,7 +39,11 @@ export default function ({ parentElement, data, setTriggerValue }) {
     font: { family: style.fontFamily, size: 12, color: style.color },
   };
   ready.then(Plotly => {
-    Plotly.react(place, figure.data, figure.layout, { displayModeBar: false, doubleClick: false, responsive: true });
+    Plotly.react(place, figure.data, figure.layout, {
+      displayModeBar: false,
+      doubleClick: data.clickable ? false : "reset+autosize",
+      responsive: true,
+    });
     if (!data.clickable || place.listening) return;
     place.listening = true;
     // From the pixel: what Plotly reports of points lags behind a quick hand, and is nothing where no mark is.

@@ -175,9 +175,9 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: frames.Pro
             st.rerun()
 
 
-def draw(figure: Figure, is_live: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
-    """A figure; one that is live, or can be clicked, changes in place, see `app.live`."""
-    if is_live or on_click is not None:
+def draw(figure: Figure, in_place: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
+    """A figure; one that changes by itself or by a click beside it, or can be clicked, is drawn `in_place`, see `app.live`."""
+    if in_place or on_click is not None:
         live.chart(figure, key=f"live-{key}", alt=alt, on_click=on_click)
     else:
         st.plotly_chart(figure, key=key, config=QUIET, alt=alt)

@@ -58,7 +58,7 @@ def draw_run(run: Run, is_live: bool) -> None:
     except InputError as error:
         st.warning(f"{error} Until then the layer's mask and weights cannot be shown.", icon=":material/error:")
         return
-    _weights(detail, config)
+    _weights(detail, picked, config)
     with channels:  # last, because it takes the longest
         _channels(run, finished, config)
 
@@ -199,7 +199,7 @@ def _window(errors: pd.DataFrame, config: RunConfig, relative: bool) -> None:
         config.prune.update,
         title="Error ÷ target" if relative else "Loss (mean squared error)",
     )
-    st.plotly_chart(figure, key="operations", config=panels.QUIET, alt="Error at each operation of the layer's window")
+    panels.draw(figure, True, "operations", "Error at each operation of the layer's window")
 
 
 def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
@@ -210,24 +210,24 @@ def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
         st.warning(f"{error} Until then the error of each channel cannot be measured.", icon=":material/error:")
         return
     figure = charts.channel_chart(errors, config.prune.update)
-    st.plotly_chart(figure, key="channels", config=panels.QUIET, alt="Relative error of each output channel of the layer")
+    panels.draw(figure, True, "channels", "Relative error of each output channel of the layer")
     st.caption(f"Of the layer alone (n₀), measured just now on {layers.CHANNEL_IMAGES} of the calibration images.")
 
 
-def _weights(detail: layers.SiteDetail, config: RunConfig) -> None:
+def _weights(detail: layers.SiteDetail, name: str, config: RunConfig) -> None:
     mask, values = st.columns([3, 2], gap="large")
     with mask:
         st.markdown(f"**Its mask**: {detail.pattern}")
         obeys = {True: ":material/verified: It obeys its pattern.", False: ":material/error: It breaks its pattern.", None: ""}
         st.caption(f"{obeys[detail.obeys]} {detail.compliance}")
-        figure = charts.mask_picture(*layers.mask_panels(detail.mask))
-        st.plotly_chart(figure, key="mask", config=panels.QUIET, alt="Which weights are kept")
+        figure = charts.mask_picture(*layers.mask_panels(detail.mask)).update_layout(uirevision=name)
+        panels.draw(figure, True, "mask", "Which weights are kept")
         positions = "One picture a kernel position; they zoom together. " if detail.mask.ndim == 4 else ""
         st.caption(f"Filled: kept. Faint: zero. {positions}Drag to zoom in, double-click to zoom out.")
     with values:
         st.markdown("**Its weights**, before and after")
         figure = charts.weights_chart(detail.histogram, config.prune.update)
-        st.plotly_chart(figure, key="weights", config=panels.QUIET, alt="Histograms of the layer's weights")
+        panels.draw(figure, True, "weights", "Histograms of the layer's weights")
         st.markdown("**Weights that moved most**")
         number = st.column_config.NumberColumn(format="%.3g")
         st.dataframe(

@@ -1,5 +1,6 @@
 """The app over an engine that computes nothing, so that a page's test takes as long as drawing the page."""
 
+import json
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -55,3 +56,9 @@ def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.Mon
 
     yield visit
     st.cache_resource.clear()
+
+
+def figures(app: AppTest) -> dict[str, dict]:
+    """The figures drawn in place (`app.live`), by their description."""
+    drawn = [json.loads(element.proto.json) for element in app.get("bidi_component") if '"figure"' in element.proto.json]
+    return {data["alt"]: json.loads(data["figure"]) for data in drawn}

@@ -27,7 +27,7 @@ from snows.events import RunStarted, SiteFinished
 from snows.graph import NetworkGraph
 from snows.inspection import Inspection
 from snows.store import Run, RunStore
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import text_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -296,12 +296,6 @@ def test_preservation_chart_has_a_row_a_network_in_its_color() -> None:
 
 
 # --- the page ---
-
-
-def figures(app: AppTest) -> dict[str, dict]:
-    """The figures drawn, by their description."""
-    drawn = [json.loads(element.proto.json) for element in app.get("bidi_component") if '"figure"' in element.proto.json]
-    return {data["alt"]: json.loads(data["figure"]) for data in drawn}
 
 
 def map_of(app: AppTest, network: str) -> dict:

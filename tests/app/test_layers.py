@@ -16,7 +16,7 @@ from snows.config import InputError, RunConfig
 from snows.events import Event, RunStarted, SiteFinished, SiteStarted
 from snows.store import Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import text_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -285,7 +285,14 @@ class TestRecordedRun:
         assert "A recorded run" in text
         assert "It obeys its pattern. Every group of 4 keeps at most 1." in text
         assert "measured just now on 64 of the calibration images" in text
-        assert len(app.get("plotly_chart")) == 4
+        assert list(figures(app)) == [
+            "Error of each layer's window, by stage",
+            "Relative error at each operation of each layer's window",
+            "Error at each operation of the layer's window",
+            "Relative error of each output channel of the layer",
+            "Which weights are kept",
+            "Histograms of the layer's weights",
+        ]
         moved = app.dataframe[0].value
         assert moved["change"].abs().is_monotonic_decreasing
         assert (moved["after"] != 0).all()

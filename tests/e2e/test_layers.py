@@ -10,7 +10,7 @@ from tests.app import helpers
 pytestmark = pytest.mark.e2e
 
 SECONDS = 1_000  # milliseconds
-LOSSES, WINDOWS = 0, 1
+LOSSES, WINDOWS, OPERATIONS = 0, 1, 2
 RECORDED = "recorded-2-resnet20-fashion"
 
 
@@ -37,7 +37,7 @@ def expect_layer(page: Page, layer: str) -> None:
 def expect_window(page: Page, layer: str) -> None:
     """The layer's own figures are shown."""
     expect_layer(page, layer)
-    first = page.get_by_test_id("stPlotlyChart").first.locator(".ytick text").first
+    first = page.locator(".live-chart").nth(OPERATIONS).locator(".ytick text").first
     expect(first).to_have_text(f"0 · {layer} (convolution)", timeout=60 * SECONDS)
 
 
@@ -54,7 +54,7 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     expect_window(page, "layer3.0.conv2")
 
     # Its mask: a picture a kernel position, which zoom together.
-    mask = page.get_by_test_id("stPlotlyChart").filter(has=page.locator(".imagelayer image"))
+    mask = page.locator(".live-chart").filter(has=page.locator(".imagelayer image"))
     expect(mask.locator(".imagelayer image")).to_have_count(9)
     ticks = mask.locator(".ytick text")
     expect(ticks.filter(has_text="60").first).to_be_visible()
@@ -66,6 +66,8 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     page.mouse.up()
     expect(ticks.filter(has_text="60")).to_have_count(0)
     expect(ticks.filter(has_text="20")).not_to_have_count(0)
+    page.mouse.dblclick(area["x"] + 40, area["y"] + 20)
+    expect(ticks.filter(has_text="60").first).to_be_visible()
 
     page.get_by_role("radio", name="Absolute").click()
     expect(page.locator(".live-chart").first.get_by_text("Loss of the window (mean squared error)")).to_be_visible()
