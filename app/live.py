@@ -39,13 +39,16 @@ export default function ({ parentElement, data, setTriggerValue }) {
     font: { family: style.fontFamily, size: 12, color: style.color },
   };
   ready.then(Plotly => {
-    Plotly.react(place, figure.data, figure.layout, {
-      displayModeBar: false,
-      doubleClick: data.clickable ? false : "reset+autosize",
-      responsive: true,
-    });
-    if (!data.clickable || place.listening) return;
+    Plotly.react(place, figure.data, figure.layout, { displayModeBar: false, doubleClick: false, responsive: true });
+    if (place.listening) return;
     place.listening = true;
+    // Plotly's own way back is to the ranges of the first figure that was drawn here.
+    place.on("plotly_doubleclick", () => {
+      const parts = Object.entries(JSON.parse(place.shown).layout);
+      const ranges = parts.filter(([name, part]) => /^[xy]axis/.test(name) && part.range);
+      Plotly.relayout(place, Object.fromEntries(ranges.map(([name, axis]) => [name + ".range", axis.range])));
+    });
+    if (!data.clickable) return;
     // From the pixel: what Plotly reports of points lags behind a quick hand, and is nothing where no mark is.
     place.on("plotly_click", ({ event }) => {
       const { xaxis, yaxis } = place._fullLayout;
