@@ -1,48 +1,61 @@
 """The form of a batch: which methods, patterns, K and seeds to try on one network, what that comes to, and Start."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import streamlit as st
 from pydantic import ValidationError
+from streamlit.delta_generator import DeltaGenerator
 
 from app import form, frames, sources, state
 from snows.batch import METHODS, Method, combinations, expand, labels
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.store import StoreError
 
+T = TypeVar("T")
 _KEPT: dict[str, Any] = {"persist_state": "session"}
 
 
 def draw(on_start: Callable[[str], None]) -> None:
-    """The form of a batch, what it comes to, and Start, which calls `on_start` with the batch's id."""
-    form.prepare(RunConfig())
-    st.fragment(_form)(on_start)
-
-
-def _form(on_start: Callable[[str], None]) -> None:
-    st.markdown(
+    """The form of a comparison, what it comes to, and Start, which calls `on_start` with the batch's id."""
+    frame(
         "One click queues a run for every combination, on the same network and images. They wait their turn, one after "
-        "another, and can be cancelled together or one by one; what is finished stays."
+        "another, and can be cancelled together or one by one; what is finished stays.",
+        _inputs,
+        lambda wanted: expand(form.current(), *wanted),
+        on_start,
     )
-    settings, outcome = st.columns([5, 4], gap="large")
-    with settings:
-        wanted = _inputs()
-    with outcome:
-        try:
-            configs = expand(form.current(), *wanted)
-        except ValidationError as error:
-            st.error(explain(error), icon=":material/error:")
-        except ValueError as error:
-            st.error(str(error), icon=":material/error:")
-        else:
-            sum_up(configs, on_start)
+
+
+def frame(
+    words: str, inputs: Callable[[], T], configs: Callable[[T], list[RunConfig]], on_start: Callable[[str], None]
+) -> None:
+    """Any form of a batch. `inputs` draws the fields and returns what they hold, `configs` makes the runs of that; what it
+    raises is shown."""
+    form.prepare(RunConfig())
+
+    def drawn() -> None:
+        st.markdown(words)
+        settings, outcome = st.columns([5, 4], gap="large")
+        with settings:
+            wanted = inputs()
+        with outcome:
+            try:
+                runs = configs(wanted)
+            except ValidationError as error:
+                st.error(explain(error), icon=":material/error:")
+            except ValueError as error:
+                st.error(str(error), icon=":material/error:")
+            else:
+                _sum_up(runs, on_start)
+
+    st.fragment(drawn)()
 
 
 def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
     """What `expand` is to combine. The network and the images are those of the Prune page's form, and are set in both."""
-    model, data = st.session_state["form.model"], st.session_state["form.data"]
+    model = st.session_state["form.model"]
     left, right = st.columns(2)
     left.selectbox(
         "Network",
@@ -53,25 +66,11 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
         help="Type a part of a name to search all of timm's and torchvision's networks.",
         **_KEPT,
     )
-    right.selectbox(
-        "Images",
-        list(dict.fromkeys((*sources.DATA, data))),
-        format_func=sources.data_words,
-        accept_new_options=True,
-        key="form.data",
-        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
-        **_KEPT,
-    )
+    images(right)
     left.number_input(
         "Calibration images", step=64, key="form.num_calibration", help="The kept weights are fitted on these.", **_KEPT
     )
-    right.number_input(
-        "Evaluation images",
-        step=1000,
-        key="form.num_evaluation",
-        help="Every network is measured on the same ones. The more, the smaller the differences that can be told from chance.",
-        **_KEPT,
-    )
+    num_evaluation(right)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption("Your own weights or images, the solver and the device: all as they are set on", width="content")
         st.page_link(state.page("prune"), label="Prune", icon=state.PAGES["prune"][1], width="content")
@@ -126,6 +125,29 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
     return methods, patterns, whole(steps), whole(seeds)
 
 
+def images(place: DeltaGenerator) -> None:
+    """The Prune form's images, chosen here."""
+    place.selectbox(
+        "Images",
+        list(dict.fromkeys((*sources.DATA, st.session_state["form.data"]))),
+        format_func=sources.data_words,
+        accept_new_options=True,
+        key="form.data",
+        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
+        **_KEPT,
+    )
+
+
+def num_evaluation(place: DeltaGenerator) -> None:
+    place.number_input(
+        "Evaluation images",
+        step=1000,
+        key="form.num_evaluation",
+        help="Every network is measured on the same ones. The more, the smaller the differences that can be told from chance.",
+        **_KEPT,
+    )
+
+
 def choices(
     label: str,
     key: str,
@@ -161,7 +183,7 @@ def _plan(config_json: str) -> Any:
     return state.planner().plan(RunConfig.model_validate_json(config_json))
 
 
-def sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
+def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
     """What the runs come to, and Start, which calls `on_start` with the batch's id."""
     cost = sorted(
         configs, key=lambda c: (c.prune.update == "snows", c.prune.k_steps * c.num_calibration, c.prune.update == "sparsegpt")

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
-from pydantic import ValidationError
 
 from app import batch_form, form, frames, sources, state
-from snows.config import TARGETS, RunConfig, explain, parse_pattern
+from snows.config import TARGETS, RunConfig, parse_pattern
 from snows.study import expand
 
 _KEPT: dict[str, Any] = {"persist_state": "session"}
@@ -15,27 +14,13 @@ _KEPT: dict[str, Any] = {"persist_state": "session"}
 
 def draw(on_start: Callable[[str], None]) -> None:
     """The form of a study, what it comes to, and Start, which calls `on_start` with the batch's id."""
-    form.prepare(RunConfig())
-    st.fragment(_form)(on_start)
-
-
-def _form(on_start: Callable[[str], None]) -> None:
-    st.markdown(
+    batch_form.frame(
         "One click queues a run for every K and network, with the same images and the same seed. They wait their turn, small K "
-        "first, and can be cancelled together or one by one; what is finished stays."
+        "first, and can be cancelled together or one by one; what is finished stays.",
+        _inputs,
+        lambda wanted: expand([_of(form.current(), model) for model in wanted[0]], *wanted[1:]),
+        on_start,
     )
-    settings, outcome = st.columns([5, 4], gap="large")
-    with settings:
-        models, steps, images = _inputs()
-    with outcome:
-        try:
-            configs = expand([_of(form.current(), model) for model in models], steps, images)
-        except ValidationError as error:
-            st.error(explain(error), icon=":material/error:")
-        except ValueError as error:
-            st.error(str(error), icon=":material/error:")
-        else:
-            batch_form.sum_up(configs, on_start)
 
 
 def _of(config: RunConfig, model: str) -> RunConfig:
@@ -76,23 +61,9 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
             "The kept weights are fitted on these. Several numbers give a curve each: does looking ahead need more images?",
             more=True,
         )
-    data, pattern = st.session_state["form.data"], st.session_state["form.prune.pattern"]
-    left.selectbox(
-        "Images",
-        list(dict.fromkeys((*sources.DATA, data))),
-        format_func=sources.data_words,
-        accept_new_options=True,
-        key="form.data",
-        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
-        **_KEPT,
-    )
-    right.number_input(
-        "Evaluation images",
-        step=1000,
-        key="form.num_evaluation",
-        help="Every network is measured on the same ones. The more, the smaller the differences that can be told from chance.",
-        **_KEPT,
-    )
+    pattern = st.session_state["form.prune.pattern"]
+    batch_form.images(left)
+    batch_form.num_evaluation(right)
     left.selectbox(
         "Pattern",
         list(dict.fromkeys((*form.PATTERNS, pattern))),
