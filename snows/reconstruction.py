@@ -13,6 +13,7 @@ weights in a row, n kept weights in all.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -221,8 +222,8 @@ class RowBlocks:
             raise ReconstructionError(
                 "The layer's calibration inputs hold NaN or infinity. Check the images and the weights of the layers before it."
             )
+        self._dtype = gram.dtype
         self._groups = kept.groups(bytes_per_value=8)
-        self._inverses: list[Tensor] | None = None
 
     def _factor(self, group: _Group) -> tuple[Tensor, Tensor]:
         """Cholesky factors of the group's blocks (r, S, S), and the ridge in them.
@@ -246,14 +247,11 @@ class RowBlocks:
         default zero: row by row, (block + ridge) w = cross + ridge prior. `cross`: (R, P). Returns (n,)."""
         solution = cross.new_zeros(self.kept.count + 1)
         padded = F.pad(torch.zeros_like(solution[:-1]) if prior is None else prior, (0, 1)).double()
-        inverses = []
         for group in self._groups:
             wanted = cross.double()[group.rows[:, None], group.columns].masked_fill(group.empty, 0)
             factor, ridge = self._factor(group)
             wanted += ridge * padded[group.slots]
             solution[group.slots] = torch.cholesky_solve(wanted[..., None], factor).squeeze(-1).to(cross.dtype)
-            inverses.append(torch.cholesky_inverse(factor).to(cross.dtype))
-        self._inverses = inverses
         return solution[:-1]
 
     def quadratic(self, kept: Tensor) -> Tensor:
@@ -261,10 +259,13 @@ class RowBlocks:
         matrix = to_matrix(self.kept.expand(kept)).double()
         return ((matrix @ self._gram) * matrix).sum(1)
 
+    @cached_property
+    def _inverses(self) -> list[Tensor]:
+        """Of every group's blocks (r, S, S). For wide layers nothing that a site holds is larger: made once a solve asks."""
+        return [torch.cholesky_inverse(self._factor(group)[0]).to(self._dtype) for group in self._groups]
+
     def solve(self, kept: Tensor, scales: Tensor) -> Tensor:
         """(scale_r block_r)^-1 applied row by row. `scales`: (R,)."""
-        if self._inverses is None:
-            self._inverses = [torch.cholesky_inverse(self._factor(g)[0]).to(kept.dtype) for g in self._groups]
         padded = F.pad(kept, (0, 1))
         result = torch.empty_like(padded)
         for group, inverse in zip(self._groups, self._inverses, strict=True):

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -185,16 +186,18 @@ def plan(config: RunConfig) -> Plan:
         SitePlan(s.name, s.kind, s.shape, covered.patterns[s.name].density, windows[s.name].operations) for s in covered.sites
     ]
 
-    images, total, most = config.num_calibration, 2 * sum(seconds.values()), 0.0
+    images, total, rows, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
     for site in covered.sites:
         window = windows[site.name]
         forward = sum(seconds[n] for n in window.nodes)
         total += _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
         held = sum(sizes.get(n, 0.0) for n in {*window.outside, *window.captured})
         saved = 3 * sum(sizes[n] for n in window.nodes)
-        most = max(most, 2 * held * images + saved * min(images, config.prune.batch_size))
+        factoring, factors = _row_factors(site, covered.patterns[site.name].density, config.prune, example)
+        rows += factoring
+        most = max(most, 2 * held * images + saved * min(images, config.prune.batch_size) + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
-    return Plan(sites, covered.skipped, total * images, int(4 * weights + most))
+    return Plan(sites, covered.skipped, total * images + rows, int(4 * weights + most))
 
 
 def _window_passes(config: PruneConfig) -> float:
@@ -215,6 +218,32 @@ def _gram_cost(site: Site) -> float:
     """Cost of the input Gram matrix over that of the layer: P inputs a row against R outputs, as one large matrix product."""
     inputs = int(torch.Size(site.shape[1:]).numel())
     return 1 + 0.5 * inputs / site.shape[0]
+
+
+def _row_factors(site: Site, density: float, config: PruneConfig, example: Tensor) -> tuple[float, float]:
+    """Seconds and bytes of the rows' own systems (`reconstruction.RowBlocks`), which no number of images changes."""
+    if config.update not in ("least-squares", "snows"):
+        return 0.0, 0.0
+    outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()
+    size = max(1, round(density * inputs))
+    preconditioned = config.update == "snows" and config.solver.preconditioner == "row_blocks"
+    masks = {"none": 1, "layer": 2, "window": 1 + config.solver.newton_steps}[config.refinement]
+    inverses = 3 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for twice as much
+    seconds = outputs * (masks + inverses) * _factor_seconds(min(size, 1024), example.device.type) * max(1.0, size / 1024) ** 3
+    return seconds, 16.0 * inputs**2 + (outputs * size**2 * example.element_size() if preconditioned else 0.0)
+
+
+@lru_cache(maxsize=256)
+def _factor_seconds(size: int, device: str) -> float:
+    """Of one float64 Cholesky factor (size, size), in a batch as the rows' are."""
+    count = max(1, 2**18 // size**2)
+    blocks = torch.eye(size, dtype=torch.float64, device=device).expand(count, size, size).contiguous()
+    seconds = 0.0
+    for _ in range(2):  # the first pays for warming up
+        started = time.perf_counter()
+        torch.linalg.cholesky_ex(blocks)[1].cpu()  # read, so that a GPU is done
+        seconds = time.perf_counter() - started
+    return seconds / count
 
 
 @torch.no_grad()

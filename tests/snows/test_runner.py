@@ -356,6 +356,15 @@ def test_a_plan_estimates_time_and_memory(planned: runner.Plan) -> None:
     assert [len(s.operations) for s in more.sites] == [7, 7, 6, 1] or len(more.sites[0].operations) == 7
 
 
+def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:
+    def planned(preconditioner: str) -> runner.Plan:
+        prune = {"pattern": "2:4", "solver": {"preconditioner": preconditioner}}
+        return plan(RunConfig.model_validate({"model": "timm:vit_tiny_patch16_224", "num_calibration": 1, "prune": prune}))
+
+    # mlp.fc2 has 192 rows, each with 384 of 768 weights kept: inverses (192, 384, 384) in float32.
+    assert planned("row_blocks").bytes - planned("none").bytes == pytest.approx(192 * 384**2 * 4, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
