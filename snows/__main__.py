@@ -27,6 +27,7 @@ from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, in_wo
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain
 from snows.presets import PRESETS, Preset
 from snows.store import ACTIVE, Batch, Run, RunStore, StoreError, default_root
+from snows.threads import share_cores
 
 # torch and timm take seconds to import; only the commands that compute import them, inside.
 
@@ -49,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    share_cores()
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command is None:

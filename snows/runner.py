@@ -228,22 +228,22 @@ def _row_factors(site: Site, density: float, config: PruneConfig, example: Tenso
     size = max(1, round(density * inputs))
     preconditioned = config.update == "snows" and config.solver.preconditioner == "row_blocks"
     masks = {"none": 1, "layer": 2, "window": 1 + config.solver.newton_steps}[config.refinement]
-    inverses = 3 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for twice as much
-    seconds = outputs * (masks + inverses) * _factor_seconds(min(size, 1024), example.device.type) * max(1.0, size / 1024) ** 3
+    inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
+    seconds = outputs * (masks + inverses) * size**3 * _seconds_of_factors(example.device.type)
     return seconds, 16.0 * inputs**2 + (outputs * size**2 * example.element_size() if preconditioned else 0.0)
 
 
-@lru_cache(maxsize=256)
-def _factor_seconds(size: int, device: str) -> float:
-    """Of one float64 Cholesky factor (size, size), in a batch as the rows' are."""
-    count = max(1, 2**18 // size**2)
+@lru_cache
+def _seconds_of_factors(device: str) -> float:
+    """Of a float64 Cholesky factor (S, S) over S cubed, measured at a small S: it is about the same at a large one."""
+    size, count = 64, 64
     blocks = torch.eye(size, dtype=torch.float64, device=device).expand(count, size, size).contiguous()
-    seconds = 0.0
-    for _ in range(2):  # the first pays for warming up
+    seconds = math.inf
+    for _ in range(10):  # the first pays for warming up, and a busy machine can hold any of them up
         started = time.perf_counter()
         torch.linalg.cholesky_ex(blocks)[1].cpu()  # read, so that a GPU is done
-        seconds = time.perf_counter() - started
-    return seconds / count
+        seconds = min(seconds, time.perf_counter() - started)
+    return seconds / count / size**3
 
 
 @torch.no_grad()
@@ -251,7 +251,7 @@ def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, dict]:
     """Seconds and bytes of each node for one image."""
     seconds: dict = {}
     sizes: dict = {graph.input: float(example[0].numel() * example.element_size())}
-    for _ in range(2):  # the first pass pays for warming up
+    for _ in range(2):  # the first pass pays for warming up, and a busy machine can hold up either
         values = graph.bind({}) | {graph.input: example}
         for node in graph.nodes:
             if example.is_cuda:
@@ -260,6 +260,6 @@ def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, dict]:
             value = values[node] = execute_node(node, values)
             if example.is_cuda:
                 torch.cuda.synchronize(example.device)
-            seconds[node] = (time.perf_counter() - started) / len(example)
+            seconds[node] = min(seconds.get(node, math.inf), (time.perf_counter() - started) / len(example))
             sizes[node] = value.numel() * value.element_size() / len(example) if isinstance(value, Tensor) else 0.0
     return seconds, sizes

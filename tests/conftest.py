@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from snows.store import RunStore
+from snows.threads import share_cores
+
+share_cores()
 
 
 @pytest.fixture

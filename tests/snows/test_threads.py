@@ -1,0 +1,37 @@
+"""Waiting threads give way: set in time, and only where nobody else has decided."""
+
+import subprocess
+import sys
+
+import pytest
+
+from snows.threads import share_cores
+
+
+@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_what_the_environment_says_stays(own: dict[str, str]) -> None:
+    environment = dict(own)
+    share_cores(environment)
+    assert environment == own
+
+
+@pytest.mark.parametrize("entry", ["snows/__main__.py", "app/main.py"])
+def test_it_is_set_before_torch_is_imported(entry: str) -> None:
+    # OpenMP reads its settings once, when torch brings it along.
+    code = f"""
+import os, runpy, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Watch())
+sys.argv = ["snows", "coverage", "--model", "resnet20-fashion"]
+runpy.run_path({entry!r}, run_name="__main__")
+import torch
+"""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "2000", done.stderr
