@@ -35,7 +35,7 @@ def labels(app: AppTest) -> list[str]:
 
 
 def until_ended(run: Run) -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (found := run.state()) in ("queued", "running"):
         assert time.monotonic() < deadline, "the run does not end"
         time.sleep(0.02)

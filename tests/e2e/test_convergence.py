@@ -36,9 +36,11 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     expect(page.get_by_text("No step failed.")).to_be_visible(timeout=60 * SECONDS)
     expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible(timeout=60 * SECONDS)
 
-    # A finding leads to its layer, a click in the figure to another.
-    page.get_by_role("button", name="blocks.2.attn.proj").click()
+    # A click in the figure leads to another layer, a finding back to its own.
+    click_row(page, "blocks.2.attn.proj")
     expect_layer(page, "blocks.2.attn.proj")
+    page.get_by_role("button", name="blocks.5.mlp.fc2").click()
+    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible(timeout=60 * SECONDS)
     click_row(page, "blocks.3.attn.qkv")
     expect_layer(page, "blocks.3.attn.qkv")
     page.get_by_role("radio", name="Reduction").click()
