@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_what_the_environment_says_stays(own: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("entry", ["snows/__main__.py", "app/main.py"])
-def test_it_is_set_before_torch_is_imported(entry: str) -> None:
+def test_it_is_set_before_torch_is_imported(entry: str, tmp_path: Path) -> None:
     # OpenMP reads its settings once, when torch brings it along.
     code = f"""
 import os, runpy, sys
@@ -32,6 +33,6 @@ sys.argv = ["snows", "coverage", "--model", "resnet20-fashion"]
 runpy.run_path({entry!r}, run_name="__main__")
 import torch
 """
-    environment = {"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "PYTHONPATH": "."}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "2000", done.stderr
