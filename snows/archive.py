@@ -13,8 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from snows.config import explain
-from snows.events import KINDS, CGIteration, Event, NewtonStep, RunStarted, SiteFinished, SiteStarted, from_json
+from snows.events import CGIteration, NewtonStep, RunStarted, SiteFinished, SiteStarted, from_json
 from snows.store import ACTIVE, Run, RunStore, new_id
 from snows.unpack import CHUNK, ArchiveError, Entry, check_name, open_zip, readable, zip_entries
 
@@ -175,7 +174,7 @@ def _sites(log: Path) -> list[str]:
             if not line.endswith(b"\n"):  # torn off, so it is not there yet
                 break
             what = f"events.jsonl, line {number},"
-            match _valid(what, partial(_event, line)):
+            match _valid(what, partial(from_json, line)):
                 case RunStarted() as event:
                     sites = event.sites
                 case SiteStarted() | SiteFinished() as event if sites[event.index : event.index + 1] != [event.site]:
@@ -189,16 +188,6 @@ def _sites(log: Path) -> list[str]:
                 ):
                     raise ArchiveError(f"{what} leaves out losses. {_DAMAGED}")
     return sites
-
-
-def _event(line: bytes) -> Event | None:
-    event = from_json(line.decode())
-    return event if event is None else _types(type(event).__name__).validate_python(asdict(event))
-
-
-@cache
-def _types(kind: str) -> TypeAdapter[Event]:
-    return TypeAdapter(KINDS[kind])
 
 
 def _valid(what: str, read: Callable[[], Any]) -> Any:

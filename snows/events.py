@@ -1,18 +1,25 @@
 """What happened in a run: small frozen records with a JSON form, one line each in the run's event file.
 
-A reader that meets a kind it does not know gets None and goes on, so that an old reader survives a newer writer. Losses are
-means of squares in the units of the captured values (dimensionless); times are seconds; memory is bytes.
+A reader that meets a kind it does not know gets None and goes on, and leaves out a field that it does not know, so that an old
+reader survives a newer writer. Losses are means of squares in the units of the captured values (dimensionless); times are
+seconds; memory is bytes.
 """
 
 import json
-import math
+import re
 import time
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
+    # JSON has no NaN or infinity; a reader in another language must not stumble over one diverged layer.
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
     time: float = field(default_factory=time.time)  # seconds since the epoch
 
 
@@ -149,15 +156,38 @@ class RunCancelled(Event):
 KINDS: dict[str, type[Event]] = {cls.__name__: cls for cls in Event.__subclasses__()}
 
 
-def _finite(value: object) -> object:
-    # JSON has no NaN or infinity; a reader in another language must not stumble over one diverged layer.
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value
+class _ByKind:
+    """Says to pydantic that a record's `kind` names its class; the events themselves need no such field."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.tagged_union_schema({kind: handler.generate_schema(cls) for kind, cls in KINDS.items()}, "kind")
+
+
+# Until November 2026 a NaN was written as {"float": "nan"}, an infinity likewise.
+_OLD_FLOAT = re.compile(rb'{"float": "(nan|-?inf)"}')
+_ANY: TypeAdapter[Event] = TypeAdapter(Annotated[Event, _ByKind()])
+_EACH: dict[type[Event], tuple[str, TypeAdapter]] = {
+    cls: (f'{{"kind":"{kind}",', TypeAdapter(cls)) for kind, cls in KINDS.items()
+}
+
+
+def to_json(event: Event) -> str:
+    """One line of JSON without a line end."""
+    opening, adapter = _EACH[type(event)]
+    return opening + adapter.dump_json(event, ensure_ascii=True).decode()[1:]  # a line separator in a name is no end of line
+
+
+def from_json(line: str | bytes) -> Event | None:
+    """The event of a line, or None for a kind this version does not know. Raises `ValidationError` (a `ValueError`) for what is
+    no JSON, and for a field that is missing or of another type."""
+    try:
+        if _OLD_FLOAT.search(line if isinstance(line, bytes) else line.encode()):
+            return _ANY.validate_python(_restore(json.loads(line)))
+        return _ANY.validate_json(line)
+    except ValidationError as error:
+        if error.errors(include_input=False, include_url=False)[0]["type"].startswith("union_tag"):
+            return None
+        raise
 
 
 def _restore(value: object) -> object:
@@ -166,19 +196,3 @@ def _restore(value: object) -> object:
             return float(value["float"])
         return {k: _restore(v) for k, v in value.items()}
     return [_restore(v) for v in value] if isinstance(value, list) else value
-
-
-def to_json(event: Event) -> str:
-    """One line of JSON without a line end."""
-    return json.dumps({"kind": type(event).__name__} | {k: _finite(v) for k, v in asdict(event).items()}, allow_nan=False)
-
-
-def from_json(line: str) -> Event | None:
-    """The event of a line, or None for a kind this version does not know. Raises `ValueError` on malformed JSON."""
-    record = json.loads(line)
-    cls = KINDS.get(record.pop("kind", ""))
-    if cls is None:
-        return None
-    known = {f.name for f in fields(cls)}
-    values: dict[str, Any] = {k: _restore(v) for k, v in record.items() if k in known}
-    return cls(**values)

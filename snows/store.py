@@ -124,7 +124,7 @@ class Run:
         """When the run was made, in seconds since the epoch."""
         with suppress(FileNotFoundError, ValueError, TypeError), (self.path / "events.jsonl").open("rb") as file:
             line = file.readline()
-            if line.endswith(b"\n") and (first := from_json(line.decode())) is not None:
+            if line.endswith(b"\n") and (first := from_json(line)) is not None:
                 return first.time  # unlike a file's own time, it is the same wherever the run is copied to
         return (self.path / "config.json").stat().st_mtime
 
@@ -161,7 +161,7 @@ class Run:
         except FileNotFoundError:
             return [], 0
         end = content.rfind(b"\n") + 1
-        parsed = (from_json(line) for line in content[:end].decode().splitlines())
+        parsed = map(from_json, content[:end].split(b"\n")[:-1])
         return [e for e in parsed if e is not None], offset + end
 
     # --- state ---
@@ -179,7 +179,7 @@ class Run:
                 *before, _torn = file.read().split(b"\n")
         except FileNotFoundError:
             return None
-        last = from_json(before[-1].decode()) if len(before) > 1 else None
+        last = from_json(before[-1]) if len(before) > 1 else None
         if last is None:  # a long line, a short log, or an event of another version
             happened, _ = self.events()
             last = happened[-1] if happened else None

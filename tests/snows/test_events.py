@@ -3,7 +3,9 @@
 import json
 import math
 from dataclasses import MISSING, fields
-from typing import get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from snows.events import KINDS, CGIteration, Event, RunFinished, RunStarted, from_json, to_json
 
+ROOT = Path(__file__).parents[2]
 everything = st.one_of(
     *[st.builds(cls, **{f.name: st.from_type(get_type_hints(cls)[f.name]) for f in fields(cls)}) for cls in KINDS.values()]
 )
@@ -60,12 +63,11 @@ def test_a_reader_survives_a_newer_writer(event: Event) -> None:
 @pytest.mark.parametrize("cls", KINDS.values())
 def test_a_field_with_a_default_may_be_absent(cls: type[Event]) -> None:
     hints = get_type_hints(cls)
-    example: dict[type, object] = {str: "x", int: 1, float: 1.0}
-    required = {
-        f.name: example.get(hints[f.name], [] if "list" in str(hints[f.name]) else {})
-        for f in fields(cls)
-        if f.default is MISSING and f.default_factory is MISSING
-    }
+    required = {}
+    for f in fields(cls):
+        if f.default is MISSING and f.default_factory is MISSING:
+            hint = hints[f.name]
+            required[f.name] = (get_args(hint)[0] if get_origin(hint) is UnionType else get_origin(hint) or hint)()
     assert isinstance(from_json(json.dumps({"kind": cls.__name__} | required)), cls)
 
 
@@ -83,6 +85,54 @@ def test_a_diverged_loss_survives() -> None:
     assert isinstance(back, CGIteration)
     assert math.isnan(back.residual)
     assert back.curvature == -math.inf
+
+
+def old_json(event: Event) -> str:
+    """A line as it was written until November 2026."""
+
+    def finite(value: object) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        return [finite(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps({"kind": type(event).__name__} | {k: finite(v) for k, v in vars(event).items()}, allow_nan=False)
+
+
+def test_a_log_of_before_is_read_as_it_was_written() -> None:
+    @given(everything)
+    def check(event: Event) -> None:
+        assert same(vars(from_json(old_json(event))), vars(event))
+        assert same(vars(from_json(old_json(event).encode())), vars(event))
+
+    check()
+
+
+@pytest.mark.parametrize("log", sorted(ROOT.glob("assets/*/*/events.jsonl")), ids=lambda path: path.parent.name)
+def test_recorded_logs_are_read_to_the_last_field(log: Path) -> None:
+    lines = log.read_bytes().splitlines()
+    for line in lines:
+        record = json.loads(line)
+        event = from_json(line)
+        assert event is not None
+        assert type(event).__name__ == record.pop("kind")
+        assert vars(event) == vars(event) | record  # nothing of the line is left out
+    assert len(lines) > 50
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "Phase", "time": 1.0}',
+        '{"kind": "Phase", "time": "late", "name": "load"}',
+        '{"kind": "Phase", "name": 3}',
+        "[]",
+    ],
+)
+def test_what_is_no_event_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_json(line)
 
 
 @given(everything, st.data())
