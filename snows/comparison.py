@@ -65,12 +65,10 @@ def sign_test(first: Tensor, second: Tensor) -> SignTest:
 
     McNemar (1947), "Note on the sampling error of the difference between correlated proportions", in its exact binomial form.
     """
+    from scipy.stats import binomtest  # a second to import, and only this needs it
+
     one, other = int((first & ~second).sum()), int((second & ~first).sum())
-    count, fewer = one + other, min(one, other)
-    # In logarithms: the coefficients of a thousand images overflow.
-    terms = (math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(fewer + 1))
-    tail = sum(math.exp(term - count * math.log(2)) for term in terms)
-    return SignTest(one, other, min(1.0, 2 * tail))
+    return SignTest(one, other, float(binomtest(one, one + other).pvalue) if one + other else 1.0)
 
 
 # --- representations ---

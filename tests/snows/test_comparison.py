@@ -45,6 +45,14 @@ class TestAnswers:
         as_uneven = [k for k in range(count + 1) if abs(2 * k - count) >= abs(first - second)]
         assert found.chance == pytest.approx(sum(math.comb(count, k) for k in as_uneven) / 2**count, rel=1e-9)
 
+    def test_sign_test_of_more_images_than_a_float_has_room_for(self) -> None:
+        # 2 to the power of 10,000 is beyond float64; an even split of that many says nothing, a slight lean much.
+        right = torch.zeros(10_000, dtype=torch.bool)
+        right[:5_000] = True
+        assert comparison.sign_test(right, ~right).chance == 1.0
+        right[5_000:5_200] = True
+        assert comparison.sign_test(right, ~right).chance == pytest.approx(6.6e-5, rel=0.02)  # z = 3.99, two sides
+
 
 def cka_by_features(x: Tensor, y: Tensor) -> float:
     """Kornblith et al.'s formula as it is printed, with features on the inside."""
