@@ -1,5 +1,5 @@
-"""The engine from a shell: `python -m snows prune | compare | study | list | show | report | coverage | models | images |
-presets | fetch | train | bundle-data`.
+"""The engine from a shell: `python -m snows prune | compare | study | list | show | coverage | models | images | presets |
+fetch | train | bundle-data`. What draws a figure is the app's: `python -m app.report`.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +32,6 @@ from snows.threads import share_cores
 
 FINISHED, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 POLL_SECONDS = 0.2
-ROOT = Path(__file__).resolve().parents[1]
 
 _RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation", "name")
 _PRUNE_FLAGS = (
@@ -148,10 +146,6 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", _show, "Show one run: its settings, layers and results.")
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
-
-    report = command("report", _write_report, "Write a run as one HTML file with its figures, which needs nothing else.")
-    report.add_argument("run", metavar="RUN", help="A run id, as `list` prints it, or the path of a run's folder.")
-    report.add_argument("--output", type=Path, metavar="FILE", help="The file to write. Default: RUN.html.")
 
     coverage = command("coverage", _coverage, "Show which weights of a network would be pruned, and why the others not.")
     _add_flags(coverage, RunConfig, ("model", "checkpoint"))
@@ -545,7 +539,7 @@ def _curve_record(name: str, curve: study.Curve, advice: study.Recommendation | 
     return record | {"recommended": chosen, "reason": reason, "points": points}
 
 
-# --- list, show, report ---
+# --- list, show ---
 
 
 def _list(given: argparse.Namespace) -> int:
@@ -589,23 +583,6 @@ def _show(given: argparse.Namespace) -> int:
         sys.stdout.write(happened[-1].message + "\n")
     if metrics := run.metrics():
         sys.stdout.write(_summary(run, metrics) + "\n")
-    return FINISHED
-
-
-def _write_report(given: argparse.Namespace) -> int:
-    folder = Path(given.run)
-    run = Run(folder.resolve()) if (folder / "config.json").exists() else _get(RunStore(default_root()), given.run)
-    run.config()  # a run of another version is a sentence now, not a trace later
-    if not (ROOT / "app" / "report.py").exists():
-        return _fail(f"Reports are drawn by the app, and there is none in {ROOT}. Use the whole project.", FAILED)
-    # Figures belong to the app, which the engine does not import. So the app draws them, in a process of its own.
-    draw = [sys.executable, "-P", "-m", "app.report", str(run.path.resolve())]
-    drawn = subprocess.run(draw, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=False)
-    if drawn.returncode:
-        return _fail("The report could not be drawn; the lines above say why.", FAILED)
-    output = given.output or Path(f"{run.id}.html")
-    output.write_bytes(drawn.stdout)
-    sys.stdout.write(f"{output}\n")
     return FINISHED
 
 

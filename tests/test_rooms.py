@@ -1,6 +1,7 @@
 """The doors that do not exist (design, section 4), read from the imports themselves."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,15 @@ def files(room: str) -> list[Path]:
 @pytest.mark.parametrize("path", files("snows"), ids=lambda p: p.name)
 def test_the_engine_knows_no_screen(path: Path) -> None:
     assert packages(path) & {"streamlit", "plotly", "app", "pages"} == set()
+
+
+@pytest.mark.parametrize("path", files("snows"), ids=lambda p: p.name)
+def test_the_engine_starts_nothing_of_the_app(path: Path) -> None:
+    # An import is not the only way up: a module can be started by its name, or a file by its path.
+    tree = ast.parse(path.read_text())
+    constants = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    written = {text for text in constants if re.search(r"\b(app|pages)[./]\w", text)}
+    assert written <= {ast.get_docstring(tree, clean=False)}
 
 
 @pytest.mark.parametrize("name", ["config", "events"])

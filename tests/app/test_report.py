@@ -2,8 +2,11 @@
 
 import json
 import re
+import subprocess
+import sys
 from contextlib import ExitStack
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +16,8 @@ from snows.config import RunConfig
 from snows.events import NewtonStep, Note, RunStarted
 from snows.store import Labels, Run, RunStore
 from tests.app import helpers
+
+ROOT = Path(__file__).parents[2]
 
 
 class _Reader(HTMLParser):
@@ -126,6 +131,15 @@ def test_the_runs_that_come_with_the_app() -> None:
 
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+# What the template itself would read, and what ends a script or an attribute in other ways.
+OTHERS = [
+    "{{ 7 * 7 }}{% raw %}",
+    "<!--<script>",
+    "]]>\u2028\u2029",
+    '" autofocus onfocus="alert(1)',
+    "javascript:alert(1)",
+    "&lt;b&gt;",
+]
 
 
 def test_no_text_of_a_run_can_act(store: RunStore) -> None:
@@ -145,8 +159,60 @@ def test_no_text_of_a_run_can_act(store: RunStore) -> None:
     assert EVIL in "".join(reader.text)  # it is there to be read
 
 
+@pytest.mark.parametrize("text", OTHERS)
+def test_any_text_is_read_as_it_is(store: RunStore, text: str) -> None:
+    plain = read(helpers.write_run(store, "finished"))[2]
+    run = helpers.write_run(store, "finished", config=RunConfig(model=text, name=text))
+    run.save_labels(Labels(name=text, tags=(text,)))
+    page, _, reader = read(run)
+    assert page.splitlines().count(text.splitlines()[0]) >= 2  # its title and its heading
+    assert reader.tags == plain.tags
+
+
 def test_a_run_of_another_version(store: RunStore) -> None:
     run = store.create(RunConfig())
     (run.path / "config.json").write_text('{"unheard_of": 1}')
     with pytest.raises(ValidationError):
         report.report(run)
+
+
+class TestShell:
+    """`python -m app.report`."""
+
+    def test_writes_one_file_by_id_and_by_folder(
+        self, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = helpers.write_run(store, "finished", config=RunConfig(name="The <best> one"))
+        monkeypatch.chdir(tmp_path)
+        assert report.main([run.id]) == 0
+        assert capsys.readouterr() == (f"{run.id}.html\n", "")
+        page = (tmp_path / f"{run.id}.html").read_text()
+        assert page == report.report(run)
+        assert "The &lt;best&gt; one" in page
+        assert report.main([str(run.path), "--output", "other.html"]) == 0
+        assert (tmp_path / "other.html").read_text() == page
+
+    def test_says_what_is_wrong(self, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = store.create(RunConfig())
+        for line, code, sentence in (
+            (["nope"], 2, "There is no run 'nope'"),
+            ([run.id, "--output", str(tmp_path / "absent" / "r.html")], 1, "r.html cannot be used"),
+        ):
+            assert report.main(line) == code
+            assert sentence in capsys.readouterr().err
+        (run.path / "config.json").write_text('{"unheard_of": 1}')
+        assert report.main([run.id, "--output", str(tmp_path / "r.html")]) == 2
+        assert "unheard_of is not a setting" in capsys.readouterr().err
+        assert not (tmp_path / "r.html").exists()
+        damaged = helpers.write_run(store, "finished")
+        (damaged.path / "metrics.json").write_text('{"accuracy": 0.')
+        assert report.main([damaged.id]) == 2
+        assert f"Run {damaged.id} cannot be read" in capsys.readouterr().err
+
+    def test_the_readmes_command_works(self, store: RunStore, tmp_path: Path) -> None:
+        run = helpers.write_run(store, "finished")
+        (line,) = re.findall(r"^ {4}python -m (app\.report .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+        words = line.replace("RUN", str(run.path)).replace("report.html", str(tmp_path / "report.html")).split()
+        done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'report.html'}\n", "")
+        assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

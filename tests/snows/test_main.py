@@ -382,60 +382,6 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
     assert main(["show", "nope"]) == 2
 
 
-# --- report ---
-
-
-def test_report_writes_one_file_from_anywhere(
-    execute: Callable, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    execute(_finishes)
-    main(["prune", "--name", "The <best> one"])
-    (run,) = store.list()
-    monkeypatch.chdir(tmp_path)  # the app is found wherever one stands
-    capfd.readouterr()
-    assert main(["report", run.id]) == 0
-    out, err = capfd.readouterr()
-    assert (out, err) == (f"{run.id}.html\n", "")
-    page = (tmp_path / f"{run.id}.html").read_text()
-    assert "The &lt;best&gt; one" in page
-    assert "92.0 %" in page
-    assert main(["report", str(run.path), "--output", "other.html"]) == 0
-    assert (tmp_path / "other.html").read_text() == page
-
-
-def test_report_says_what_is_wrong(store: RunStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    foreign = store.create(RunConfig())
-    for line, code, sentence in (
-        (["report", "nope"], 2, "There is no run 'nope'"),
-        (["report", foreign.id, "--output", str(tmp_path / "absent" / "r.html")], 1, "cannot be used"),
-    ):
-        assert main(line) == code
-        assert sentence in capfd.readouterr().err
-    (foreign.path / "config.json").write_text('{"unheard_of": 1}')
-    assert main(["report", foreign.id, "--output", str(tmp_path / "r.html")]) == 2
-    assert "unheard_of is not a setting" in capfd.readouterr().err
-    assert not (tmp_path / "r.html").exists()
-
-
-def test_report_without_the_app(
-    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("snows.__main__.ROOT", tmp_path)
-    assert main(["report", store.create(RunConfig()).id, "--output", str(tmp_path / "r.html")]) == 1
-    assert "Reports are drawn by the app, and there is none" in capsys.readouterr().err
-
-
-def test_report_that_breaks_off(
-    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "report.py").write_text("raise SystemExit('no figures today')")
-    monkeypatch.setattr("snows.__main__.ROOT", tmp_path)
-    assert main(["report", store.create(RunConfig()).id, "--output", str(tmp_path / "r.html")]) == 1
-    assert capfd.readouterr().err == "no figures today\nThe report could not be drawn; the lines above say why.\n"
-    assert not (tmp_path / "r.html").exists()
-
-
 # --- coverage, train, bundle-data ---
 
 
