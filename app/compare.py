@@ -12,7 +12,6 @@ import pandas as pd
 from app import charts, frames
 from snows.batch import COLUMNS, Row, cells, labels, pareto, row_names, summarize
 from snows.config import RunConfig
-from snows.events import Event, RunFailed, RunStarted, SiteFinished
 from snows.store import ACTIVE, Run
 
 if TYPE_CHECKING:
@@ -102,16 +101,13 @@ def batch_progress(entries: Sequence[Entry]) -> BatchProgress:
 
 def part(entry: Entry) -> float:
     """The share of a run's layers, over all sweeps, that are finished."""
-    events, _ = entry.run.events()
-    started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
-    layers = len(started.sites) * started.sweeps if started else 0
-    return len({(e.sweep, e.index) for e in events if isinstance(e, SiteFinished)}) / layers if layers else 0.0
+    return entry.run.log().share
 
 
 def problem(entry: Entry) -> str:
     """Why a run failed, or nothing."""
-    events, _ = entry.run.events()
-    return events[-1].message if events and isinstance(events[-1], RunFailed) else ""
+    failure = entry.run.log().failure
+    return failure.message if failure else ""
 
 
 # --- the table ---
@@ -194,8 +190,7 @@ def layer_losses(entries: Sequence[Entry]) -> tuple[pd.DataFrame, list[str]]:
     order: dict[str, None] = {}
     found = []
     for entry in entries:
-        events, _ = entry.run.events()
-        for event in _last_of_each(events):
+        for event in entry.run.log().layers():
             order.setdefault(frames.layer(event.site))
             scale = event.scale[0] if event.scale else 0.0
             final = event.by_k.get("final")
@@ -204,11 +199,6 @@ def layer_losses(entries: Sequence[Entry]) -> tuple[pd.DataFrame, list[str]]:
     layers = list(order)
     rows = [(label, layers.index(layer), value) for label, layer, value in found]
     return pd.DataFrame(rows, columns=["label", "index", "value"]), layers
-
-
-def _last_of_each(events: list[Event]) -> list[SiteFinished]:
-    last = {event.index: event for event in events if isinstance(event, SiteFinished)}
-    return [last[index] for index in sorted(last)]
 
 
 def likenesses(found: "Sequence[Likeness]", measure: str) -> tuple[pd.DataFrame, list[str]]:

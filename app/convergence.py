@@ -12,6 +12,7 @@ import pandas as pd
 from app.frames import counted, layer, number
 from snows.config import SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, SiteFinished, SiteStarted
+from snows.log import by_layer
 
 if TYPE_CHECKING:
     from snows.updates import SiteProblem
@@ -108,20 +109,13 @@ class Step:
 
 def newton_steps(events: list[Event]) -> pd.DataFrame:
     """One row a Newton step, layers in network order; the columns are the fields of `Step`."""
-    started: dict[str, int] = {}
-    solves: dict[tuple[str, int], list[CGIteration]] = {}
-    steps: dict[tuple[str, int], NewtonStep] = {}
-    for event in events:
-        match event:
-            case SiteStarted():
-                started[event.site] = event.index
-                steps = {key: step for key, step in steps.items() if key[0] != event.site}
-                solves = {key: solve for key, solve in solves.items() if key[0] != event.site}
-            case CGIteration():
-                solves.setdefault((event.site, event.step), []).append(event)
-            case NewtonStep():
-                steps[event.site, event.step] = event
-    rows = [_step(started[e.site], e, solves.get(key, [])) for key, e in steps.items()]
+    rows = []
+    for begun, *own in by_layer(events).values():
+        assert isinstance(begun, SiteStarted)
+        for step in own:
+            if isinstance(step, NewtonStep):
+                solve = [e for e in own if isinstance(e, CGIteration) and e.step == step.step]
+                rows.append(_step(begun.index, step, solve))
     frame = pd.DataFrame(rows, columns=[field.name for field in fields(Step)])
     return frame.sort_values(["index", "step"], ignore_index=True)
 
@@ -190,20 +184,15 @@ def marks(steps: pd.DataFrame, measure: Measure) -> pd.DataFrame:
 def directions(events: list[Event], site: str) -> pd.DataFrame:
     """One row a CG iteration of a layer, counted through its Newton steps: layer, step (from 1), iteration, residual,
     curvature (along the iteration's direction)."""
-    begun = next((i for i in reversed(range(len(events))) if _starts(events[i], site)), len(events))
-    solve = [e for e in events[begun:] if isinstance(e, CGIteration) and e.site == site]
+    solve = [e for e in by_layer(events).get(site, []) if isinstance(e, CGIteration)]
     rows = [(layer(site), e.step + 1, count, e.residual, e.curvature) for count, e in enumerate(solve, start=1)]
     return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual", "curvature"])
 
 
-def _starts(event: Event, site: str) -> bool:
-    return isinstance(event, SiteStarted) and event.site == site
-
-
 def outcome(events: list[Event], site: str) -> SiteFinished | None:
     """How a layer ended; None while it has not."""
-    last = next((e for e in reversed(events) if isinstance(e, SiteStarted | SiteFinished) and e.site == site), None)
-    return last if isinstance(last, SiteFinished) else None
+    own = by_layer(events).get(site, [])
+    return own[-1] if own and isinstance(own[-1], SiteFinished) else None
 
 
 def hardest(steps: pd.DataFrame) -> str | None:

@@ -1,7 +1,6 @@
 """What a screen shows of a run, from its events: data frames for the charts, progress, and numbers as people read them.
 
-Pure functions of a list of events. A resumed run has one log with several stretches of work in it, each opened by a `Queued`; a
-layer that was begun twice counts from its last beginning.
+Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.log` says.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from snows.events import (
     CGIteration,
     Event,
     Fetched,
-    Measured,
     NewtonStep,
     Note,
     Phase,
@@ -28,6 +26,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
+from snows.log import Log, by_layer
 
 if TYPE_CHECKING:
     from snows.runner import Plan
@@ -67,78 +66,43 @@ def layer(site: str) -> str:
 
 def progress(events: list[Event], now: float) -> Progress:
     """`now`: seconds since the epoch for a run in work; for an ended one its last event's time."""
-    started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
-    sites = started.sites if started else []
-    finished = {(e.sweep, e.index): e for e in events if isinstance(e, SiteFinished)}
-    total = started.sweeps * len(sites) if started else 0
-    elapsed, begun, seen = 0.0, None, 0.0
-    phase = "load"
-    current: SiteStarted | None = None
-    for event in events:
-        if isinstance(event, Queued):
-            elapsed += seen - begun if begun is not None else 0.0  # what went before was interrupted
-            begun, current, phase = None, None, "load"
-            continue
-        seen = event.time
-        if begun is None:
-            begun = seen
-        if isinstance(event, Phase):
-            phase = event.name
-        elif isinstance(event, SiteStarted):
-            current = event
-        elif isinstance(event, SiteFinished):
-            current = None
-        if isinstance(event, RunFinished | RunFailed | RunCancelled):
-            elapsed, begun, current = elapsed + event.time - begun, None, None
-    if begun is not None:
-        elapsed += now - begun
-
-    here = [e for e in finished.values() if started and e.time >= started.time]
-    left = None
-    if here and phase == "prune":
-        waiting = (total - len(finished)) * sum(e.seconds for e in here) / len(here)
-        left = max(waiting - (now - current.time if current else 0.0), 0.0)
-    fraction = len(finished) / total if total else 0.0
-    if events and isinstance(last := events[-1], Measured):
-        fraction = last.done / last.total
-        begun = next(e.time for e in reversed(events) if isinstance(e, Phase))
-        left = max((last.time - begun) / fraction - (now - begun), 0.0)
-    if events and isinstance(last, Fetched):
-        phase = f"Downloading {last.what}, {size(last.done)}" + (f" of {size(last.total)}" if last.total else "")
-        fraction = min(last.done / last.total, 1.0) if last.total else 0.0
+    log = Log.of(events)
+    phase = PHASES.get(log.phase, log.phase)
+    if isinstance(log.last, Fetched):
+        of = f" of {size(log.last.total)}" if log.last.total else ""
+        phase = f"Downloading {log.last.what}, {size(log.last.done)}{of}"
     return Progress(
-        device=started.device if started else None,
-        sites=sites,
-        skipped=started.skipped if started else {},
-        done=len(finished),
-        total=total,
-        current=current,
-        phase=PHASES.get(phase, phase),
-        fraction=fraction,
-        elapsed=elapsed,
-        left=left,
-        notes=[e.message for e in events if isinstance(e, Note)],
+        device=log.started.device if log.started else None,
+        sites=log.sites,
+        skipped=log.skipped,
+        done=log.done,
+        total=log.total,
+        current=log.current,
+        phase=phase,
+        fraction=log.fraction,
+        elapsed=log.elapsed(now),
+        left=log.left(now),
+        notes=log.notes,
     )
 
 
 def site_losses(events: list[Event]) -> pd.DataFrame:
     """One row a layer and stage (`mask_only`, `least_squares`, `final`), in network order: index, layer, stage, loss."""
-    finished = {e.index: e for e in events if isinstance(e, SiteFinished)}
-    rows = [(e.index, layer(e.site), stage, loss) for _, e in sorted(finished.items()) for stage, loss in e.losses.items()]
+    rows = [(e.index, layer(e.site), stage, loss) for e in Log.of(events).layers() for stage, loss in e.losses.items()]
     return pd.DataFrame(rows, columns=["index", "layer", "stage", "loss"])
 
 
 def last_solved(events: list[Event]) -> SiteStarted | None:
     """The layer that conjugate gradient worked on last. A layer just begun takes its place with its first iteration."""
     site = next((e.site for e in reversed(events) if isinstance(e, CGIteration)), None)
-    return next((e for e in reversed(events) if isinstance(e, SiteStarted) and e.site == site), None)
+    return Log.of(events).begun.get(site) if site else None
 
 
 def cg_residuals(events: list[Event]) -> pd.DataFrame:
     """One row a CG iteration of `last_solved`, counted through its Newton steps: layer, step (from 1), iteration, residual."""
     solved = last_solved(events)
-    begun = next((i for i, event in enumerate(events) if event is solved), len(events))
-    iterations = [e for e in events[begun:] if isinstance(e, CGIteration)]
+    own = by_layer(events)[solved.site] if solved else []
+    iterations = [e for e in own if isinstance(e, CGIteration)]
     rows = [(layer(e.site), e.step + 1, count, e.residual) for count, e in enumerate(iterations, start=1)]
     return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual"])
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from snows.config import RunConfig
-from snows.events import Queued, RunCancelled, RunFailed, SiteFinished
+from snows.events import Queued, RunCancelled, RunFailed
 from snows.store import ACTIVE, Run, RunStore
 
 Execute = Callable[[Run], None]
@@ -168,4 +168,4 @@ class JobManager:
 
 
 def _finished_sites(run: Run) -> int:
-    return len({(event.sweep, event.index) for event in run.events()[0] if isinstance(event, SiteFinished)})
+    return run.log().done

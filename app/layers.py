@@ -12,7 +12,8 @@ import pandas as pd
 
 from app.frames import counted, layer, pattern_words
 from snows.config import MASKS
-from snows.events import Event, SiteFinished, SiteStarted
+from snows.events import Event, SiteFinished
+from snows.log import Log
 
 if TYPE_CHECKING:
     from snows.inspection import Inspection
@@ -33,8 +34,7 @@ def block(name: str) -> str:
 
 def finished(events: list[Event]) -> list[SiteFinished]:
     """The finished layers in network order; one that was solved twice as it was solved last."""
-    last = {e.index: e for e in events if isinstance(e, SiteFinished)}
-    return [last[index] for index in sorted(last)]
+    return Log.of(events).layers()
 
 
 def window_losses(events: list[Event], relative: bool) -> pd.DataFrame:
@@ -55,10 +55,9 @@ def window_errors(events: list[Event]) -> pd.DataFrame:
 
     `relative` is the loss over the targets' mean square, `growth` how many times that at n_0. NaN for 0 / 0.
     """
-    operations = {e.site: e.operations for e in events if isinstance(e, SiteStarted)}
-    rows = []
-    for e in finished(events):
-        names = dict(enumerate(operations.get(e.site, [])))
+    log, rows = Log.of(events), []
+    for e in log.layers():
+        names = dict(enumerate(log.begun[e.site].operations if e.site in log.begun else []))
         for stage, losses in e.by_k.items():
             shares = [loss / (scale or np.nan) for loss, scale in zip(losses, e.scale, strict=True)]
             rows += [

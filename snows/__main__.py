@@ -566,21 +566,18 @@ def _list(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     run = _get(RunStore(default_root()), given.run)
-    happened, _ = run.events()
+    log = run.log()
     sys.stdout.write(f"{run.id}: {run.state()}\n{_heading(run.config())}\n\n")
     rows: list[tuple[str, ...]] = [
         ("LAYER", "DENSITY", "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", "SECONDS", "STATUS")
     ]
-    for event in happened:
-        if isinstance(event, events.SiteFinished):
-            losses = [f"{event.losses[k]:.3g}" if k in event.losses else "-" for k in ("mask_only", "least_squares", "final")]
-            rows.append(
-                (event.site, _percent(event.density), str(event.exchanged), *losses, f"{event.seconds:.1f}", event.status)
-            )
+    for event in log.layers():
+        losses = [f"{event.losses[k]:.3g}" if k in event.losses else "-" for k in ("mask_only", "least_squares", "final")]
+        rows.append((event.site, _percent(event.density), str(event.exchanged), *losses, f"{event.seconds:.1f}", event.status))
     if len(rows) > 1:
         sys.stdout.write(_table(rows) + "\n")
-    if happened and isinstance(happened[-1], events.RunFailed):
-        sys.stdout.write(happened[-1].message + "\n")
+    if log.failure:
+        sys.stdout.write(log.failure.message + "\n")
     if metrics := run.metrics():
         sys.stdout.write(_summary(run, metrics) + "\n")
     return FINISHED

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from snows.config import explain
-from snows.events import CGIteration, NewtonStep, RunStarted, SiteFinished, SiteStarted, from_json
+from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
+from snows.log import Log
 from snows.store import ACTIVE, Run, RunStore, new_id
 from snows.unpack import CHUNK, ArchiveError, Entry, check_name, open_zip, readable, zip_entries
 
@@ -152,42 +153,47 @@ def _read_through(run: Run) -> None:
     _valid("config.json", run.config)
     _valid("label.json", run.labels)
     _valid("metrics.json", lambda: TypeAdapter(dict[str, float | None] | None).validate_python(run.metrics()))
-    sites = _sites(run.path / "events.jsonl")
+    log = _log(run.path / "events.jsonl")
     for path in sorted(run.path.glob("sites/*")):
         shapes = _shapes(path)
         if shapes.keys() != {"weight", "mask"} or shapes["weight"][0] != shapes["mask"][0] or shapes["mask"][1] != "BOOL":
             raise ArchiveError(f"sites/{path.name} does not hold one weight and its mask. {_DAMAGED}")
-        if int(path.stem) >= len(sites):
-            raise ArchiveError(f"sites/{path.name} belongs to no layer of the run, which has {len(sites)}. {_DAMAGED}")
-    if run.weights_path.exists() and (missing := [name for name in sites if name not in _shapes(run.weights_path)]):
+        if int(path.stem) >= log.total:
+            sweeps = f" in {log.sweeps} sweeps" if log.sweeps > 1 else ""
+            raise ArchiveError(
+                f"sites/{path.name} belongs to no layer of the run, which has {len(log.sites)}{sweeps}. {_DAMAGED}"
+            )
+    if run.weights_path.exists() and (missing := [name for name in log.sites if name not in _shapes(run.weights_path)]):
         raise ArchiveError(f"weights.safetensors lacks the pruned layer {missing[0]}. {_DAMAGED}")
 
 
-def _sites(log: Path) -> list[str]:
-    """The layers to be pruned by the log, every line of which is checked."""
-    if not log.exists():
+def _log(path: Path) -> Log:
+    """What the log says, every line of which is checked."""
+    if not path.exists():
         raise ArchiveError("The run has no events.jsonl, so nothing is known of what it did. Export it again.")
-    sites: list[str] = []
-    begun: set[str] = set()
-    with log.open("rb") as lines:
+    log = Log()
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):  # torn off, so it is not there yet
                 break
             what = f"events.jsonl, line {number},"
-            match _valid(what, partial(from_json, line)):
-                case RunStarted() as event:
-                    sites = event.sites
-                case SiteStarted() | SiteFinished() as event if sites[event.index : event.index + 1] != [event.site]:
+            event = _valid(what, partial(from_json, line))
+            match event:
+                case SiteStarted() | SiteFinished() if not _is_of(log, event):
                     raise ArchiveError(f"{what} tells of a layer that is not the run's: {event.site[:80]!r}. {_DAMAGED}")
-                case SiteStarted() as event:
-                    begun.add(event.site)
-                case CGIteration() | NewtonStep() | SiteFinished() as event if event.site not in begun:
+                case CGIteration() | NewtonStep() | SiteFinished() if event.site not in log.begun:
                     raise ArchiveError(f"{what} tells of a layer that has not begun: {event.site[:80]!r}. {_DAMAGED}")
-                case SiteFinished() as event if "final" not in event.losses or any(
+                case SiteFinished() if "final" not in event.losses or any(
                     len(losses) != len(event.scale) for losses in event.by_k.values()
                 ):
                     raise ArchiveError(f"{what} leaves out losses. {_DAMAGED}")
-    return sites
+            if event is not None:
+                log.add(event)
+    return log
+
+
+def _is_of(log: Log, event: SiteStarted | SiteFinished) -> bool:
+    return event.sweep in range(log.sweeps) and log.sites[event.index : event.index + 1] == [event.site]
 
 
 def _valid(what: str, read: Callable[[], Any]) -> Any:

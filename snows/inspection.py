@@ -12,7 +12,6 @@ from torch import Tensor
 
 from snows import data, models
 from snows.config import InputError
-from snows.events import RunStarted
 from snows.graph import NetworkGraph, Site
 from snows.pruner import Cascade, Coverage, channels_last_if_faster, coverage
 from snows.reconstruction import rows_of_output
@@ -47,7 +46,7 @@ class Inspection:
     def open(cls, run: Run) -> "Inspection":
         """Raises `InputError` for a run whose network can no longer be had, or that has not begun."""
         config = run.config()
-        if not any(isinstance(e, RunStarted) for e in run.events()[0]):
+        if run.log().started is None:
             raise InspectionError(f"Run {run.id} has not begun to prune, so there is nothing to look into yet.")
         model = models.load_configured(config)
         example = torch.zeros(2, *model.input_size)
@@ -148,11 +147,11 @@ def _results(run: Run, covered: Coverage) -> tuple[dict[str, Tensor], dict[str, 
         from safetensors.torch import load_file
 
         final = {n: t.float() if t.is_floating_point() else t for n, t in load_file(run.weights_path).items()}
-    weights, masks, sweeps = {}, {}, range(run.config().prune.sweeps)
-    for index, site in enumerate(covered.sites):
-        layers = (run.load_site(sweep * len(covered.sites) + index) for sweep in reversed(sweeps))
-        if (kept := next((layer for layer in layers if layer is not None), None)) is not None:
-            weights[site.name], masks[site.name] = kept[0].float(), kept[1]
+    weights, masks, layers = {}, {}, run.layers()
+    for site in covered.sites:
+        if site.name in layers:
+            weight, masks[site.name] = layers[site.name]
+            weights[site.name] = weight.float()
         elif final is not None and site.name in final:  # a run that came without its layers' files: what is zero was pruned
             weights[site.name], masks[site.name] = final[site.name], final[site.name] != 0
     return weights, masks, final

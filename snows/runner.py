@@ -9,16 +9,19 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from snows import data, events, metrics, models
 from snows.config import InputError, PruneConfig, RunConfig
 from snows.graph import NetworkGraph, Site, execute_node
+from snows.log import Log
 from snows.pruner import Cancelled, channels_last_if_faster, coverage, prune, resolve_device
 from snows.store import Run, StoreError
 
@@ -57,18 +60,20 @@ def _execute(run: Run) -> None:
     model = models.load_configured(config, report=fetched)
     images = data.load_configured(config, model, report=fetched)
     run.append(*(events.Note(message=note) for note in images.notes))
-    earlier = {(e.sweep, e.index): e for e in run.events()[0] if isinstance(e, events.SiteFinished)}
+    before = run.log()
 
     run.append(events.Phase(name="prune"))
     result = prune(
         model.module,
         images.calibration,
         config.prune,
-        on_event=run.append,
+        on_event=partial(_begin_or_go_on, run, before),
         cancelled=run.cancel_requested,
-        finished=run.load_site,
+        finished=partial(_finished_site, run, before),
         on_site=run.save_site,
     )
+    solved = {(record.sweep, record.index) for record in result.sites}
+    earlier = [record for key, record in before.records.items() if key not in solved]
 
     run.append(events.Phase(name="evaluate"))
     measured = _Measured(run, 2 * len(images.evaluation))
@@ -82,8 +87,8 @@ def _execute(run: Run) -> None:
         "agreement": metrics.agreement(pruned_logits, dense_logits),
         "divergence": metrics.divergence(pruned_logits, dense_logits),
         "density": metrics.density(pruned),
-        "seconds": result.seconds + sum(e.seconds for e in earlier.values()),
-        "num_products": result.num_products + sum(e.num_products for e in earlier.values()),
+        "seconds": result.seconds + sum(e.seconds for e in earlier),
+        "num_products": result.num_products + sum(e.num_products for e in earlier),
         "dense_bytes": size.dense,
         "packed_bytes": size.packed,
         "num_evaluation": len(images.evaluation),
@@ -93,6 +98,26 @@ def _execute(run: Run) -> None:
     run.save_metrics(found)
     right = pruned_logits.argmax(1) == (dense_logits.argmax(1) if images.labels is None else images.labels)
     run.append(events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex()))
+
+
+def _finished_site(run: Run, before: Log, place: int) -> tuple[Tensor, Tensor] | None:
+    """What an earlier worker made of a site, which counts with its file and its record: one that died between the two, or whose
+    machine did before the file was on the disk, leaves a layer to be solved again, to the same values."""
+    if place not in {before.place(*key) for key in before.records}:
+        return None
+    with suppress(SafetensorError):
+        return run.load_site(place)
+    return None
+
+
+def _begin_or_go_on(run: Run, before: Log, event: events.Event) -> None:
+    if isinstance(event, events.RunStarted) and before.done and event.sites != before.sites:
+        other = next(iter({*event.sites} ^ {*before.sites}), "their order")
+        raise InputError(
+            f"The run began with {len(before.sites)} layers, and now {len(event.sites)} can be pruned; they differ in {other}. "
+            "So the finished layers do not fit: this is another version or device. Start the same settings as a new run."
+        )
+    run.append(event)
 
 
 class _Fetched:

@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from snows.config import InputError, RunConfig
-from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, RunStarted, from_json, to_json
+from snows.events import Event, Queued, from_json, to_json
+from snows.log import ENDINGS, Log
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ACTIVE = ("queued", "running")
-_ENDED: dict[type[Event], str] = {RunFinished: "finished", RunFailed: "failed", RunCancelled: "cancelled"}
 RESERVE_BYTES = 16_384
 HEARTBEAT_SECONDS = 2.0
 # A worker that has not been seen for this long and whose process is gone, or lives on another host, is taken for dead.
@@ -164,6 +164,12 @@ class Run:
         parsed = map(from_json, content[:end].split(b"\n")[:-1])
         return [e for e in parsed if e is not None], offset + end
 
+    def log(self, known: Log | None = None) -> Log:
+        """What the events say. `known`, which an earlier call gave, is read on from where it stands, and returned."""
+        log = known or Log()
+        new, log.offset = self.events(log.offset)
+        return log.add(*new)
+
     # --- state ---
 
     def state(self) -> str:
@@ -189,7 +195,7 @@ class Run:
         """`state` for a reader that already holds the last event."""
         if self._worker_alive():
             return "queued" if last is None or isinstance(last, Queued) else "running"
-        return "interrupted" if last is None else _ENDED.get(type(last), "interrupted")
+        return "interrupted" if last is None else ENDINGS.get(type(last), "interrupted")
 
     def _worker_alive(self) -> bool:
         try:
@@ -262,23 +268,32 @@ class Run:
         tensors = load_file(path)
         return tensors["weight"], tensors["mask"]
 
+    def layers(self, log: Log | None = None) -> dict[str, tuple["Tensor", "Tensor"]]:
+        """Weight and mask (bool, True = kept), both in the parameter's shape, of every layer that has a file, by name and in
+        network order: those of the last sweep that finished it."""
+        log = log or self.log()
+        found = {}
+        for index, name in enumerate(log.sites):
+            files = (self.load_site(log.place(sweep, index)) for sweep in reversed(range(log.sweeps)))
+            if (pair := next((pair for pair in files if pair is not None), None)) is not None:
+                found[name] = pair
+        return found
+
     def finished_sites(self) -> Iterator[int]:
-        """The indices of the sites that are finished."""
+        """The indices of the sites that are finished, counted on through the sweeps."""
         return (int(p.stem) for p in sorted(self.path.glob("sites/[0-9]*.safetensors")))
 
     def masks(self) -> dict[str, "Tensor"]:
         """The masks (bool, True = kept, in the parameter's shape) of the finished sites, by name."""
         from safetensors import safe_open
 
-        started = next((e for e in reversed(self.events()[0]) if isinstance(e, RunStarted)), None)
-        found = {}
-        for index, name in enumerate(started.sites if started else ()):
-            if (site := self.load_site(index)) is not None:
-                found[name] = site[1]
-            elif self.weights_path.exists():  # a run that came without its sites' files: what is zero was pruned
-                with safe_open(self.weights_path, "pt") as file:
-                    found[name] = file.get_tensor(name) != 0
-        return found
+        log = self.log()
+        masks = {name: mask for name, (_, mask) in self.layers(log).items()}
+        missing = [name for name in log.sites if name not in masks]
+        if missing and self.weights_path.exists():  # a run that came without its sites' files: what is zero was pruned
+            with safe_open(self.weights_path, "pt") as file:
+                masks |= {name: file.get_tensor(name) != 0 for name in missing}
+        return {name: masks[name] for name in log.sites if name in masks}
 
     def save_weights(self, state_dict: dict[str, "Tensor"]) -> None:
         from safetensors.torch import save

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from snows import batch
 from snows.batch import MOST_RUNS, Method, Row, Spread, image_noise, in_words, is_level, network_words, set_apart, summarize
 from snows.config import InputError, RunConfig
-from snows.events import RunFinished, RunStarted, SiteFinished
+from snows.events import RunFinished, SiteFinished
 from snows.store import Run
 
 # Beside the measures of `snows.batch`. Errors are relative to the target's mean square, of the layer in the middle.
@@ -61,11 +61,10 @@ class Outcome:
     @classmethod
     def of(cls, run: Run) -> "Outcome":
         """Raises `ValueError` for a run that this version cannot read."""
-        happened, _ = run.events()
-        right = next((e.right for e in reversed(happened) if isinstance(e, RunFinished)), "")
-        operations = next((e.operations for e in reversed(happened) if isinstance(e, RunStarted)), None)
-        layers = list({e.index: e for e in happened if isinstance(e, SiteFinished)}.values())  # each as it was solved last
-        return cls(run.config(), run.metrics() or {}, right, operations, _measures(layers))
+        log = run.log()
+        right = log.last.right if isinstance(log.last, RunFinished) else ""
+        operations = log.started.operations if log.started else None
+        return cls(run.config(), run.metrics() or {}, right, operations, _measures(log.layers()))
 
 
 def _measures(layers: Sequence[SiteFinished]) -> dict[str, float]:

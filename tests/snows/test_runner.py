@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +183,43 @@ def test_a_stopped_run_resumes_to_the_same_end(
 
 def test_a_finished_folder_gives_the_same_result_without_work(finished: Run, store: RunStore) -> None:
     run = store.create(config())
-    shutil.copytree(finished.path / "sites", run.path / "sites")
+    for name in ("sites", "events.jsonl"):
+        copy = shutil.copytree if name == "sites" else shutil.copyfile
+        copy(finished.path / name, run.path / name)
+    before = len(happened(run))
     execute(run)
-    assert "SiteStarted" not in kinds(run)
+    assert not [e for e in happened(run)[before:] if isinstance(e, events.SiteStarted)]
+    assert run.metrics()["num_products"] == finished.metrics()["num_products"]
     whole, again = load_file(finished.weights_path), load_file(run.weights_path)
     assert all(torch.equal(whole[n], again[n]) for n in whole)
+
+
+def test_a_layer_without_its_record_or_with_a_torn_file_is_solved_again(finished: Run, store: RunStore) -> None:
+    run = store.create(config())
+    shutil.copytree(finished.path / "sites", run.path / "sites")
+    torn = run.path / "sites" / "0002.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-10])
+    written = happened(finished)
+    last = next(i for i, e in enumerate(written) if isinstance(e, events.SiteFinished) and e.index == 3)
+    run.append(*written[:last])  # the worker died between the file of the last layer and its record
+    execute(run)
+    assert run.state() == "finished"
+    assert [e.resumed for e in happened(run) if isinstance(e, events.RunStarted)] == [0, 2]
+    assert [e.index for e in happened(run)[last:] if isinstance(e, events.SiteFinished)] == [2, 3]
+    whole, again = load_file(finished.weights_path), load_file(run.weights_path)
+    assert all(torch.equal(whole[n], again[n]) for n in whole)
+    assert run.metrics()["num_products"] == finished.metrics()["num_products"]
+
+
+def test_a_run_whose_layers_are_told_apart_otherwise_now_is_not_gone_on_with(finished: Run, store: RunStore) -> None:
+    run = store.create(config())
+    shutil.copytree(finished.path / "sites", run.path / "sites")
+    for event in happened(finished)[:-1]:
+        run.append(replace(event, sites=["stem.weight", *event.sites]) if isinstance(event, events.RunStarted) else event)
+    execute(run)
+    last = happened(run)[-1]
+    assert isinstance(last, events.RunFailed)
+    assert "began with 5 layers, and now 4 can be pruned; they differ in stem.weight" in last.message
 
 
 @pytest.mark.parametrize(
