@@ -16,10 +16,8 @@ import pandas as pd
 from app import frames, report
 from snows import archive
 from snows.config import RunConfig
-from snows.store import Run, RunStore
+from snows.store import Run
 
-# The runs that come with the app. Nobody can change or delete them.
-RECORDED = RunStore(Path(__file__).resolve().parent.parent / "assets" / "runs")
 COLUMNS = {
     "id": "str",
     "compare": "bool",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from pydantic import ValidationError
 
-from app import runs
 from app.jobs import JobManager
 from app.planning import Planner
 from snows.config import RunConfig
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from snows.inspection import Inspection
 
 ROOT = Path(__file__).resolve().parent.parent
-
+# The runs that come with the app. Nobody can change or delete them.
+RECORDED = RunStore(ROOT / "assets" / "runs")
 
 # The pages in the order of the navigation, with their title and icon; the file and the address are the name.
 PAGES = {
@@ -63,7 +63,7 @@ def store() -> RunStore:
 
 def recorded_runs() -> RunStore:
     """The runs that come with the app."""
-    return runs.RECORDED
+    return RECORDED
 
 
 def opened_run_id() -> str | None:

@@ -29,6 +29,21 @@ def packages(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(path)}
 
 
+def file_of(module: str) -> Path:
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
+def app_modules(start: str) -> set[str]:
+    """`start` and the app's modules that it imports, by way of others too."""
+    reached, waiting = set(), [start]
+    while waiting:
+        module = waiting.pop()
+        if module not in reached:
+            reached.add(module)
+            waiting += [name for name in imports(file_of(module)) if name.startswith("app.") and file_of(name).exists()]
+    return reached
+
+
 def files(room: str) -> list[Path]:
     found = sorted((ROOT / room).glob("**/*.py"))
     assert found, f"nothing in {room}"
@@ -65,6 +80,13 @@ def test_charts_and_jobs_know_no_streamlit(name: str) -> None:
     assert "streamlit" not in packages(ROOT / f"app/{name}.py")
     ours = {module for module in imports(ROOT / f"app/{name}.py") if module.startswith("app.")}
     assert all("streamlit" not in packages(ROOT / f"{module.replace('.', '/')}.py") for module in ours)
+
+
+def test_state_draws_nothing() -> None:
+    # Every page imports it, and so does what has no figure to show.
+    reached = app_modules("app.state")
+    assert not {module for module in reached if re.match(r"app\.(report|charts)", module)}
+    assert not {module for module in reached if "plotly" in packages(file_of(module))}
 
 
 @pytest.mark.parametrize("path", [*files("snows"), *files("app"), *files("pages")], ids=lambda p: f"{p.parent.name}-{p.name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app import report, runs
+from app import report, state
 from snows.config import RunConfig
 from snows.events import NewtonStep, Note, RunStarted
 from snows.store import Labels, Run, RunStore
@@ -123,7 +123,7 @@ def test_failures_of_the_solver_come_first(store: RunStore) -> None:
 
 
 def test_the_runs_that_come_with_the_app() -> None:
-    for run in runs.RECORDED.list():
+    for run in state.RECORDED.list():
         text, figures, reader = read(run)
         assert "Recorded example" in text
         assert len(figures) == 2

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.torch import load_file
 
-from app import runs
+from app import state
 from snows.config import RunConfig
 from snows.store import Labels, RunStore
 from tests.app import helpers
@@ -138,7 +138,7 @@ def check_report(browser: Browser, path: Path) -> None:
 
 def test_a_recorded_run_is_only_looked_at(address: str, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 400, "height": 2000})
-    recorded = runs.RECORDED.list()[0]
+    recorded = state.RECORDED.list()[0]
     page.goto(f"{address}/runs?run={recorded.id}")
     expect(page.get_by_text("It came with the app")).to_be_visible(timeout=60 * SECONDS)
     expect(page.get_by_label("Name", exact=True)).to_be_disabled()
