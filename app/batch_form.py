@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import form, frames, sources, state
 from snows.batch import METHODS, Method, combinations, expand, labels
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
+from snows.measure_names import duration
 from snows.store import StoreError
 
 T = TypeVar("T")
@@ -206,8 +207,8 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
         most, kept = st.columns(2)
         most.metric(
             "Time, at most about",
-            frames.duration(sum(planned[config.model].seconds for config in configs)),
-            help=f"As if each took as long as the dearest, {frames.duration(max(p.seconds for p in planned.values()))}.",
+            duration(sum(planned[config.model].seconds for config in configs)),
+            help=f"As if each took as long as the dearest, {duration(max(p.seconds for p in planned.values()))}.",
         )
         kept.metric(
             "Layers to prune",

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app import compare, frames, panels, state
 from app.compare import Entry
+from snows.measure_names import duration
 from snows.store import ACTIVE, Batch, Run, StoreError
 
 
@@ -33,7 +34,7 @@ def _progress(key: str, runs: Sequence[Run], batch: Batch | None, states: list[s
         st.rerun()  # a run has begun or ended: the rest of the page says so too
     far = compare.batch_progress(entries)
     if far.active or far.resumable:
-        left = f", about {frames.duration(far.left)} left" if far.left and far.active else ""
+        left = f", about {duration(far.left)} left" if far.left and far.active else ""
         bar, button = st.columns([6, 2], vertical_alignment="bottom")
         bar.progress(far.fraction, text=f"{far.done} of {frames.counted(far.total, 'run')} finished{left}")
         if batch is not None:

@@ -18,6 +18,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
+from snows.measure_names import MEASURES
+
 COLORS = {
     "dense": "#8A929C",
     "none": "#D55E00",
@@ -121,7 +123,7 @@ def loss_chart(
     layers: list[str],
     update: str,
     *,
-    title: str = "Loss (mean squared error)",
+    title: str = MEASURES["loss"].axis,
     blocks: Sequence[str] = (),
     chosen: int | None = None,
 ) -> go.Figure:
@@ -289,7 +291,7 @@ def window_chart(
         xgap=2,
         ygap=2,
         colorbar={
-            "title": {"text": "Error ÷ target", "side": "right"},
+            "title": {"text": MEASURES["relative_loss"].axis, "side": "right"},
             "thickness": 8,
             "len": 1,
             "outlinewidth": 0,
@@ -390,7 +392,7 @@ def channel_chart(channels: pd.DataFrame, update: str) -> go.Figure:
     figure = _figure(
         height=250,
         xaxis={"title": "Output channel", "showgrid": False, "zeroline": False, "automargin": True},
-        yaxis=_log_axis(channels["relative"].tolist(), "Error ÷ target"),
+        yaxis=_log_axis(channels["relative"].tolist(), MEASURES["relative_loss"].axis),
         hovermode="x unified",
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
     )
@@ -765,12 +767,14 @@ def preservation_chart(
     network's mean and the values its middle 80 % lie between.
     """
     names = list(methods)
+    measure = MEASURES["preserved"]
     lowest = float(preserved["preserved"].min())
+    ends = (lowest - 0.03 * (1 - lowest) - 1e-4, 1 + 0.03 * (1 - lowest) + 1e-4)
     figure = _figure(
         height=44 * len(names) + 58,
         xaxis={
-            "title": "Score (1 = unchanged)",
-            "range": [lowest - 0.03 * (1 - lowest) - 1e-4, 1 + 0.03 * (1 - lowest) + 1e-4],
+            "title": measure.axis,
+            "range": [measure.scale * end for end in ends],
             "zeroline": False,
             "fixedrange": True,
             "automargin": True,
@@ -783,27 +787,28 @@ def preservation_chart(
         # A fixed offset an image, so that points of like value lie beside each other and stay put when others come.
         offsets = 0.22 * (np.mod(values["image"].to_numpy() * 0.618034, 1) * 2 - 1)
         figure.add_scatter(
-            x=values["preserved"].tolist(),
+            x=(measure.scale * values["preserved"]).tolist(),
             y=(row + offsets).tolist(),
             customdata=values["image"].tolist(),
             mode="markers",
             marker={"color": COLORS[method], "size": 5, "opacity": 0.45},
-            hovertemplate="image %{customdata}: %{x:.3g}<extra></extra>",
+            hovertemplate=f"image %{{customdata}}: %{{x:.3g}} {measure.unit}<extra></extra>",
         )
         mean, low, high = spreads[name]
         figure.add_scatter(
-            x=[low, high],
+            x=[measure.scale * low, measure.scale * high],
             y=[row, row],
             mode="lines",
             line={"color": COLORS[method], "width": 4},
             hoverinfo="skip",
         )
         figure.add_scatter(
-            x=[mean],
+            x=[measure.scale * mean],
             y=[row],
             mode="markers",
             marker={"color": COLORS[method], "size": 13, "symbol": "diamond", "line": {"color": "#FFFFFF", "width": 1.5}},
-            hovertemplate=f"mean %{{x:.3g}}, the middle 80 % between {low:.3g} and {high:.3g}<extra></extra>",
+            hovertemplate=f"mean {measure.say(mean)}, the middle 80 % between {measure.say(low)} and {measure.say(high)}"
+            "<extra></extra>",
         )
     return figure
 
@@ -828,35 +833,33 @@ class Mark:
         return cls(COLORS[update], _MANY_SYMBOLS[place % len(_MANY_SYMBOLS)] + open_or_full)
 
 
-def tradeoff_chart(
-    points: pd.DataFrame, title: str, value: str, *, dense: float | None = None, log: bool = False, percent: bool = False
-) -> go.Figure:
+def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float | None = None, log: bool = False) -> go.Figure:
     """What each network keeps against what it costs, and the Pareto front: those that no other beats in both.
 
-    `points`: columns label, color, symbol, x, y, x_deviation, y_deviation, best; `y` a share. `value`: what `y` is. `dense`: of
-    the dense network. `percent`: `x` is a share too.
+    `points`: columns label, color, symbol, x, y, x_deviation, y_deviation, best. `cost`, `value`: the measures that `x` and `y`
+    are values of. `dense`: the value of the dense network.
     """
-    scale = 100 if percent else 1
-    x = (scale * points["x"]).tolist()
+    costs, values = MEASURES[cost], MEASURES[value]
+    x = (costs.scale * points["x"]).tolist()
     figure = _figure(
         height=320,
-        xaxis=_log_axis(x, title)
+        xaxis=_log_axis(x, costs.axis)
         if log
-        else {"title": title, "rangemode": "tozero", "showgrid": False, "zeroline": False, "automargin": True},
-        yaxis={"title": f"{value.capitalize()} (%)", "zeroline": False, "automargin": True},
+        else {"title": costs.axis, "rangemode": "tozero", "showgrid": False, "zeroline": False, "automargin": True},
+        yaxis={"title": values.axis, "zeroline": False, "automargin": True},
         showlegend=False,
     )
     front = points[points["best"]].sort_values("x")
     if len(front) > 1:
         figure.add_scatter(
-            x=(scale * front["x"]).tolist(),
-            y=(100 * front["y"]).tolist(),
+            x=(costs.scale * front["x"]).tolist(),
+            y=(values.scale * front["y"]).tolist(),
             mode="lines",
             line={"color": _LINE, "width": 2, "shape": "hv"},
             hoverinfo="skip",
         )
     if dense is not None:
-        figure.add_hline(y=100 * dense, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
+        figure.add_hline(y=values.scale * dense, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
             text="dense network",
             font={"color": COLORS["dense"]},
@@ -864,19 +867,21 @@ def tradeoff_chart(
             x=1,
             xref="paper",
             xanchor="right",
-            y=100 * dense,
+            y=values.scale * dense,
             yanchor="bottom",
         )
     for row in points.itertuples():
+        x_deviation, y_deviation = costs.scale * row.x_deviation, values.scale * row.y_deviation
         figure.add_scatter(
-            x=[scale * row.x],
-            y=[100 * row.y],
-            error_x={"array": [scale * row.x_deviation], "visible": row.x_deviation > 0, "width": 3, "thickness": 1.5},
-            error_y={"array": [100 * row.y_deviation], "visible": row.y_deviation > 0, "width": 3, "thickness": 1.5},
+            x=[costs.scale * row.x],
+            y=[values.scale * row.y],
+            error_x={"array": [x_deviation], "visible": x_deviation > 0, "width": 3, "thickness": 1.5},
+            error_y={"array": [y_deviation], "visible": y_deviation > 0, "width": 3, "thickness": 1.5},
             name=row.label,
             mode="markers",
             marker={"color": row.color, "symbol": row.symbol, "size": 12, "line": {"width": 2, "color": row.color}},
-            hovertemplate=f"<b>{row.label}</b><br>{value} %{{y:.2f}} %<br>{title} %{{x:.3g}}<extra></extra>",
+            hovertemplate=f"<b>{row.label}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
+            f"{costs.title}: {costs.say(row.x, row.x_deviation)}<extra></extra>",
         )
     return figure
 
@@ -1003,10 +1008,8 @@ def study_chart(
     points: pd.DataFrame,
     lines: Mapping[str, Line],
     measure: str,
-    title: str,
     *,
     share: bool = False,
-    log: bool = False,
     dense: Mapping[str, float] | None = None,
     height: int = 260,
     legend: bool = True,
@@ -1017,6 +1020,7 @@ def study_chart(
     in the order of the legend. `share`: against K as a share of the network's operations. `dense`: levels of dense networks by
     name. The axis is of square roots: small K, which differ most, have room, and 0 has a place.
     """
+    title, log = MEASURES[measure].axis, MEASURES[measure].log
     shown = points.dropna(subset=["share" if share else "k", measure])
     x = shown["share" if share else "k"]
     ticks = _root_ticks(x.tolist(), _SHARES if share else sorted(set(x)))

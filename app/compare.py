@@ -12,6 +12,7 @@ import pandas as pd
 from app import charts, frames
 from snows.batch import COLUMNS, Row, cells, labels, pareto, row_names, summarize
 from snows.config import RunConfig
+from snows.measure_names import MEASURES, number, size
 from snows.store import ACTIVE, Run
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows as numbers to sort by, and as the texts of `snows.batch.cells` to show; one shape, the same titles."""
     texts = pd.DataFrame(cells(rows))
     numbers = texts.copy()
-    for name, title in COLUMNS.items():
-        if title in texts:
+    for name in COLUMNS:
+        if (title := MEASURES[name].title) in texts:
             numbers[title] = [row.values[name].mean if name in row.values else np.nan for row in rows]
     if "Seeds" in texts:
         numbers["Seeds"] = [len(row.runs) for row in rows]
@@ -144,7 +145,7 @@ def verdict(rows: Sequence[Row]) -> str:
     level = [name for name, row in named if measure in row.level]
     seeds = min(len(row.runs) for row in rows)
     value = next(row.values[measure].mean for name, row in named if name == best[0])
-    says = f"**{best[0]}** has the best {measure}, {100 * value:.2f} %."
+    says = f"**{best[0]}** has the best {measure}, {MEASURES[measure].say(value)}."
     if level:
         says += f" The lead on {', '.join(level)} may be chance: “Answers” below compares them image by image."
     if seeds == 1:
@@ -269,21 +270,23 @@ def sign_tests(by_network: "Mapping[str, SignTest]") -> pd.DataFrame:
 def sizes(by_network: Mapping[str, tuple[int, int, int]]) -> pd.DataFrame:
     """Bytes as label, form, bytes. `by_network`: a label to its dense, sparse and packed size."""
     forms = ("Dense, zeros included", "Sparse rows (CSR)", "Packed")
-    rows = [(label, form, size) for label, found in by_network.items() for form, size in zip(forms, found, strict=True)]
+    rows = []
+    for label, by_form in by_network.items():
+        rows += [(label, form, count) for form, count in zip(forms, by_form, strict=True)]
     return pd.DataFrame(rows, columns=["label", "form", "bytes"])
 
 
 def why_smaller(dense: int, sparse: int, packed: int, file: int, pattern: str, density: float) -> str:
     """Why a pruned model's file is, or is not, smaller."""
     says = (
-        f"The file holds {frames.size(file)}: every weight is written, the zeros too, so that any program can load it. "
-        f"Kept values with their positions would take {frames.size(packed)} ({100 * packed / dense:.0f} % of "
-        f"{frames.size(dense)}), "
+        f"The file holds {size(file)}: every weight is written, the zeros too, so that any program can load it. "
+        f"Kept values with their positions would take {size(packed)} ({100 * packed / dense:.0f} % of "
+        f"{size(dense)}), "
     )
     if sparse >= dense:
         says += "while the general sparse format saves nothing: 32 bits of position a value cost as much as the value."
     else:
-        says += f"the general sparse format {frames.size(sparse)}, since it spends 32 bits on each position."
+        says += f"the general sparse format {size(sparse)}, since it spends 32 bits on each position."
     return says + (
         f" Of the pruned layers' weights {100 * density:.0f} % are kept ({pattern}); layers left dense, biases and norms count "
         "in full."
@@ -315,7 +318,7 @@ def why_faster(dense: Sequence[float], pruned: Sequence[float], work: float, eli
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{frames.number(1000 * seconds)} ms"
+    return f"{number(1000 * seconds)} ms"
 
 
 def times(by_network: Mapping[str, Sequence[float]]) -> pd.DataFrame:

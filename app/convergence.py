@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from app.frames import counted, layer, number
+from app.frames import counted, layer
 from snows.config import SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, SiteFinished, SiteStarted
 from snows.log import by_layer
+from snows.measure_names import number
 
 if TYPE_CHECKING:
     from snows.updates import SiteProblem

@@ -23,6 +23,7 @@ from snows.config import (
     explain,
     parse_pattern,
 )
+from snows.measure_names import duration, size
 from snows.store import ACTIVE, StoreError
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
@@ -319,8 +320,8 @@ def _outcome(config: RunConfig) -> None:
             st.markdown(frames.operations(site.operations))
     with st.container(border=True):
         time_needed, memory = st.columns(2)
-        time_needed.metric("Time, about", frames.duration(plan.seconds))
-        memory.metric("Memory, about", frames.size(plan.bytes))
+        time_needed.metric("Time, about", duration(plan.seconds))
+        memory.metric("Memory, about", size(plan.bytes))
         start_button("Start", config, width="stretch", disabled=not names)
         active = sum(run.state() in ACTIVE for run in state.store().list()[:50])
         if active:

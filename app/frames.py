@@ -27,6 +27,7 @@ from snows.events import (
     SiteStarted,
 )
 from snows.log import Log, by_layer
+from snows.measure_names import duration, number, size
 
 if TYPE_CHECKING:
     from snows.runner import Plan
@@ -215,42 +216,6 @@ def words(name: str) -> str:
     return name.replace("_", " ").lower()
 
 
-def number(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    """A share of 1 in percent: `93.3 %`."""
-    return f"{100 * share:#.3g}".rstrip(".") + " %"
-
-
-def points(difference: float) -> str:
-    """A difference of two shares in percentage points, with its sign."""
-    return f"{100 * difference:+.2f} points".replace("-", "\N{MINUS SIGN}")
-
-
-def duration(seconds: float) -> str:
-    """`0.42 s`, `28 s`, `1 min 05 s`, `2 h 03 min`."""
-    if seconds < 0.1:
-        return "under 0.1 s"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds) // 60
-    return f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def counted(count: int, noun: str) -> str:
     """`1 layer`, `21 layers`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that suits: `1.23 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -5,10 +5,11 @@ A run is shown by reading its folder. Only *start*, *cancel* and *resume* go the
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
 
@@ -16,7 +17,11 @@ from app import charts, form, frames, live, state
 from app.runs import run_label
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
+from snows.measure_names import MEASURES, duration, size
 from snows.store import ACTIVE, Run, StoreError
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 _BADGES: dict[str, tuple[Any, str]] = {
     "queued": ("gray", ":material/hourglass_empty:"),
@@ -26,12 +31,7 @@ _BADGES: dict[str, tuple[Any, str]] = {
     "cancelled": ("gray", ":material/close:"),
     "interrupted": ("orange", ":material/power_off:"),
 }
-_METRICS = {
-    "accuracy": ("Accuracy", frames.percent, "The share of evaluation images it labels rightly."),
-    "agreement": ("Agreement", frames.percent, "The share of images on which it gives the dense network's answer."),
-    "density": ("Weights kept", frames.percent, "Of the layers that were pruned."),
-    "seconds": ("Time", frames.duration, "Of pruning, from the first layer to the last."),
-}
+_TILES = ("accuracy", "agreement", "density", "seconds")
 _POLL_SECONDS = 1.0
 QUIET = {"displayModeBar": False}
 
@@ -113,28 +113,35 @@ def _running(run: Run, progress: frames.Progress) -> None:
     after = ", then measuring" if progress.current else ""
     sweeps = progress.total // len(progress.sites) if progress.sites else 1
     sweep = f" in sweep {progress.current.sweep + 1} of {sweeps}" if progress.current and sweeps > 1 else ""
-    left = f", about {frames.duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
+    left = f", about {duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
     where = (
         f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {frames.layer(progress.current.site)}"
         if progress.current
         else progress.phase
     )
     bar, button = st.columns([6, 1], vertical_alignment="bottom")
-    bar.progress(progress.fraction, text=f"{where} · {frames.duration(progress.elapsed)} so far{left}")
+    bar.progress(progress.fraction, text=f"{where} · {duration(progress.elapsed)} so far{left}")
     with button:
         _cancel_button(run)
 
 
 def _finished(run: Run, config: RunConfig) -> None:
-    found = {name: value for name, value in (run.metrics() or {}).items() if value is not None}
-    shown = [name for name in _METRICS if name in found]
-    for column, name in zip(st.columns(len(shown) or 1), shown, strict=False):
-        label, words, meaning = _METRICS[name]
-        delta = None
-        if name == "accuracy" and (dense := found.get("accuracy_dense")) is not None:
-            delta = f"{frames.points(found[name] - dense)} from {frames.percent(dense)}"
-        value = words(found[name])
-        column.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning, border=True, height="stretch")
+    metrics = run.metrics() or {}
+    measured = {name: value for name in _TILES if (value := metrics.get(name)) is not None}
+    for column, (name, value) in zip(st.columns(len(measured) or 1), measured.items(), strict=False):
+        measure, delta = MEASURES[name], None
+        if name == "accuracy" and (dense := metrics.get("accuracy_dense")) is not None:
+            delta = f"{MEASURES['change'].say(value - dense)} from {measure.say(dense)}"
+        column.metric(
+            measure.title,
+            measure.say(value),
+            delta,
+            delta_color="off",
+            delta_arrow="off",
+            help=measure.meaning,
+            border=True,
+            height="stretch",
+        )
     if run.weights_path.exists():
         name = re.sub(r"[^\w.-]+", "-", f"{config.model}-{config.prune.pattern}-{run.id}")
         st.download_button(
@@ -326,6 +333,23 @@ def follow(run: Run, draw: Callable[[bool], None]) -> None:
     st.fragment(run_every=_POLL_SECONDS if active else None)(draw_now)()
 
 
+# --- tables of measures ---
+
+
+def said(table: pd.DataFrame) -> "Styler":
+    """The table with each measure's values said as everywhere else; they sort as numbers."""
+    return table.style.format({name: MEASURES[name].say for name in table.columns if name in MEASURES}, na_rep="")
+
+
+def measure_columns(table: pd.DataFrame, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The title and meaning of each column of `table` that is a measure."""
+    names = [name for name in table.columns if name in MEASURES]
+    return {
+        name: st.column_config.Column(MEASURES[name].title, help=MEASURES[name].meaning, width=(widths or {}).get(name))
+        for name in names
+    }
+
+
 # --- lists of runs ---
 
 
@@ -359,6 +383,7 @@ def recent_runs(limit: int = 8) -> None:
         st.caption("None yet. The demonstration would be the first.")
     for run in runs:
         accuracy = (run.metrics() or {}).get("accuracy")
+        reached = "" if accuracy is None else f" · accuracy {MEASURES['accuracy'].say(accuracy)}"
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.page_link(
                 state.page("prune"),
@@ -369,7 +394,7 @@ def recent_runs(limit: int = 8) -> None:
             )
             with st.container(width=120):
                 badge(run.state())
-            st.caption(when(run) + (f" · accuracy {frames.percent(accuracy)}" if accuracy is not None else ""), width="content")
+            st.caption(when(run) + reached, width="content")
 
 
 def found_device() -> str:
@@ -378,7 +403,7 @@ def found_device() -> str:
 
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        return f":material/memory: Runs will use the **{found.name}** here and its {frames.size(found.total_memory)}."
+        return f":material/memory: Runs will use the **{found.name}** here and its {size(found.total_memory)}."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f":material/memory: Runs will use **{cores} processor cores** and {frames.size(memory)}; no CUDA device was found."
+    return f":material/memory: Runs will use **{cores} processor cores** and {size(memory)}; no CUDA device was found."

@@ -22,8 +22,10 @@ from pydantic import ValidationError
 from app import charts, convergence, frames, layers
 from snows.config import RunConfig, explain
 from snows.events import Event, RunFailed
+from snows.measure_names import MEASURES, duration, number
 from snows.store import Run, RunStore, default_root
 
+_TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
 _STAGES = {"mask_only": "Mask only", "least_squares": "Least squares", "final": "At the end"}
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -77,14 +79,8 @@ def _did(config: RunConfig, progress: frames.Progress) -> str:
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
     metrics = run.metrics() or {}
-    tiles = [
-        ("Accuracy of the dense network", "accuracy_dense", frames.percent),
-        ("Accuracy", "accuracy", frames.percent),
-        ("Agreement with the dense network", "agreement", frames.percent),
-        ("Weights kept in the pruned layers", "density", frames.percent),
-        ("Time to prune", "seconds", frames.duration),
-    ]
-    return [(title, say(value)) for title, key, say in tiles if (value := metrics.get(key)) is not None]
+    measured = [(MEASURES[name], metrics.get(name)) for name in _TILES]
+    return [(measure.title, measure.say(value)) for measure, value in measured if value is not None]
 
 
 def _notes(events: list[Event], state: str, progress: frames.Progress) -> list[tuple[str, bool]]:
@@ -105,7 +101,7 @@ def _layers(events: list[Event], config: RunConfig, progress: frames.Progress) -
     losses = layers.window_losses(events, relative=True)
     figures = [
         (
-            charts.loss_chart(losses, names, config.prune.update, title="Error ÷ target", blocks=blocks),
+            charts.loss_chart(losses, names, config.prune.update, title=MEASURES["relative_loss"].axis, blocks=blocks),
             "Error of each layer's window, relative to the values that the dense network has there: with the mask only, after "
             "an exact fit of the layer's own output, and at the end. 1 would be as wrong as answering zero.",
         )
@@ -125,16 +121,16 @@ def _layers(events: list[Event], config: RunConfig, progress: frames.Progress) -
         rows.append(
             (
                 frames.layer(site.site),
-                frames.percent(site.density),
-                *(frames.number(by_stage[stage]) if stage in by_stage else "" for stage in _STAGES),
-                frames.duration(site.seconds),
+                MEASURES["density"].say(site.density),
+                *(number(by_stage[stage]) if stage in by_stage else "" for stage in _STAGES),
+                duration(site.seconds),
                 str(site.num_products),
                 frames.words(site.status),
             )
         )
     return {
         "figures": figures,
-        "head": ("Layer", "Kept", *_STAGES.values(), "Time", "Products", "Status"),
+        "head": ("Layer", MEASURES["density"].title, *_STAGES.values(), MEASURES["seconds"].title, "Products", "Status"),
         "rows": rows,
         "statuses": list({frames.words(site.status): site.message for site in finished}.items()),
     }
@@ -148,11 +144,11 @@ def _solver(events: list[Event], config: RunConfig) -> dict[str, Any] | None:
         (
             step["layer"],
             str(step["step"]),
-            frames.number(step["before"]),
-            frames.number(step["loss"]),
+            number(step["before"]),
+            number(step["loss"]),
             str(step["iterations"]),
-            frames.number(step["residual"]),
-            frames.number(step["step_size"]) if step["step_size"] > 0 else "none",
+            number(step["residual"]),
+            number(step["step_size"]) if step["step_size"] > 0 else "none",
             frames.words(step["cg"]),
         )
         for step in steps.to_dict("records")

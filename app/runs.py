@@ -26,10 +26,10 @@ COLUMNS = {
     "pattern": "str",
     "method": "str",
     "state": "str",
-    "accuracy": "float64",  # in percent, as are agreement and kept
-    "change": "float64",  # against the dense network, in percentage points
+    "accuracy": "float64",  # from here on as `snows.measure_names` has them
+    "change": "float64",
     "agreement": "float64",
-    "kept": "float64",
+    "density": "float64",
     "seconds": "float64",
     "made": "datetime64[s]",
     "tags": "object",  # a list of words
@@ -73,10 +73,6 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
     except (ValueError, TypeError):  # written by another version, or damaged
         return row
     done = f", {sum(1 for _ in run.finished_sites())} done" if state == "running" else ""
-
-    def percent(value: float | None) -> float | None:
-        return None if value is None else 100 * value
-
     accuracy, dense = metrics.get("accuracy"), metrics.get("accuracy_dense")
     return row | {
         "compare": labels.compare,
@@ -85,11 +81,9 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "pattern": str(config.prune.pattern),
         "method": frames.method(config),
         "state": state + done,
-        "accuracy": percent(accuracy),
-        "change": None if accuracy is None or dense is None else 100 * (accuracy - dense),
-        "agreement": percent(metrics.get("agreement")),
-        "kept": percent(metrics.get("density")),
-        "seconds": metrics.get("seconds"),
+        "accuracy": accuracy,
+        "change": None if accuracy is None or dense is None else accuracy - dense,
+        **{name: metrics.get(name) for name in ("agreement", "density", "seconds")},
         "tags": list(labels.tags),
     }
 

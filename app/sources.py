@@ -15,6 +15,7 @@ import streamlit as st
 
 from app import charts, fetching, frames
 from snows.config import InputError, RunConfig
+from snows.measure_names import size
 from snows.pictures import DataError
 from snows.presets import PRESETS, wanted
 from snows.store import default_root
@@ -132,8 +133,8 @@ def network(config: RunConfig) -> None:
         found = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
     except InputError:
         return  # the plan beside the form says it
-    size = " x ".join(map(str, found.input_size))
-    st.caption(f"**{found.parameters:,} parameters** · images of {size} · {len(found.class_names):,} classes")
+    shape = " x ".join(map(str, found.input_size))
+    st.caption(f"**{found.parameters:,} parameters** · images of {shape} · {len(found.class_names):,} classes")
     with st.expander("How it prepares an image, and its classes", icon=":material/crop:"):
         st.markdown(found.preprocessing + ".")
         shown = ", ".join(found.class_names[:40]) + (", …" if len(found.class_names) > 40 else "")
@@ -328,7 +329,7 @@ def downloads(config: RunConfig) -> None:
     except InputError:
         return
     for item in items:
-        _download(item.name, f"{item.what}, {frames.size(item.num_bytes)}")
+        _download(item.name, f"{item.what}, {size(item.num_bytes)}")
 
 
 def _download(name: str, words: str) -> None:
@@ -354,7 +355,7 @@ def _download(name: str, words: str) -> None:
         if now is None or not now.active:
             st.rerun()
         share = min(now.done / now.total, 1.0) if now.total else 0.0
-        so_far = f"{frames.size(now.done)}" + (f" of {frames.size(now.total)}" if now.total else "")
+        so_far = f"{size(now.done)}" + (f" of {size(now.total)}" if now.total else "")
         text = (
             f"Downloading {now.what or words}: {so_far}" if not now.total or now.done < now.total else f"Unpacking {now.what}"
         )

@@ -12,6 +12,7 @@ import pandas as pd
 from app import charts
 from snows import study
 from snows.batch import Row
+from snows.measure_names import MEASURES
 from snows.store import Batch, Run, RunStore
 from snows.study import Curve, Outcome, Recommendation
 
@@ -19,45 +20,8 @@ from snows.study import Curve, Outcome, Recommendation
 RECORDED = RunStore(Path(__file__).resolve().parent.parent / "assets" / "study")
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a figure shows against K. `title` of its axis; `meaning` in a sentence; values are multiplied by `scale`."""
-
-    title: str
-    meaning: str
-    log: bool = False
-    scale: float = 1.0
-
-
-MEASURES = {
-    "accuracy": Measure("Accuracy (%)", "The share of evaluation images it labels rightly.", scale=100),
-    "agreement": Measure("Agreement (%)", "The share of images on which it gives the dense network's answer.", scale=100),
-    "divergence": Measure(
-        "Divergence (nats)",
-        "How far the class probabilities are from the dense network's, on evaluation images (Kullback-Leibler). 0: equal. The "
-        "same quantity for every K.",
-        log=True,
-    ),
-    "window_error": Measure(
-        "Error ÷ target, window",
-        "What SNOWS minimizes: the squared error of the layer and the K operations after it, relative to their values, in the "
-        "middle layer. Each K looks at other operations.",
-        log=True,
-    ),
-    "own_error": Measure(
-        "Error ÷ target, layer",
-        "The squared error at the layer's own output, relative to its values, in the middle layer. Looking ahead gives way "
-        "here, to be right further on.",
-        log=True,
-    ),
-    "seconds": Measure("Time (s)", "Of pruning, from the first layer to the last.", log=True),
-    "memory": Measure(
-        "Memory (MB)",
-        "What the layer that needs most has in memory at once: on a GPU all that is measured there, on a CPU the images' "
-        "values that wait for their turn, without the batch in work.",
-        scale=1e-6,
-    ),
-}
+# What is drawn against K.
+DRAWN = ("accuracy", "agreement", "divergence", "window_error", "own_error", "seconds", "memory")
 LOSSES = {"divergence": "At the network's end", "window_error": "In the window", "own_error": "At the layer itself"}
 
 
@@ -108,7 +72,7 @@ def is_study(batch: Batch) -> bool:
 
 def points(study: Study) -> pd.DataFrame:
     """One row a point: curve (its name), k, share (of the network's operations, in percent; NaN where it is not known), level
-    (within the noise of the best), recommended, a column a measure of `MEASURES`, and its standard deviation over seeds as
+    (within the noise of the best), recommended, a column a measure of `DRAWN`, and its standard deviation over seeds as
     `MEASURE_deviation`. Numbers in the units of the axes, NaN where not measured."""
     rows = []
     for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
@@ -125,25 +89,29 @@ def points(study: Study) -> pd.DataFrame:
                 }
             )
     columns = ["curve", "k", "share", "level", "recommended"]
-    columns += [name + more for name in MEASURES for more in ("", "_deviation")]
+    columns += [name + more for name in DRAWN for more in ("", "_deviation")]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _values(row: Row) -> dict[str, float]:
-    found = {}
-    for name, measure in MEASURES.items():
-        if (value := row.values.get(name)) is not None:
-            found[name] = measure.scale * value.mean
-            found[f"{name}_deviation"] = measure.scale * (value.deviation or 0.0)
-    return found
+    numbers = {}
+    for name in DRAWN:
+        if (spread := row.values.get(name)) is not None:
+            scale = MEASURES[name].scale
+            numbers[name] = scale * spread.mean
+            numbers[f"{name}_deviation"] = scale * (spread.deviation or 0.0)
+    return numbers
 
 
 def dense(study: Study) -> dict[str, float]:
     """The dense networks' accuracy in percent by network, or their agreement with themselves."""
+    scale = MEASURES[study.measure].scale
     if study.measure == "agreement":
-        return {"the dense network": 100.0}
-    found = {curve.config.model: 100 * curve.rows[0].values["accuracy_dense"].mean for curve in study.curves}
-    return {f"{name}, dense": value for name, value in found.items()} if len(found) > 1 else {"dense": found.popitem()[1]}
+        return {"the dense network": scale}
+    accuracies = {curve.config.model: scale * curve.rows[0].values["accuracy_dense"].mean for curve in study.curves}
+    if len(accuracies) == 1:
+        return {"dense": accuracies.popitem()[1]}
+    return {f"{network}, dense": value for network, value in accuracies.items()}
 
 
 def marks(study: Study) -> dict[str, charts.Line]:
@@ -158,21 +126,21 @@ def marks(study: Study) -> dict[str, charts.Line]:
 
 
 def table(study: Study) -> pd.DataFrame:
-    """One row a curve: Network, Operations, Enough (the recommended K), Share (of the operations, in percent), the measure
-    there, Time there, and Best (the K with the best measure)."""
+    """One row a curve: network, operations, k (the recommended one), share (of the operations, in percent), the measure there,
+    seconds there, and best_k (the one with the best measure)."""
     rows = []
     for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
         row = advice.row if advice else None
         k = row.config.prune.k_steps if row else None
         rows.append(
             {
-                "Network": name,
-                "Operations": curve.operations,
-                "Enough": k,
-                "Share": 100 * k / curve.operations if curve.operations and k is not None else None,
-                study.measure.capitalize(): 100 * row.values[study.measure].mean if row else None,
-                "Time": row.values["seconds"].mean if row and "seconds" in row.values else None,
-                "Best": advice.best.config.prune.k_steps if advice else None,
+                "network": name,
+                "operations": curve.operations,
+                "k": k,
+                "share": 100 * k / curve.operations if curve.operations and k is not None else None,
+                study.measure: row.values[study.measure].mean if row else None,
+                "seconds": row.values["seconds"].mean if row and "seconds" in row.values else None,
+                "best_k": advice.best.config.prune.k_steps if advice else None,
             }
         )
     return pd.DataFrame(rows)

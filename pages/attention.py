@@ -15,6 +15,7 @@ import streamlit as st
 
 from app import charts, frames, gallery, panels, runs, state
 from snows.config import InputError
+from snows.measure_names import MEASURES, duration, size
 from snows.store import Run
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OWN = "own:"
 MEAN = "Mean"
 EVERY, CHANGED = "The first ones", "Answer changed"
 LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
-MEASURES = {"Cosine": "cosine", "Jensen-Shannon": "preserved"}  # to a column of `attention_view.by_head`
+SIMILARITIES = {"Cosine": "cosine", "Jensen-Shannon": "preserved"}  # to a column of `attention_view.by_head`
 
 
 @dataclass(frozen=True)
@@ -170,9 +171,7 @@ def _upload() -> None:
         name = file.name.replace("\n", " ")
         try:
             if file.size > LARGEST_UPLOAD * 1_000_000:
-                raise InputError(
-                    f"{name} has {frames.size(file.size)}; at most {LARGEST_UPLOAD} MB are taken. Make it smaller."
-                )
+                raise InputError(f"{name} has {size(file.size)}; at most {LARGEST_UPLOAD} MB are taken. Make it smaller.")
             _keep(name, read_picture(file.getvalue(), name))
             added.append(OWN + name)
         except InputError as error:
@@ -534,7 +533,7 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         measure = st.segmented_control(
             "Similarity",
-            list(MEASURES),
+            list(SIMILARITIES),
             default="Cosine",
             required=True,
             key="measure",
@@ -561,15 +560,16 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
     preserved = attention_view.preservation(found)
     spreads = {name: attention_view.spread(rows["preserved"]) for name, rows in preserved.groupby("network")}
     tables = {
-        name: attention_view.by_head(values).rename(columns={MEASURES[measure]: "value"}) for name, values in found.items()
+        name: attention_view.by_head(values).rename(columns={SIMILARITIES[measure]: "value"}) for name, values in found.items()
     }
     limits = (min(0.99, *(float(table["value"].min()) for table in tables.values())), 1.0)
+    score = MEASURES["preserved"]
     overview, *places = st.columns(len(columns))
     with overview:
         st.markdown(
             "**Each image's score**",
-            help="Preserved attention: 1 minus the Jensen-Shannon divergence from the dense network's maps, mean over heads "
-            "and blocks. A point an image; the diamond is their mean, the bar holds the middle 80 % of them.",
+            help=f"{score.title}: {score.meaning} A point an image; the diamond is their mean, the bar holds the middle 80 % "
+            "of them.",
         )
         panels.draw(
             charts.preservation_chart(preserved, {column.name: column.method for column in columns[1:]}, spreads),
@@ -582,9 +582,9 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
         with place:
             st.markdown(f"**{column.name}**")
             st.metric(
-                "Attention preserved",
-                frames.percent(mean),
-                f"{frames.percent(low)} to {frames.percent(high)} on 8 of 10 images",
+                score.title,
+                score.say(mean),
+                f"{score.say(low)} to {score.say(high)} on 8 of 10 images",
                 delta_color="off",
                 delta_arrow="off",
                 help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
@@ -636,7 +636,7 @@ def _measured(columns: list[Column], count: int) -> "dict[str, Similarity]":
             parts.append(_similar(*column.network, (dense.images, start, len(images)), column.inspection, images))
             done += len(images)
             if (taken := time.monotonic() - begun) > 0.3:
-                left = frames.duration(taken / done * (total - done))
+                left = duration(taken / done * (total - done))
                 place.progress(done / total, f"Comparing the maps of {count} images · about {left} left")
         kept[keys[column.name]] = Similarity.join(parts)
     place.empty()

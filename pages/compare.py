@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from app import batch_form, batch_view, charts, compare, frames, layers, panels, state
 from app.compare import Entry
-from snows.batch import BEST, LEVEL, Row, row_names
+from snows.batch import BEST, COLUMNS, LEVEL, Row, row_names
 from snows.config import InputError
+from snows.measure_names import MEASURES
 from snows.store import ACTIVE, Batch, Run
 
 if TYPE_CHECKING:
@@ -201,15 +202,8 @@ def comparison(now: Choice) -> None:
     closer(finished, rows)
 
 
-MEANINGS = {
-    "Accuracy": "The share of evaluation images it labels rightly. ± is the standard deviation over seeds.",
-    "Change": "Of accuracy, against the dense network, in percentage points.",
-    "Agreement": "The share of images on which it gives the dense network's answer. Needs no labels.",
-    "Divergence": "How far its class probabilities are from the dense network's (Kullback-Leibler, in nats). 0: equal.",
-    "Kept": "The share of weights kept, in the layers that were pruned.",
-    "Size": "With kept weights stored as values and positions.",
-    "Time": "Of pruning, from the first layer to the last.",
-    "Seeds": "How many runs that differ in their seed alone are one row.",
+MEANINGS = {MEASURES[name].title: MEASURES[name].meaning for name in COLUMNS} | {
+    "Seeds": "How many runs that differ in their seed alone are one row. ± is the standard deviation over them."
 }
 
 
@@ -241,22 +235,15 @@ def table(rows: list[Row]) -> None:
 
 def tradeoffs(rows: list[Row]) -> None:
     places = st.columns(2, gap="large")
-    for place, cost, words, title in zip(
-        places,
-        ("density", "seconds"),
-        ("What few weights keep", "What time buys"),
-        ("Weights kept (%)", "Time to prune (s)"),
-        strict=True,
-    ):
+    costs = {"density": "What few weights keep", "seconds": "What time buys"}
+    for place, (cost, words) in zip(places, costs.items(), strict=True):
         points, value = compare.tradeoff(rows, cost)
-        log = cost == "seconds" and points["x"].max() > 5 * points["x"].min()
+        log = MEASURES[cost].log and points["x"].max() > 5 * points["x"].min()
+        alt = f"{MEASURES[value].title} of each run against {MEASURES[cost].title.lower()}, with the Pareto front"
         with place:
             st.markdown(f"**{words}**")
-            dense = compare.dense_value(rows, value)
-            figure = charts.tradeoff_chart(points, title, value, dense=dense, log=log, percent=cost == "density")
-            panels.draw(
-                figure, False, f"tradeoff-{cost}", f"{value} of each run against {title.lower()}, with the Pareto front"
-            )
+            figure = charts.tradeoff_chart(points, cost, value, dense=compare.dense_value(rows, value), log=log)
+            panels.draw(figure, False, f"tradeoff-{cost}", alt)
     if len(rows) > 1:
         legend(rows)
 
@@ -337,7 +324,7 @@ def layer_view(entries: list[Entry]) -> None:
     st.markdown("**How wrong each layer's own output is**, at the end, relative to what it was fitted to")
     losses, names = compare.layer_losses(entries)
     figure = charts.side_by_side_chart(
-        losses, names, marks(entries), "Error ÷ target", log=True, blocks=[layers.block(name) for name in names]
+        losses, names, marks(entries), MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
     )
     panels.draw(figure, False, "compare-layers", "Each run's error at every layer, overlaid")
     if len({entry.config.prune.targets for entry in entries}) > 1:
@@ -463,12 +450,14 @@ def answer_view(entries: list[Entry]) -> None:
             st.markdown("**Accuracy by class**")
             classes = first.model.class_names or tuple(map(str, range(dense.shape[1])))
             by_class = {
-                label: (100 * comparison.class_accuracy(found, labels)).tolist()
+                label: (MEASURES["accuracy"].scale * comparison.class_accuracy(found, labels)).tolist()
                 for label, found in {compare.DENSE: dense, **logits}.items()
             }
             accuracies = compare.class_accuracies(by_class, classes)
             names = accuracies.drop_duplicates("index")["class"].tolist()
-            figure = charts.side_by_side_chart(accuracies, names, {compare.DENSE: DENSE_MARK, **marks(entries)}, "Accuracy (%)")
+            figure = charts.side_by_side_chart(
+                accuracies, names, {compare.DENSE: DENSE_MARK, **marks(entries)}, MEASURES["accuracy"].axis
+            )
             panels.draw(figure, False, "compare-classes", "Accuracy of each run by class")
 
     st.markdown("**The images whose answer changed**, those that most runs change first")
@@ -535,22 +524,17 @@ def versions(entries: list[Entry]) -> tuple[tuple[str, Path, float], ...]:
     return tuple((entry.label, entry.run.path, entry.run.created()) for entry in entries)
 
 
-LIKENESS = {
-    "cka": ("Linear CKA", "Linear CKA (1 = alike)"),
-    "cosine": ("Cosine", "Cosine (1 = same direction)"),
-    "error": ("Relative error", "Error ÷ dense network's value"),
-}
+LIKENESS = ("cka", "cosine", "error")
 
 
 def depth_view(entries: list[Entry]) -> None:
     measure = st.segmented_control(
         "How alike a layer's output is to the dense network's",
-        list(LIKENESS),
-        format_func=lambda name: LIKENESS[name][0],
+        LIKENESS,
+        format_func=lambda name: MEASURES[name].title,
         required=True,
-        **state.addressed("likeness", list(LIKENESS), "cka"),
-        help="Linear CKA (Kornblith et al., 2019) asks whether the same images lie close together, whatever the axes. Cosine "
-        "asks whether each image's values point the same way. The relative error also sees their size.",
+        **state.addressed("likeness", LIKENESS, "cka"),
+        help="\n".join(f"- **{MEASURES[name].title}**: {MEASURES[name].meaning}" for name in LIKENESS),
     )
     networks = opened(entries)
     count = len(affordable(first_of(networks), 1 + len(entries), REPRESENTED))
@@ -559,11 +543,11 @@ def depth_view(entries: list[Entry]) -> None:
         values,
         names,
         marks(entries),
-        LIKENESS[measure][1],
-        log=measure == "error",
+        MEASURES[measure].axis,
+        log=MEASURES[measure].log,
         blocks=[layers.block(name) for name in names],
     )
-    panels.draw(figure, False, f"compare-{measure}", f"{LIKENESS[measure][0]} of each run with the dense network, by layer")
+    panels.draw(figure, False, f"compare-{measure}", f"{MEASURES[measure].title} of each run with the dense network, by layer")
     st.caption(
         f"On {count} evaluation images, from the first pruned layer down to the network's output. Where a line turns "
         "back towards the dense network, later layers have made up for earlier ones."
@@ -601,9 +585,8 @@ def attention_view(entries: list[Entry]) -> None:
         charts.preservation_chart(preserved, methods, spreads), False, "compare-attention", "Attention preservation of each run"
     )
     st.caption(
-        "1 minus the Jensen-Shannon divergence of attention maps from the dense network's, over all blocks and heads: 1 is "
-        f"unchanged. A point an image, of {len(images)}; the diamond is the mean, the bar the middle 80 %. Of a convolutional "
-        "network it is where each stage's channels are active."
+        f"{MEASURES['preserved'].meaning} A point an image, of {len(images)}; the diamond is the mean, the bar the middle "
+        "80 %. Of a convolutional network it is where each stage's channels are active."
     )
     with st.container(horizontal=True, gap="medium"):
         for entry in entries[:4]:

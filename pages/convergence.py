@@ -12,6 +12,7 @@ from app import charts, convergence, frames, panels, state
 from app.layers import block
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
+from snows.measure_names import duration, number
 from snows.store import ACTIVE, Run
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _findings(found: list[convergence.Finding], count: int, is_live: bool) -> No
             "conjugate gradient stayed below its limit, the curvature products were sound, and no loss refused to fall."
         )
     with st.container(gap="xsmall"):
-        for number, finding in enumerate(found):
+        for place, finding in enumerate(found):
             with st.container(gap=None):
                 icon = ":red[:material/error:]" if finding.failure else ":blue[:material/info:]"
                 st.markdown(f"{icon} **{finding.what}.** {finding.why}")
@@ -150,7 +151,7 @@ def _findings(found: list[convergence.Finding], count: int, is_live: bool) -> No
                             name,
                             type="tertiary",
                             icon=":material/arrow_forward:",
-                            key=f"finding-{number}-{name}",
+                            key=f"finding-{place}-{name}",
                             on_click=_pick,
                             args=(name,),
                         )
@@ -200,8 +201,8 @@ def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) ->
     if ended is not None:
         first = ended.losses.get("least_squares", ended.losses["mask_only"])
         st.caption(
-            f"{ended.message} Loss {frames.number(first)} to {frames.number(ended.losses['final'])} with "
-            f"{frames.counted(ended.num_products, 'curvature product')} in {frames.duration(ended.seconds)}."
+            f"{ended.message} Loss {number(first)} to {number(ended.losses['final'])} with "
+            f"{frames.counted(ended.num_products, 'curvature product')} in {duration(ended.seconds)}."
         )
     directions = convergence.directions(events, site)
     if directions.empty:
@@ -230,7 +231,7 @@ def _table(steps: pd.DataFrame, name: str) -> None:
         )
     rows = options[of]
     shown = rows.assign(
-        tried=[", ".join(map(frames.number, tried)) for tried in rows["tried"]],
+        tried=[", ".join(map(number, tried)) for tried in rows["tried"]],
         ended=[convergence.CG_ENDED.get(cg, frames.words(cg)) for cg in rows["cg"]],
     )
     columns = [*(["layer"] if of == "All layers" else []), *_COLUMNS]

@@ -8,12 +8,10 @@ import streamlit as st
 from app import charts, frames, layers, panels, state
 from snows.config import InputError, RunConfig
 from snows.events import Event, SiteFinished
+from snows.measure_names import MEASURES, percent
 from snows.store import ACTIVE, Run
 
-_ERRORS = {
-    "Relative": "divided by the size of the values that should come out. 1 is as wrong as answering zero; layers compare.",
-    "Absolute": "the mean squared error itself, in the units of each layer's own values: what the solver makes smaller.",
-}
+_ERRORS = {"Relative": "relative_loss", "Absolute": "loss"}
 
 
 def draw_run(run: Run, is_live: bool) -> None:
@@ -78,7 +76,7 @@ def _controls(config: RunConfig, run_state: str, progress: frames.Progress, know
             "Error",
             list(_ERRORS),
             required=True,
-            help="\n".join(f"- **{name}**: {words}" for name, words in _ERRORS.items()),
+            help="\n".join(f"- **{name}**: {MEASURES[measure].meaning}" for name, measure in _ERRORS.items()),
             **state.addressed("error", _ERRORS, "Relative"),
         )
         method_of = charts.stages(config.prune.update)
@@ -116,7 +114,7 @@ def _overview(
     losses, windows = st.columns([3, 2], gap="medium")
     with losses:
         st.markdown("**What each layer lost, and got back**")
-        title = "Window's error ÷ its targets" if relative else "Loss of the window (mean squared error)"
+        title = MEASURES["relative_loss" if relative else "loss"].axis
         figure = charts.loss_chart(
             layers.window_losses(events, relative), names, config.prune.update, title=title, blocks=blocks, chosen=chosen
         )
@@ -157,23 +155,28 @@ def _facts(finished: SiteFinished, run: Run) -> None:
     shown = [
         (
             "Error at the end",
-            frames.percent(error),
-            f"from {frames.percent(at_first)} with the mask only",
+            percent(error),
+            f"from {percent(at_first)} with the mask only",
             "Of the window's values, relative: 100 % is as wrong as answering zero.",
         ),
         (
-            "Weights kept",
-            frames.percent(finished.density),
+            MEASURES["density"].title,
+            MEASURES["density"].say(finished.density),
             f"{finished.exchanged:,} exchanged" if finished.exchanged else None,
             "The share of this layer's weights that are not zero. Exchanged: these came into the mask for others that the "
             "scores had chosen, because the layer fits better with them.",
         ),
-        ("Time", frames.duration(finished.seconds), None, "To choose this layer's mask and fit its weights."),
         (
-            "Curvature products",
-            str(finished.num_products),
+            MEASURES["seconds"].title,
+            MEASURES["seconds"].say(finished.seconds),
             None,
-            "How often the solver asked how the loss bends in a direction. Each costs about two passes through the window.",
+            "To choose this layer's mask and fit its weights.",
+        ),
+        (
+            MEASURES["num_products"].title,
+            MEASURES["num_products"].say(finished.num_products),
+            None,
+            MEASURES["num_products"].meaning,
         ),
     ]
     with st.container(horizontal=True, gap="small"):
@@ -197,7 +200,7 @@ def _window(errors: pd.DataFrame, config: RunConfig, relative: bool) -> None:
         errors.assign(index=errors["k"], loss=errors["relative" if relative else "loss"]),
         [f"{k} · {words}" for k, words in enumerate(operations)],
         config.prune.update,
-        title="Error ÷ target" if relative else "Loss (mean squared error)",
+        title=MEASURES["relative_loss" if relative else "loss"].axis,
     )
     panels.draw(figure, True, "operations", "Error at each operation of the layer's window")
 

@@ -91,14 +91,14 @@ def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
         version = st.session_state["runs-version"] = version + 1
     ticks = [place for place, run_id in enumerate(ids) if run_id in opened]
     picked = st.dataframe(
-        table,
+        panels.said(table),
         key=f"runs-{version}-{hash(tuple(ids))}",
         on_select="rerun",
         selection_mode="multi-row",
         selection_default={"selection": {"rows": ticks}},
         hide_index=True,
-        column_order=[name for name in COLUMNS if name != "tags" or table["tags"].map(bool).any()],
-        column_config=COLUMNS,
+        column_order=[name for name in ORDER if name != "tags" or table["tags"].map(bool).any()],
+        column_config=COLUMNS | panels.measure_columns(table, WIDTHS),
         placeholder="",
         alt="All runs",
     )["selection"]["rows"]
@@ -111,26 +111,19 @@ def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
         st.rerun()
 
 
-def number(label: str, form: str, width: int, words: str) -> Any:
-    return st.column_config.NumberColumn(label, format=form, width=width, help=words)
-
-
 COLUMNS: dict[str, Any] = {
     "name": st.column_config.TextColumn("Name", width=140),
     "network": st.column_config.TextColumn("Network", width=125),
     "pattern": st.column_config.TextColumn("Pattern", width=75, help="2:4 keeps 2 of 4 weights; 70% removes that share."),
     "method": st.column_config.TextColumn("Method", width=110, help="What the kept weights became."),
     "state": st.column_config.TextColumn("State", width=124, help="While it runs: how many layers are done."),
-    "accuracy": number("Accuracy", "%.1f %%", 85, "The share of evaluation images it labels rightly."),
-    "change": number("Change", "%+.2f", 75, "Of accuracy, against the dense network, in percentage points."),
-    "agreement": number("Agreement", "%.1f %%", 92, "The share of images on which it gives the dense network's answer."),
-    "kept": number("Kept", "%.1f %%", 72, "The share of weights kept, in the layers that were pruned."),
-    "seconds": number("Time", "%.1f s", 78, "Of pruning, from the first layer to the last."),
     "made": st.column_config.DatetimeColumn("Made", format="D MMM YYYY, HH:mm", width=142),
     "compare": st.column_config.CheckboxColumn("Marked", width=70, help="Marked to be compared."),
     "tags": st.column_config.ListColumn("Tags"),
     "id": st.column_config.TextColumn("Id", width=170),
 }
+WIDTHS = {"accuracy": 85, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
+ORDER = ("name", "network", "pattern", "method", "state", *WIDTHS, "made", "compare", "tags", "id")
 
 
 # --- what can be done ---

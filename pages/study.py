@@ -11,7 +11,8 @@ import pandas as pd
 import streamlit as st
 
 from app import batch_view, charts, panels, state, study, study_form
-from app.study import LOSSES, MEASURES, Study
+from app.study import DRAWN, LOSSES, Study
+from snows.measure_names import MEASURES
 from snows.store import ACTIVE, Batch, Run
 from snows.study import Outcome
 
@@ -154,28 +155,24 @@ def figure(
     height: int = 260,
     legend: bool = False,
 ) -> None:
-    measure = MEASURES[name]
-    drawn = charts.study_chart(
-        points, lines, name, measure.title, share=share, log=measure.log, dense=dense, height=height, legend=legend
-    )
-    panels.draw(drawn, False, f"study-{name}", f"{measure.title} against {AXES['share' if share else 'k']}")
+    drawn = charts.study_chart(points, lines, name, share=share, dense=dense, height=height, legend=legend)
+    panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {AXES['share' if share else 'k']}")
 
 
 def table(found: Study) -> None:
     st.markdown("**Which K is enough**, and how it relates to the depth of the network")
+    of_networks = study.table(found)
     st.dataframe(
-        study.table(found),
+        panels.said(of_networks),
         hide_index=True,
         alt="The recommended K of each network, and its share of the network's operations",
         column_config={
-            "Network": st.column_config.TextColumn(width="medium"),
-            "Operations": st.column_config.NumberColumn(help="How many the network has of those that K counts."),
-            "Enough": st.column_config.NumberColumn("K that is enough", help="The smallest within the noise of the best."),
-            "Share": st.column_config.NumberColumn("Share of the operations", format="%.3g %%"),
-            "Accuracy": st.column_config.NumberColumn(format="%.2f %%", help=MEASURES["accuracy"].meaning),
-            "Agreement": st.column_config.NumberColumn(format="%.2f %%", help=MEASURES["agreement"].meaning),
-            "Time": st.column_config.NumberColumn(format="%.3g s", help=MEASURES["seconds"].meaning),
-            "Best": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
+            "network": st.column_config.TextColumn("Network", width="medium"),
+            "operations": st.column_config.NumberColumn("Operations", help="How many the network has of those that K counts."),
+            "k": st.column_config.NumberColumn("K that is enough", help="The smallest within the noise of the best."),
+            "share": st.column_config.NumberColumn("Share of the operations", format="%.3g %%"),
+            **panels.measure_columns(of_networks),
+            "best_k": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
         },
     )
     if len({curve.config.model for curve in found.curves}) > 1:
@@ -187,8 +184,8 @@ def table(found: Study) -> None:
 
 def numbers(points: pd.DataFrame) -> None:
     with st.expander("All points in numbers", icon=":material/table:"):
-        shown = [name for name in MEASURES if points[name].notna().any()]
-        titles = {name: st.column_config.NumberColumn(MEASURES[name].title, format="%.4g") for name in shown}
+        shown = [name for name in DRAWN if points[name].notna().any()]
+        titles = {name: st.column_config.NumberColumn(MEASURES[name].axis, format="%.4g") for name in shown}
         st.dataframe(
             points[["curve", "k", "share", *shown]],
             hide_index=True,

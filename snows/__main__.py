@@ -22,8 +22,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from snows import events, study
-from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, in_words, labels, method_name, summarize
+from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, labels, method_name, summarize
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain
+from snows.measure_names import MEASURES
 from snows.presets import PRESETS, Preset
 from snows.store import ACTIVE, Batch, Run, RunStore, StoreError, default_root
 from snows.threads import share_cores
@@ -506,7 +507,8 @@ def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
     found = study.curves(outcomes)
     if not found:
         return _fail("None of these runs is a finished run of SNOWS, so there is no K to look at.", FAILED)
-    rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", "ACCURACY", "AGREEMENT", "DIVERGENCE", "TIME", "")]
+    measured = ("accuracy", "agreement", "divergence", "seconds")
+    rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", *_heads(measured), "")]
     reasons = []
     for name, curve in zip(study.names(found), found, strict=True):
         advice = study.recommend(curve, outcomes)
@@ -515,8 +517,7 @@ def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
         for row in curve.rows:
             k = row.config.prune.k_steps
             of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
-            measured = ("accuracy", "agreement", "divergence", "seconds")
-            values = [in_words(m, row.values[m]) if m in row.values else "-" for m in measured]
+            values = [row.values[name].said(name) if name in row.values else "-" for name in measured]
             level = advice is not None and any(row is other for other in advice.level)
             mark = BEST if advice is not None and row is advice.row else LEVEL if level else ""
             rows.append((name, str(k), of_all, *values, mark))
@@ -551,14 +552,15 @@ def _list(given: argparse.Namespace) -> int:
     elif not runs:
         sys.stdout.write(f"There are no runs in {default_root()} yet. Start one with `python -m snows prune`.\n")
     else:
-        rows: list[tuple[str, ...]] = [("RUN", "STATE", "MODEL", "PATTERN", "METHOD", "ACCURACY", "AGREEMENT")]
+        measured = ("accuracy", "agreement")
+        rows: list[tuple[str, ...]] = [("RUN", "STATE", "MODEL", "PATTERN", "METHOD", *_heads(measured))]
         for run in runs:
             try:
                 config, metrics = run.config(), run.metrics() or {}
             except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
                 rows.append((run.id, "unreadable", *"-----"))
                 continue
-            shares = (_percent(metrics.get("accuracy")), _percent(metrics.get("agreement")))
+            shares = [_said(name, metrics.get(name)) for name in measured]
             rows.append((run.id, run.state(), config.model, str(config.prune.pattern), _method(config.prune), *shares))
         sys.stdout.write(_table(rows))
     return FINISHED
@@ -569,11 +571,12 @@ def _show(given: argparse.Namespace) -> int:
     log = run.log()
     sys.stdout.write(f"{run.id}: {run.state()}\n{_heading(run.config())}\n\n")
     rows: list[tuple[str, ...]] = [
-        ("LAYER", "DENSITY", "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", "SECONDS", "STATUS")
+        ("LAYER", *_heads(["density"]), "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", *_heads(["seconds"]), "STATUS")
     ]
     for event in log.layers():
-        losses = [f"{event.losses[k]:.3g}" if k in event.losses else "-" for k in ("mask_only", "least_squares", "final")]
-        rows.append((event.site, _percent(event.density), str(event.exchanged), *losses, f"{event.seconds:.1f}", event.status))
+        losses = [_said("loss", event.losses.get(stage)) for stage in ("mask_only", "least_squares", "final")]
+        density, seconds = _said("density", event.density), _said("seconds", event.seconds)
+        rows.append((event.site, density, str(event.exchanged), *losses, seconds, event.status))
     if len(rows) > 1:
         sys.stdout.write(_table(rows) + "\n")
     if log.failure:
@@ -597,21 +600,17 @@ def _method(config: PruneConfig) -> str:
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
-    rows = [
-        ("accuracy, dense network", _percent(metrics.get("accuracy_dense"))),
-        ("accuracy, pruned network", _percent(metrics.get("accuracy"))),
-        ("agreement with the dense network", _percent(metrics.get("agreement"))),
-        ("weights kept", _percent(metrics.get("density"))),
-    ]
-    if (seconds := metrics.get("seconds")) is not None:
-        rows.append(("seconds", f"{seconds:,.1f}"))
-    if (products := metrics.get("num_products")) is not None:
-        rows.append(("curvature products", f"{products:,.0f}"))
-    return _table([*rows, ("pruned weights", str(run.weights_path))]).rstrip()
+    names = ("accuracy_dense", "accuracy", "agreement", "density", "seconds", "num_products")
+    rows = [(MEASURES[name].title, _said(name, metrics.get(name))) for name in names]
+    return _table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
+def _heads(measures: Sequence[str]) -> list[str]:
+    return [MEASURES[name].title.upper() for name in measures]
+
+
+def _said(measure: str, value: float | None) -> str:
+    return "-" if value is None else MEASURES[measure].say(value)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -629,10 +628,10 @@ def _coverage(given: argparse.Namespace) -> int:
     from snows import runner
 
     plan = runner.plan(config)
-    rows = [("WEIGHT", "KIND", "SHAPE", "KEPT", "WINDOW")]
+    rows = [("WEIGHT", "KIND", "SHAPE", *_heads(["density"]), "WINDOW")]
     for site in plan.sites:
         shape = "x".join(map(str, site.shape))
-        rows.append((site.name, site.kind, shape, _percent(site.density), ", ".join(site.operations)))
+        rows.append((site.name, site.kind, shape, _said("density", site.density), ", ".join(site.operations)))
     sys.stdout.write(_table(rows))
     if plan.skipped:
         sys.stdout.write("\nLeft dense:\n" + _table(list(plan.skipped.items())))

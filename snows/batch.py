@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from snows.config import InputError, PruneConfig, RunConfig
+from snows.measure_names import MEASURES, Measure
 
 MOST_RUNS = 200
 
@@ -95,22 +96,8 @@ def expand(
 # --- what came of them ---
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A column to compare by. `more_is_better`, or less. `of_images`: a share of the evaluation images."""
-
-    more_is_better: bool = False
-    of_images: bool = False
-
-
-MEASURES = {
-    "accuracy": Measure(more_is_better=True, of_images=True),
-    "agreement": Measure(more_is_better=True, of_images=True),
-    "divergence": Measure(),
-    "density": Measure(),
-    "packed_bytes": Measure(),
-    "seconds": Measure(),
-}
+# What rows are compared by: the best of each is marked.
+COMPARED = ("accuracy", "agreement", "divergence", "density", "packed_bytes", "seconds")
 
 
 @dataclass(frozen=True)
@@ -124,6 +111,10 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def said(self, measure: str) -> str:
+        """As a value of that measure of `measure_names`: `93.31 ± 0.12 %`."""
+        return MEASURES[measure].say(self.mean, self.deviation)
 
 
 @dataclass(frozen=True)
@@ -152,8 +143,8 @@ def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) 
     for place, (config, _) in enumerate(finished):
         groups.setdefault(_but_for_the_seed(config), []).append(place)
     rows = [_row(finished, places) for places in groups.values()]
-    for name, measure in MEASURES.items():
-        _mark([row for row in rows if name in row.values], name, measure)
+    for name in COMPARED:
+        _mark([row for row in rows if name in row.values], name, MEASURES[name])
     return rows
 
 
@@ -164,10 +155,10 @@ def _but_for_the_seed(config: RunConfig) -> str:
 def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:
     measured = [finished[place][1] for place in places]
     values = {}
-    for name in (*MEASURES, "accuracy_dense"):
-        found = [value for metrics in measured if (value := metrics.get(name)) is not None]
-        if len(found) == len(measured):
-            values[name] = Spread.of(found)
+    for name in (*COMPARED, "accuracy_dense"):
+        over_seeds = [value for metrics in measured if (value := metrics.get(name)) is not None]
+        if len(over_seeds) == len(measured):
+            values[name] = Spread.of(over_seeds)
     if "accuracy" in values and "accuracy_dense" in values:
         values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
     images = min(int(metrics.get("num_evaluation") or 0) for metrics in measured)
@@ -215,16 +206,8 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
 
 # --- in words ---
 
-# A measure to its title, in the order of a table.
-COLUMNS = {
-    "accuracy": "Accuracy",
-    "change": "Change",
-    "agreement": "Agreement",
-    "divergence": "Divergence",
-    "density": "Kept",
-    "packed_bytes": "Size",
-    "seconds": "Time",
-}
+# The columns of a table, in order.
+COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "seconds")
 BEST, LEVEL = "★", "☆"
 
 
@@ -268,9 +251,9 @@ def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
     The best of a column has `BEST` behind it, and what is within the noise of it `LEVEL`.
     """
     table = {"Method": row_names(rows)}
-    for name, title in COLUMNS.items():
+    for name in COLUMNS:
         if any(name in row.values for row in rows):
-            table[title] = [_cell(row, name) for row in rows]
+            table[MEASURES[name].title] = [_cell(row, name) for row in rows]
     if any(len(row.runs) > 1 for row in rows):
         table["Seeds"] = [str(len(row.runs)) for row in rows]
     return table
@@ -281,20 +264,4 @@ def _cell(row: Row, name: str) -> str:
         return ""
     measure = "accuracy" if name == "change" else name
     mark = BEST if measure in row.best else LEVEL if measure in row.level else ""
-    return f"{in_words(name, row.values[name])} {mark}".rstrip()
-
-
-def in_words(name: str, value: Spread) -> str:
-    """A measure's mean in its unit, and its standard deviation over seeds."""
-    scale, form, unit = {
-        "change": (100, "+.2f", ""),
-        "divergence": (1, ".3g", ""),
-        "packed_bytes": (1e-6, ".3g", " MB"),
-        "seconds": (1, ".1f", " s"),
-    }.get(name, (100, ".2f", " %"))
-    text = f"{scale * value.mean:{form}}"
-    if name == "change":  # elsewhere a dash may be of an exponent
-        text = text.replace("-", "\N{MINUS SIGN}")
-    if value.deviation:
-        text += f" ± {scale * value.deviation:{form.removeprefix('+')}}"
-    return text + unit
+    return f"{row.values[name].said(name)} {mark}".rstrip()

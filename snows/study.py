@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snows import batch
-from snows.batch import MOST_RUNS, Method, Row, Spread, image_noise, in_words, is_level, network_words, set_apart, summarize
+from snows.batch import MOST_RUNS, Method, Row, Spread, image_noise, is_level, network_words, set_apart, summarize
 from snows.config import InputError, RunConfig
 from snows.events import RunFinished, SiteFinished
+from snows.measure_names import MEASURES, duration
 from snows.store import Run
 
-# Beside the measures of `snows.batch`. Errors are relative to the target's mean square, of the layer in the middle.
-MEASURES = ("own_error", "window_error", "memory")
+# Measured beside what `snows.batch` compares by. Errors are relative to the target's mean square, of the layer in the middle.
+OF_LAYERS = ("own_error", "window_error", "memory")
 
 
 def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: Sequence[int] = ()) -> list[RunConfig]:
@@ -49,7 +50,7 @@ def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run, as a study reads it. `right` as in `events.RunFinished`; `measures` by name of `MEASURES`, as far as the
+    """A finished run, as a study reads it. `right` as in `events.RunFinished`; `measures` by name of `OF_LAYERS`, as far as the
     run recorded them."""
 
     config: RunConfig
@@ -121,7 +122,7 @@ def _but_for_k(config: RunConfig) -> str:
 def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:
     runs = [places[i] for i in row.runs]
     measured = [outcomes[i].measures or {} for i in runs]
-    extra = {name: Spread.of([own[name] for own in measured]) for name in MEASURES if all(name in own for own in measured)}
+    extra = {name: Spread.of([own[name] for own in measured]) for name in OF_LAYERS if all(name in own for own in measured)}
     return replace(row, runs=runs, values=row.values | extra)
 
 
@@ -188,7 +189,7 @@ def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
         return f"K = {row.config.prune.k_steps}"
 
     def value(row: Row) -> str:
-        return in_words(curve.measure, replace(row.values[curve.measure], deviation=None))
+        return MEASURES[curve.measure].say(row.values[curve.measure].mean)
 
     chosen, times = level[0], [row.values["seconds"].mean for row in (level[0], best) if "seconds" in row.values]
     if len(level) == len(rows):
@@ -200,7 +201,7 @@ def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
     if chosen is best:
         more = " It is the largest that was tried, so try larger ones too." if best is rows[-1] else ""
         return f"{k(best)} has the best {curve.measure}, {value(best)}, and no smaller K is within the noise of it.{more}"
-    cost = f", and takes {times[0]:.3g} s where that takes {times[1]:.3g} s" if len(times) == 2 else ""
+    cost = f", and takes {duration(times[0])} where that takes {duration(times[1])}" if len(times) == 2 else ""
     return (
         f"{k(chosen)} is the smallest whose {curve.measure}, {value(chosen)}, is within the noise of the best, "
         f"{value(best)} at {k(best)}{cost}."

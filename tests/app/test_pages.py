@@ -66,7 +66,7 @@ class TestOverview:
         text = text_of(open_page("overview"))
         for name in states:
             assert re.search(rf"badge\[.*{name}\]", text), name
-        assert "accuracy 93.3 %" in text
+        assert "accuracy 93.31 %" in text
         assert "your newest finished run" in text
 
     def test_run_of_another_version_hides_no_other(self, open_page: OpenPage, store: RunStore) -> None:
@@ -74,7 +74,7 @@ class TestOverview:
         (foreign.path / "config.json").write_text('{"model": "x", "unheard_of": 1}')
         helpers.write_run(store, "finished")
         text = text_of(open_page("overview"))
-        assert "accuracy 93.3 %" in text
+        assert "accuracy 93.31 %" in text
         assert "another version" in text_of(open_page("prune", run=foreign.id))
 
 
@@ -87,7 +87,11 @@ class TestRunStates:
             ("failed", ["Layer layer2.0.conv1 was given a NaN", "7 of 21 layers are finished and kept"], "Resume"),
             ("cancelled", ["You cancelled this run", "7 of 21 layers are finished and kept"], "Resume"),
             ("interrupted", ["its worker is gone", "7 of 21 layers are finished and kept"], "Resume"),
-            ("finished", ["Accuracy: 93.3 % (\N{MINUS SIGN}0.64 points from 94.0 %)", "Agreement: 97.0 %", "Time: 28 s"], None),
+            (
+                "finished",
+                ["Accuracy: 93.31 % (\N{MINUS SIGN}0.64 points from 93.95 %)", "Agreement: 97.02 %", "Time: 28 s"],
+                None,
+            ),
         ],
     )
     def test_says_what_happened_and_what_to_do(
@@ -151,7 +155,7 @@ class TestRunStates:
         helpers.write_run(RunStore(tmp_path / "recorded"), "finished")
         app = open_page("prune")
         assert "A recorded run" in text_of(app)
-        assert "Accuracy: 93.3 %" in text_of(app)
+        assert "Accuracy: 93.31 %" in text_of(app)
         assert "a recorded run" in text_of(open_page("overview"))
 
 

@@ -64,9 +64,9 @@ def test_a_finished_run(store: RunStore) -> None:
         run.id,
         "finished",
         "talk",
-        "93.3 %",
-        "94.0 %",
-        "97.0 %",
+        "93.31 %",
+        "93.95 %",
+        "97.02 %",
         "Keep 1 of 4 weights (1:4), in 21 layers",
         "layer3.2.conv2",
         "its 1 input channel cannot be divided into groups of 4",
@@ -86,7 +86,7 @@ def test_a_finished_run(store: RunStore) -> None:
 def test_numbers_stand_beside_the_figure(store: RunStore) -> None:
     text, _, _ = read(helpers.write_run(store, "finished"))
     row = text[text.index("layer1.0.conv1\n") :].split("\n")[:8]
-    assert row == ["layer1.0.conv1", "25.0 %", "0.02", "0.004", "0.0025", "1.3 s", "40", "no further decrease"]
+    assert row == ["layer1.0.conv1", "25.00 %", "0.02", "0.004", "0.0025", "1.3 s", "40", "no further decrease"]
 
 
 @pytest.mark.parametrize(

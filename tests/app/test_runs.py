@@ -45,10 +45,10 @@ class TestTable:
             "pattern": "1:8",
             "method": "SNOWS, K = 5",
             "state": "finished",
-            "accuracy": pytest.approx(93.31),
-            "change": pytest.approx(-0.64),
-            "agreement": pytest.approx(97.02),
-            "kept": pytest.approx(25.21),
+            "accuracy": pytest.approx(0.9331),
+            "change": pytest.approx(-0.0064),
+            "agreement": pytest.approx(0.9702),
+            "density": pytest.approx(0.2521),
             "seconds": 28.1,
             "tags": ["talk", "june"],
             "recorded": False,
@@ -71,7 +71,7 @@ class TestTable:
         (row,) = runs.table([run]).to_dict("records")
         assert math.isnan(row["accuracy"])
         assert math.isnan(row["change"])
-        assert row["agreement"] == pytest.approx(97.02)
+        assert row["agreement"] == pytest.approx(0.9702)
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -354,4 +354,4 @@ class TestPage:
         other = helpers.write_run(RunStore(tmp_path / "elsewhere"), "finished")
         archive.import_run(store, other.path.rename(other.path.with_name(run.id)))
         app.run()
-        assert "Accuracy: 93.3 %" in text_of(app)
+        assert "Accuracy: 93.31 %" in text_of(app)

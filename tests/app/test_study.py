@@ -105,15 +105,15 @@ class TestFrames:
     def test_table(self, found: study.Study) -> None:
         first, second = study.table(found).to_dict("records")
         assert first == {
-            "Network": "resnet20-fashion",
-            "Operations": 40,
-            "Enough": 3,
-            "Share": 7.5,
-            "Accuracy": pytest.approx(94.7),
-            "Time": 40.0,
-            "Best": 10,
+            "network": "resnet20-fashion",
+            "operations": 40,
+            "k": 3,
+            "share": 7.5,
+            "accuracy": pytest.approx(0.947),
+            "seconds": 40.0,
+            "best_k": 10,
         }
-        assert (second["Enough"], second["Share"], second["Best"]) == (10, 20.0, 10)
+        assert (second["k"], second["share"], second["best_k"]) == (10, 20.0, 10)
 
     def test_dense_networks(self, found: study.Study, store: RunStore) -> None:
         assert study.dense(found) == {"resnet20-fashion, dense": pytest.approx(96), "vit-fashion, dense": pytest.approx(92)}
@@ -143,7 +143,7 @@ class TestFrames:
         assert bare.measure == "agreement"
         assert points[["share", "memory", "seconds", "own_error"]].isna().to_numpy().all()
         assert study.dense(bare) == {"the dense network": 100.0}
-        assert math.isnan(study.table(bare)["Share"].astype(float)[0])
+        assert math.isnan(study.table(bare)["share"].astype(float)[0])
 
     def test_which_batches_are_studies(self, store: RunStore) -> None:
         assert study.is_study(batch_of(store))
@@ -163,13 +163,13 @@ def test_the_study_that_comes_with_the_app() -> None:
     assert bundled.names == ["resnet20-fashion", "vit-fashion"]
     points = study.points(bundled)
     assert points["k"].tolist() == [0, 1, 3, 5, 10] * 2
-    assert points[list(study.MEASURES)].notna().to_numpy().all()
+    assert points[list(study.DRAWN)].notna().to_numpy().all()
     assert points["recommended"].sum() == 2
 
 
 class TestFigure:
     def drawn(self, found: study.Study, **more: object) -> dict:
-        figure = charts.study_chart(study.points(found), study.marks(found), "accuracy", "Accuracy (%)", **more)
+        figure = charts.study_chart(study.points(found), study.marks(found), "accuracy", **more)
         return json.loads(figure.to_json())
 
     def test_filled_within_the_noise_and_a_ring_around_the_choice(self, found: study.Study) -> None:
@@ -196,7 +196,7 @@ class TestFigure:
         assert kept[:3] == [0, 1, 3]
 
     def test_without_a_point(self, found: study.Study) -> None:
-        figure = charts.study_chart(study.points(found).head(0), {}, "accuracy", "Accuracy (%)")
+        figure = charts.study_chart(study.points(found).head(0), {}, "accuracy")
         assert not figure.data
 
 
@@ -315,7 +315,7 @@ class TestPage:
         assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 %," in text
         assert "**vit-fashion.** K = 10 has the best accuracy, 90.00 %" in text
         assert len(app.get("plotly_chart")) == 4
-        assert app.dataframe[0].value["Enough"].tolist() == [3, 10]
+        assert app.dataframe[0].value["k"].tolist() == [3, 10]
         assert len(app.dataframe[1].value) == 6
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
         assert app.selectbox(f"study-{batch.id}").options[1].startswith("6 runs · resnet20-fashion and 1 more")

@@ -145,10 +145,10 @@ class TestSummarize:
         assert table == {
             "Method": ["SNOWS, refined mask, K = 3", "Magnitude only"],
             "Accuracy": [f"90.50 ± 0.71 % {BEST}", f"89.50 % {LEVEL}"],
-            "Change": [f"\N{MINUS SIGN}3.50 ± 0.71 {BEST}", f"\N{MINUS SIGN}4.50 {LEVEL}"],
+            "Change": [f"\N{MINUS SIGN}3.50 ± 0.71 points {BEST}", f"\N{MINUS SIGN}4.50 points {LEVEL}"],
             "Agreement": ["90.00 %", "90.00 %"],
-            "Kept": ["25.00 %", "25.00 %"],
-            "Time": ["11.0 ± 1.4 s", f"1.0 s {BEST}"],
+            "Weights kept": ["25.00 %", "25.00 %"],
+            "Time": ["11.0 ± 1.4 s", f"1 s {BEST}"],
             "Seeds": ["2", "1"],
         }
 

@@ -375,7 +375,7 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
 
     assert main(["show", states["finished"][0]]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"fc\.weight +12\.50 % +3 +0\.5 +0\.125 +0\.0625 +1\.5 +converged", out)
+    assert re.search(r"fc\.weight +12\.50 % +3 +0\.5 +0\.125 +0\.0625 +1\.5 s +converged", out)
     assert "92.00 %" in out
     assert main(["show", failed.id]) == 0
     assert "It broke. Mend it." in capsys.readouterr().out
@@ -464,7 +464,7 @@ def test_study_says_which_k_is_enough(execute: Callable, store: RunStore, capsys
     out, err = capsys.readouterr()
     rows = [row.split() for row in out.splitlines()]
     assert rows[0] == ["NETWORK", "K", "OF", "ALL", "ACCURACY", "AGREEMENT", "DIVERGENCE", "TIME"]
-    assert rows[2] == ["resnet20-fashion", "3", "8", "%", "94.90", "%", "50.00", "%", "0.1", "13.0", "s", "★"]
+    assert rows[2] == ["resnet20-fashion", "3", "8", "%", "94.90", "%", "50.00", "%", "0.1", "nats", "13", "s", "★"]
     assert [(row[0], row[1], row[-1]) for row in rows[1:7]] == [
         (model, k, mark) for model in ("resnet20-fashion", "vit-fashion") for k, mark in (("0", "s"), ("3", "★"), ("10", "☆"))
     ]
@@ -686,8 +686,8 @@ def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
     assert {c.num_calibration for c in configs} == {64}
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert re.fullmatch(r"METHOD +ACCURACY +CHANGE +AGREEMENT +KEPT +TIME +SEEDS", lines[0])
-    assert re.fullmatch(r"Wanda · 2:4 +92.00 % +.2.00 +95.00 % +12.50 % +12.5 s +2", lines[1])
+    assert re.fullmatch(r"METHOD +ACCURACY +CHANGE +AGREEMENT +WEIGHTS KEPT +TIME +SEEDS", lines[0])
+    assert re.fullmatch(r"Wanda · 2:4 +92.00 % +.2.00 points +95.00 % +12.50 % +12 s +2", lines[1])
     assert len(lines) == 1 + 12 + 2
     assert f"Batch {batch.id}: 24 runs." in err
 

@@ -153,7 +153,7 @@ class TestRecommendation:
         assert found.best.config.prune.k_steps == 10
         assert found.reason == (
             "K = 3 is the smallest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at K = 10, and takes 20 s "
-            "where that takes 60 s."
+            "where that takes 1 min 00 s."
         )
 
     def test_other_images_wrong_is_more_noise(self) -> None:
