@@ -10,17 +10,14 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from snows.config import RunConfig
-from snows.events import Queued, RunCancelled, RunFailed
-from snows.store import ACTIVE, Run, RunStore
-
-Execute = Callable[[Run], None]
+from snows.events import RunFinished
+from snows.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
 
 _log = logging.getLogger(__name__)
 # Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
@@ -28,23 +25,17 @@ _CPU_NICENESS = 10
 
 
 @dataclass
-class _Job:
-    run: Run
-    hold: ExitStack  # keeps the run marked as held from the moment it is queued
-
-
-@dataclass
 class _Line:
-    """One device's waiting jobs and its worker."""
+    """One device's waiting runs and its worker."""
 
-    waiting: deque[_Job] = field(default_factory=deque)
+    waiting: deque[Hold] = field(default_factory=deque)
     worker: threading.Thread | None = None
 
 
-def _execute(run: Run) -> None:
+def _execute(run: Run) -> RunFinished:
     from snows import runner  # takes seconds to import: torch
 
-    runner.execute(run)
+    return runner.execute(run)
 
 
 def device_of(config: RunConfig) -> str:
@@ -60,8 +51,7 @@ def device_of(config: RunConfig) -> str:
 class JobManager:
     """Start, cancel and resume runs of one store. Safe to call from any thread.
 
-    `execute` does what a run's config says and appends its events up to the last; it obeys `run.cancel_requested()`. The
-    default is `snows.runner.execute`.
+    `execute` does what a run's config says, see `snows.store.Hold.work`. The default is `snows.runner.execute`.
     """
 
     def __init__(self, store: RunStore, execute: Execute = _execute) -> None:
@@ -74,7 +64,7 @@ class JobManager:
         """Create a run, queue it, and return its id. Raises `StoreError` if the disk refuses."""
         device = device_of(config)
         run = self._store.create(config)
-        self._enqueue(run, device)
+        self._enqueue(run.queue(), device)
         return run.id
 
     def submit_batch(self, configs: Sequence[RunConfig]) -> str:
@@ -82,7 +72,8 @@ class JobManager:
         devices = [device_of(config) for config in configs]
         batch = self._store.create_batch(configs)  # all of them first, so that whatever was not queued can be resumed
         for run, device in zip(batch.runs(), devices, strict=True):
-            self._enqueue(run, device)
+            with suppress(RunTakenError):  # somebody was quick to resume it
+                self._enqueue(run.queue(), device)
         return batch.id
 
     def resume_batch(self, batch_id: str) -> None:
@@ -101,9 +92,9 @@ class JobManager:
         """Queue a failed, cancelled or interrupted run again; any other is left alone. Raises `KeyError` for an unknown id."""
         run = self._store.get(run_id)
         device = device_of(run.config())
-        with self._changed:  # two tabs may press the button at once
-            if run.state() not in (*ACTIVE, "finished"):
-                self._enqueue(run, device)
+        if run.state() not in ACTIVE:
+            with suppress(RunTakenError):  # two tabs may press the button at once
+                self._enqueue(run.queue(), device)
 
     def cancel(self, run_id: str) -> None:
         """Ask a run to stop. A waiting run ends at once, a running one at its worker's next look. Raises `KeyError`."""
@@ -111,31 +102,26 @@ class JobManager:
         run.request_cancel()
         with self._changed:
             for line in self._lines.values():
-                for job in line.waiting:
-                    if job.run.id == run_id:
-                        line.waiting.remove(job)
-                        with job.hold:
-                            run.append(RunCancelled(finished_sites=_finished_sites(run)))
+                for hold in line.waiting:
+                    if hold.run == run:
+                        line.waiting.remove(hold)
+                        with hold:
+                            hold.cancel()
                         return
 
     def position(self, run_id: str) -> int | None:
         """A run's place in its line: 1 for the next to start, None if it is not waiting here."""
         with self._changed:
             for line in self._lines.values():
-                for place, job in enumerate(line.waiting, start=1):
-                    if job.run.id == run_id:
+                for place, hold in enumerate(line.waiting, start=1):
+                    if hold.run.id == run_id:
                         return place
         return None
 
-    def _enqueue(self, run: Run, device: str) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(run.held())
-            run.clear_cancel()
-            run.append(Queued())
-            hold = stack.pop_all()  # from here on the worker lets go of it
+    def _enqueue(self, hold: Hold, device: str) -> None:
         with self._changed:
             line = self._lines.setdefault(device, _Line())
-            line.waiting.append(_Job(run, hold))
+            line.waiting.append(hold)
             if line.worker is None:
                 line.worker = threading.Thread(target=self._work, args=(device, line), name=f"worker-{device}", daemon=True)
                 line.worker.start()
@@ -147,25 +133,9 @@ class JobManager:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: line.waiting)
-                job = line.waiting.popleft()
+                hold = line.waiting.popleft()
             try:
-                with job.hold:
-                    self._run(job.run)
+                with hold:
+                    hold.work(self._execute)
             except Exception:  # the disk is full or gone: the run shows as interrupted, and the line must go on
-                _log.exception("Run %s could not record how it ended", job.run.id)
-
-    def _run(self, run: Run) -> None:
-        try:
-            self._execute(run)
-        except Exception as error:
-            run.append_last(
-                RunFailed(
-                    message=f"The run stopped with an error nobody foresaw: {type(error).__name__}: {error}. "
-                    "Resume goes on from the last finished layer; if it stops again, report the details below.",
-                    detail=traceback.format_exc(),
-                )
-            )
-
-
-def _finished_sites(run: Run) -> int:
-    return run.log().done
+                _log.exception("Run %s could not record how it ended", hold.run.id)

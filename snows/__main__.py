@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -26,7 +26,7 @@ from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, label
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain
 from snows.measure_names import MEASURES
 from snows.presets import PRESETS, Preset
-from snows.store import ACTIVE, Batch, Run, RunStore, StoreError, default_root
+from snows.store import Batch, Run, RunStore, RunTakenError, StoreError, default_root
 from snows.threads import share_cores
 
 # torch and timm take seconds to import; only the commands that compute import them, inside.
@@ -257,21 +257,18 @@ def _brought(config: RunConfig) -> RunConfig:
 def _prune(given: argparse.Namespace) -> int:
     store = RunStore(default_root())
     run = store.create(_config(given)) if given.resume is None else _resumed(store, given)
-    with run.held():
-        run.append(events.Queued())
-        with _progress(run), _cancel_on_interrupt(run):
-            from snows import runner
-
-            try:
-                runner.execute(run)
-            except StoreError:
-                raise
-            except Exception as error:
-                return _fail(f"Run {run.id} stopped on an unexpected error: {type(error).__name__}: {error}", FAILED)
-    code = _report(run, as_json=given.json)
+    with run.queue() as hold, _progress(run), _cancel_on_interrupt(run):
+        ending = hold.work(_execute)
+    code = _report(run, ending, as_json=given.json)
     if code == BAD_INPUT and given.resume is None:
         store.delete(run.id)  # it never began; a slip of the keyboard is not worth a place in the list
     return code
+
+
+def _execute(run: Run) -> events.RunFinished:
+    from snows import runner
+
+    return runner.execute(run)
 
 
 def _get(store: RunStore, run_id: str) -> Run:
@@ -286,19 +283,11 @@ def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
     extra = ["--" + name.replace("_", "-") for name in named if getattr(given, name) is not None]
     if extra:
         raise InputError(f"--resume goes on with the run as it was configured; leave out {', '.join(extra)}.")
-    run = _get(store, given.resume)
-    state = run.state()
-    if state in ACTIVE:
-        raise InputError(f"Run {run.id} is {state}: another process works on it. Wait for it, or cancel it in the app.")
-    if state == "finished":
-        raise InputError(f"Run {run.id} is finished; there is nothing to resume. See it with `python -m snows show {run.id}`.")
-    run.clear_cancel()
-    return run
+    return _get(store, given.resume)
 
 
-def _report(run: Run, *, as_json: bool) -> int:
-    happened, _ = run.events()
-    match happened[-1]:
+def _report(run: Run, ending: events.Event, *, as_json: bool) -> int:
+    match ending:
         case events.RunFinished(metrics=metrics):
             result = json.dumps({"run_id": run.id, **metrics}) if as_json else _summary(run, metrics)
             sys.stdout.write(result + "\n")
@@ -445,27 +434,27 @@ def _named(store: RunStore, name: str) -> list[Run]:
 
 def _work_through(batch: Batch) -> int:
     """Execute what is not finished of a batch. One that fails does not stop the others, Ctrl-C stops all."""
-    waiting = [run for run in batch.runs() if run.state() not in (*ACTIVE, "finished")]
+    unfinished = [run for run in batch.runs() if run.state() != "finished"]
     endings: list[events.Event] = []
     stopped = False
     with ExitStack() as stack:
-        holds = [stack.enter_context(ExitStack()) for _ in waiting]
-        for run, hold in zip(waiting, holds, strict=True):  # all of them at once, so that the app shows them waiting
-            hold.enter_context(run.held())
-            run.clear_cancel()
-            run.append(events.Queued())
-        for run, hold, label in zip(waiting, holds, labels([run.config() for run in waiting]), strict=True):
+        holds = []
+        for run in unfinished:  # all of them at once, so that the app shows them waiting
+            with suppress(RunTakenError):
+                holds.append(stack.enter_context(run.queue()))
+        if unfinished and not holds:
+            raise InputError(f"Another process works on the runs of {batch.id}. Wait for it, or cancel them.")
+        if elsewhere := len(unfinished) - len(holds):
+            sys.stderr.write(f"Another process works on {elsewhere} of them; these are left to it.\n")
+        for hold, label in zip(holds, labels([hold.run.config() for hold in holds]), strict=True):
             with hold:
-                if stopped or run.cancel_requested():
-                    run.append(events.RunCancelled(finished_sites=sum(1 for _ in run.finished_sites())))
-                else:
-                    sys.stderr.write(f"{label} ({run.id})\n")
-                    with _progress(run), _cancel_on_interrupt(run) as interrupted:
-                        from snows import runner
-
-                        runner.execute(run)
-                    stopped = interrupted.is_set()
-                endings.append(run.events()[0][-1])
+                if stopped:
+                    endings.append(hold.cancel())
+                    continue
+                sys.stderr.write(f"{label} ({hold.run.id})\n")
+                with _progress(hold.run), _cancel_on_interrupt(hold.run) as interrupted:
+                    endings.append(hold.work(_execute))
+                stopped = interrupted.is_set()
     failures = [ending for ending in endings if isinstance(ending, events.RunFailed)]
     for message in dict.fromkeys(failure.message for failure in failures):
         sys.stderr.write(message + "\n")

@@ -20,15 +20,15 @@ from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from snows.config import explain
+from snows.config import as_path, explain
 from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
 from snows.log import Log
-from snows.store import ACTIVE, Run, RunStore, new_id
+from snows.store import Run, RunStore, RunTakenError, new_id
 from snows.unpack import CHUNK, ArchiveError, Entry, check_name, open_zip, readable, zip_entries
 
 _PARTS = re.compile(r"(config|metrics|label)\.json|events\.jsonl|weights\.safetensors|sites/\d{4,6}\.safetensors")
 # What belongs to the worker that made the run, not to the run; and what file managers put into every folder.
-_LEFT_OUT = re.compile(r"cancel|reserve|worker\.json|Thumbs\.db|desktop\.ini|(.*/)?\..*")
+_LEFT_OUT = re.compile(r"cancel|reserve|lock|worker\.json|Thumbs\.db|desktop\.ini|(.*/)?\..*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 MAX_ENTRIES = 20_000
 MAX_BYTES = 20 * 1000**3
@@ -45,15 +45,19 @@ def pack(run: Run, file: BinaryIO) -> None:
                 archive.write(path, f"{run.id}/{name}")
 
 
-def import_run(store: RunStore, source: Path | BinaryIO, *, taken: Collection[str] = (), as_copy: bool = False) -> Run:
+def import_run(
+    store: RunStore, source: str | os.PathLike[str] | BinaryIO, *, taken: Collection[str] = (), as_copy: bool = False
+) -> Run:
     """Take a run into the store. `source`: a zip, by path or as an open file, or the path of a run's folder.
 
     It keeps its id, unless its folder's name cannot be one or `as_copy` asks for a new one. `taken`: ids that it must not have
     besides those in the store. Raises `ArchiveError`.
     """
+    if isinstance(source, str | os.PathLike):
+        source = as_path(source)
     with readable(source), ExitStack() as stack:
         if isinstance(source, Path) and source.is_dir():
-            entries, name = _folder_entries(source), source.resolve().name
+            entries, name = _folder_entries(source, stack), source.resolve().name
         else:
             file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
             entries, name = zip_entries(stack.enter_context(open_zip(file, _too_many()))), ""
@@ -71,11 +75,14 @@ def _too_many() -> str:
 # --- what is offered ---
 
 
-def _folder_entries(folder: Path) -> Iterator[Entry]:
+def _folder_entries(folder: Path, stack: ExitStack) -> Iterator[Entry]:
+    """The files of a run's folder, in which nobody works until `stack` is closed."""
     if not (folder / "config.json").exists():
         raise ArchiveError(f"{folder} is no run: it has no config.json. {_CHOOSE}")
-    if (state := _valid("What the run did last", Run(folder).state)) in ACTIVE:
-        raise ArchiveError(f"The run in {folder} is {state}. Import it when it has ended, or cancel it first.")
+    try:
+        stack.enter_context(Run(folder).at_rest())
+    except RunTakenError as error:
+        raise ArchiveError(f"{error} Import it when it has ended, or cancel it first.") from None
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)

@@ -6,7 +6,9 @@ repeat the run. Choices are named by strings, never by objects, so that a form, 
 Every constraint is checked here, once. `explain` turns a failed check into a sentence for a person.
 """
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +22,15 @@ CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 class InputError(ValueError):
     """The input is at fault, not the program. The message says what happened, why, and what to do."""
+
+
+class Cancelled(Exception):  # noqa: N818 (not an error)
+    """Somebody asked the work to stop; what is finished has been handed on."""
+
+
+def as_path(given: str | os.PathLike[str]) -> Path:
+    """A path as a person gives it: text or a path, `~` for the home folder."""
+    return Path(given).expanduser()
 
 
 class _Config(BaseModel):

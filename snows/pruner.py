@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from snows import events
-from snows.config import MASKS, NM, Dense, InputError, PruneConfig, Unstructured
+from snows.config import MASKS, NM, Cancelled, Dense, InputError, PruneConfig, Unstructured
 from snows.graph import Frontier, NetworkGraph, Site, Window, move
 from snows.reconstruction import Batch, input_gram
 from snows.saliency import SCORERS
@@ -26,10 +26,6 @@ from snows.updates import UPDATES, SiteProblem
 
 class PruneError(InputError):
     """The request cannot be carried out; the message says why and what to do."""
-
-
-class Cancelled(Exception):  # noqa: N818 (not an error)
-    """Raised inside the loop when `cancelled()` turned true; finished sites have been handed on."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""`execute`: do what a run folder's config says. The worker's whole contract, the same in a thread, another process or a shell.
+"""`execute`: do what a run folder's config says; a worker's part, the same in a thread, another process or a shell.
+
+    with run.queue() as hold:
+        hold.work(runner.execute)
 
 Everything that happens goes into the run's event file, the last event saying how it ended; the folder then holds the pruned
 weights and the metrics. Sites that an earlier worker finished are taken over, so executing an interrupted run resumes it.
@@ -7,7 +10,6 @@ weights and the metrics. Sites that an earlier worker finished are taken over, s
 
 import math
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,39 +21,29 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from snows import data, events, metrics, models
-from snows.config import InputError, PruneConfig, RunConfig
+from snows.config import Cancelled, InputError, PruneConfig, RunConfig
 from snows.graph import NetworkGraph, Site, execute_node
 from snows.log import Log
-from snows.pruner import Cancelled, channels_last_if_faster, coverage, prune, resolve_device
-from snows.store import Run, StoreError
+from snows.pruner import channels_last_if_faster, coverage, prune, resolve_device
+from snows.store import Run, RunError
 
 EVALUATION_BATCH = 250
 
 
-def execute(run: Run) -> None:
-    """Run `run` to its end and append every event up to the terminal one. Raises `StoreError` where not even
-    that one can be written."""
+def execute(run: Run) -> events.RunFinished:
+    """Do what the config says, append what happens, and return how it finished, for the run's `Hold` to write.
+
+    Raises `Cancelled` where somebody asked to stop, `InputError` for a config that cannot be done, `RunError` for a device or a
+    disk that refuses.
+    """
     try:
-        _execute(run)
-    except StoreError as error:
-        run.append_last(events.RunFailed(message=str(error)))
-    except Cancelled:
-        finished = sum(1 for _ in run.finished_sites())
-        run.clear_cancel()
-        run.append(events.RunCancelled(finished_sites=finished))
-    except InputError as error:
-        run.append(events.RunFailed(message=str(error), bad_input=True))
+        return _execute(run)
     except torch.OutOfMemoryError as error:
         remedy = "Use a smaller batch size, a smaller K or fewer images"
-        message = f"The device ran out of memory. {remedy}; finished layers are kept."
-        run.append(events.RunFailed(message=message, detail=str(error)))
-    except Exception as error:
-        what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
-        remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
-        run.append(events.RunFailed(message=f"{what} {remedy}", detail=traceback.format_exc()))
+        raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
 
 
-def _execute(run: Run) -> None:
+def _execute(run: Run) -> events.RunFinished:
     config = run.config()
 
     run.append(events.Phase(name="load"))
@@ -97,7 +89,7 @@ def _execute(run: Run) -> None:
     run.save_weights(result.model.state_dict())
     run.save_metrics(found)
     right = pruned_logits.argmax(1) == (dense_logits.argmax(1) if images.labels is None else images.labels)
-    run.append(events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex()))
+    return events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex())
 
 
 def _finished_site(run: Run, before: Log, place: int) -> tuple[Tensor, Tensor] | None:

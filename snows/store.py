@@ -8,7 +8,7 @@
     RUN/label.json            what a person calls the run; the only file that may change at any time
     RUN/cancel                present when somebody asked the worker to stop
     RUN/reserve               room for the last event on a disk that is full
-    RUN/worker.json           process id and heartbeat of the worker that holds the run
+    RUN/lock                  locked by the one worker that has the run, see `lock`
     .batches/ID.json          the ids of runs that were made together, in order
     .trash/TIME/RUN           a deleted run, until `purge`; TIME in nanoseconds
     .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
@@ -16,26 +16,35 @@
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
 the next call, and the next writer cuts it off. Files other than the event log are written beside their place and renamed, so a
-reader sees all of one or none of it. One worker writes a run; any number of readers, in any process, need no lock. Do not
-put the folder on a file system without atomic rename.
+reader sees all of one or none of it. Any number of readers, in any process, need no lock. Do not put the folder on a file
+system without atomic rename.
+
+A run has one writer. `Run.queue` takes it, by a lock of the operating system, and the `Hold` that it gives writes the run's
+life: that it is queued, and how it ended. In between the worker writes what it does. Nobody else writes any of this; whoever
+wants a run to end asks (`Run.request_cancel`), and a run that nobody holds and that has not ended was interrupted. `lock` says
+on which file systems this holds between hosts.
 """
 
+import errno
 import json
 import os
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from snows.config import InputError, RunConfig
-from snows.events import Event, Queued, from_json, to_json
+from snows import lock
+from snows.config import Cancelled, InputError, RunConfig, as_path
+from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
 from snows.log import ENDINGS, Log
 
 if TYPE_CHECKING:
@@ -43,16 +52,21 @@ if TYPE_CHECKING:
 
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
-HEARTBEAT_SECONDS = 2.0
-# A worker that has not been seen for this long and whose process is gone, or lives on another host, is taken for dead.
-STALE_SECONDS = 30.0
-_TAIL_BYTES = 65536
+_TAIL_BYTES = 16_384
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 
 
-class StoreError(RuntimeError):
+class RunError(RuntimeError):
+    """A run cannot go on, though its input is not at fault. The message says what happened, why, and what to do."""
+
+
+class StoreError(RunError):
     """The disk refused: the message says which file, why, and what to do."""
+
+
+class RunTakenError(InputError):
+    """Somebody else works on the run, or there is nothing left to do. The message says which, and what to do."""
 
 
 class Labels(BaseModel):
@@ -87,10 +101,15 @@ def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"Could not write {path}: {error.strerror}. Free some space there and resume the run, whose finished layers "
-            "are kept; or set SNOWS_RUNS to a folder that can be written, for new runs."
-        ) from error
+        remedy = "Set SNOWS_RUNS to a folder that can be written"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = (
+                "Free some space there and resume the run, whose finished layers are kept; or set SNOWS_RUNS to a folder with "
+                "more room, for new runs"
+            )
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "Let fewer runs wait at once, or raise the limit (`ulimit -n`), and resume the rest"
+        raise StoreError(f"Could not write {path}: {error.strerror}. {remedy}.") from error
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -103,11 +122,17 @@ def _write(path: Path, content: bytes) -> None:
             scratch.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
+Execute = Callable[["Run"], RunFinished]
+
+
+@dataclass(frozen=True, init=False)
 class Run:
     """A handle on one run folder. Holds no state: every call reads the disk."""
 
     path: Path
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "path", as_path(path))
 
     @property
     def id(self) -> str:
@@ -147,11 +172,6 @@ class Run:
             _cut_torn_line(file)
             file.write(lines)
 
-    def append_last(self, event: Event) -> None:
-        """Append how the run ended, in the room that was kept for it: a full disk must not hide that it was full."""
-        (self.path / "reserve").unlink(missing_ok=True)
-        self.append(event)
-
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
         """The whole events from byte `offset` on, and the offset to ask for next."""
         try:
@@ -180,63 +200,77 @@ class Run:
         # A list of runs asks each for its state; the log of a long run has thousands of lines, and the last one says it all.
         try:
             with (self.path / "events.jsonl").open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - _TAIL_BYTES))
-                *before, _torn = file.read().split(b"\n")
+                size, tail = file.seek(0, os.SEEK_END), _TAIL_BYTES
+                while True:
+                    file.seek(max(0, size - tail))
+                    lines = file.read(min(size, tail)).split(b"\n")[:-1]
+                    # The first line may have begun before the tail did.
+                    for line in reversed(lines if tail >= size else lines[1:]):
+                        if (event := from_json(line)) is not None:
+                            return event
+                    if tail >= size:
+                        return None
+                    tail *= 8  # a long line, or events of another version
         except FileNotFoundError:
             return None
-        last = from_json(before[-1]) if len(before) > 1 else None
-        if last is None:  # a long line, a short log, or an event of another version
-            happened, _ = self.events()
-            last = happened[-1] if happened else None
-        return last
 
     def state_after(self, last: Event | None) -> str:
         """`state` for a reader that already holds the last event."""
-        if self._worker_alive():
-            return "queued" if last is None or isinstance(last, Queued) else "running"
-        return "interrupted" if last is None else ENDINGS.get(type(last), "interrupted")
+        for _ in range(2):
+            if (ending := ENDINGS.get(type(last))) is not None:  # type: ignore[arg-type]
+                return ending
+            if lock.is_taken(self._lock_path):
+                return "queued" if last is None or isinstance(last, Queued) else "running"
+            last = self._last_event()  # its worker may have ended, and said so, between the reader's look and this one
+        return "interrupted"
 
-    def _worker_alive(self) -> bool:
+    # --- its life ---
+
+    def queue(self) -> "Hold":
+        """Take this run, so that nobody else writes it until the hold is let go, and say that it waits for its device.
+
+        Raises `RunTakenError` where somebody else has it, where it has finished, or where it is no longer there.
+        """
+        held = self._take("is {state}: {holder} works on it. Wait for it, or cancel it.")
         try:
-            worker = json.loads((self.path / "worker.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return False
-        if worker["host"] == os.uname().nodename:
+            with _disk(self.path):
+                if self.state() == "finished":
+                    what = f"Run {self.id} is finished; there is nothing to resume."
+                    raise RunTakenError(f"{what} Start its settings as a new run.")
+                _write(self.path / "reserve", bytes(RESERVE_BYTES))
+                (self.path / "cancel").unlink(missing_ok=True)
+                self.append(Queued())
+        except BaseException:
+            held.release()
+            raise
+        return Hold(self, held)
+
+    def _take(self, refusal: str) -> FileLock:
+        if (self.path / "config.json").exists():
             try:
-                os.kill(worker["pid"], 0)
-            except ProcessLookupError:
-                return False
-            except PermissionError:
-                pass
-        return time.time() - worker["seen"] < STALE_SECONDS
+                with _disk(self._lock_path):
+                    held = lock.take(self._lock_path)
+            except lock.TakenError:
+                state = self.state() if self.state() in ACTIVE else "in use"
+                holder = lock.holder(self._lock_path) or "another process"
+                raise RunTakenError(f"Run {self.id} {refusal.format(state=state, holder=holder)}") from None
+            if (self.path / "config.json").exists():
+                return held
+            held.release()  # it was put into the trash meanwhile
+        raise RunTakenError(f"Run {self.id} is no longer in {self.path.parent}. Look for it in the trash.")
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path / "lock"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Mark this run as held by the calling process until the block ends, from queueing to the last event."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            record = {"pid": os.getpid(), "host": os.uname().nodename, "seen": time.time()}
-            _write(self.path / "worker.json", json.dumps(record).encode())
-
-        def keep_beating() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                # A full disk may be emptied before the run is taken for dead; the run's own writes report it meanwhile.
-                with suppress(StoreError):
-                    beat()
-
-        _write(self.path / "reserve", bytes(RESERVE_BYTES))
-        beat()  # at once and here: a reader must never see a fresh run as interrupted
-        thread = threading.Thread(target=keep_beating, name=f"heartbeat-{self.id}", daemon=True)
-        thread.start()
+    def at_rest(self) -> Iterator[None]:
+        """Nobody begins to work on this run until the block ends. Writes nothing. Raises `RunTakenError`."""
         try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            (self.path / "reserve").unlink(missing_ok=True)
-            (self.path / "worker.json").unlink(missing_ok=True)
+            with lock.shared(self._lock_path):
+                yield
+        except lock.TakenError:
+            raise RunTakenError(f"Run {self.id} is {self.state()}.") from None
 
     def request_cancel(self) -> None:
         with _disk(self.path / "cancel"):
@@ -244,9 +278,6 @@ class Run:
 
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
-
-    def clear_cancel(self) -> None:
-        (self.path / "cancel").unlink(missing_ok=True)
 
     # --- results ---
 
@@ -315,6 +346,58 @@ class Run:
             return None
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A run that the caller has taken, and nobody else: what waits for its device, then does it, and says how that ended.
+
+    A context manager, at whose end the run is let go. So is it when the process ends in any way.
+    """
+
+    run: Run
+    _lock: FileLock
+
+    def work(self, execute: Execute) -> Event:
+        """Let `execute` do what the run's config says, write how it ended, and return that, the run's last event.
+
+        `execute` appends what it does, obeys `run.cancel_requested`, and returns the end; what it raises is how the run ended.
+        Raises `StoreError` where not even the end can be written.
+        """
+        try:
+            if self.run.cancel_requested():  # while it waited
+                raise Cancelled
+            return self._end(execute(self.run))
+        except Cancelled:
+            return self.cancel()
+        except InputError as error:
+            return self._end(RunFailed(message=str(error), bad_input=True))
+        except RunError as error:
+            return self._end(RunFailed(message=str(error), detail=str(error.__cause__ or "")))
+        except Exception as error:
+            what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
+            remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
+            return self._end(RunFailed(message=f"{what} {remedy}", detail=traceback.format_exc()))
+
+    def cancel(self) -> Event:
+        """End the run as it is, and return its last event."""
+        return self._end(RunCancelled(finished_sites=self.run.log().done))
+
+    def _end(self, event: Event) -> Event:
+        # In the room that was kept for it: a full disk must not hide that it was full.
+        (self.run.path / "reserve").unlink(missing_ok=True)
+        (self.run.path / "cancel").unlink(missing_ok=True)
+        self.run.append(event)
+        return event
+
+    def __enter__(self) -> "Hold":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):  # the folder may be gone
+                (self.run.path / "reserve").unlink(missing_ok=True)
+            self._lock.release()
+
+
 def _cut_torn_line(file: BinaryIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if end == 0:
@@ -328,8 +411,9 @@ def _cut_torn_line(file: BinaryIO) -> None:
 
 
 def new_id() -> str:
-    """An id that sorts by time of creation."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    """An id that sorts by time of creation: the second, a 65,536th of it, and chance. Whoever makes its folder has it."""
+    now = time.time()
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 65536):04x}{secrets.token_hex(2)}"
 
 
 @dataclass(frozen=True)
@@ -349,19 +433,33 @@ class Batch:
         return [Run(folder) for folder in folders if (folder / "config.json").exists()]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunStore:
     """All runs under one folder."""
 
     root: Path
 
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "root", as_path(root))
+
     def create(self, config: RunConfig) -> Run:
         """A new, empty run."""
-        run = Run(self.root / new_id())
-        with _disk(run.path):
-            run.path.mkdir(parents=True)
-        _write(run.path / "config.json", config.model_dump_json(indent=2).encode())
+        run = Run(self._new_folder())
+        try:
+            _write(run.path / "config.json", config.model_dump_json(indent=2).encode())
+        except StoreError:
+            run.path.rmdir()
+            raise
         return run
+
+    def _new_folder(self) -> Path:
+        while True:
+            path = self.root / new_id()
+            with _disk(path):
+                self.root.mkdir(parents=True, exist_ok=True)
+                with suppress(FileExistsError):  # somebody was faster: another id then
+                    path.mkdir()
+                    return path
 
     def create_batch(self, configs: Sequence[RunConfig]) -> Batch:
         """A new, empty run a config, made together: all of them, or, where the disk refuses, none."""
@@ -369,7 +467,7 @@ class RunStore:
         try:
             for config in configs:
                 runs.append(self.create(config))
-            batch = Batch(self.root / ".batches" / f"{new_id()}.json")
+            batch = Batch(self.root / ".batches" / f"{runs[0].id}-batch.json")  # an id as unique as a run's
             with _disk(batch.path):
                 batch.path.parent.mkdir(parents=True, exist_ok=True)
             _write(batch.path, json.dumps([run.id for run in runs]).encode())
@@ -406,22 +504,30 @@ class RunStore:
         return [Run(p) for p in folders if (p / "config.json").exists()]
 
     def delete(self, run_id: str) -> None:
-        """Remove a run for good."""
-        shutil.rmtree(self.get(run_id).path)
+        """Remove a run for good. Raises `KeyError` for an unknown id, `RunTakenError` for an active run."""
+        with self._out_of_work(run_id) as run:
+            shutil.rmtree(run.path)
 
     def trash(self, run_id: str) -> Run:
         """Put a run into the trash, and what has lain there too long out of the world. Returns the handle to `restore` it by.
 
-        Raises `KeyError` for an unknown id, `InputError` for an active run.
+        Raises `KeyError` for an unknown id, `RunTakenError` for an active run.
         """
-        run = self.get(run_id)
-        if (state := run.state()) in ACTIVE:
-            raise InputError(f"Run {run.id} is {state}, so it was not deleted. Cancel it first, then delete it.")
         self.purge()
         place = self.root / ".trash" / str(time.time_ns())
-        with _disk(place):
+        with self._out_of_work(run_id) as run, _disk(place):
             place.mkdir(parents=True)
             return Run(run.path.rename(place / run.id))
+
+    @contextmanager
+    def _out_of_work(self, run_id: str) -> Iterator[Run]:
+        """The run, which nobody can begin to work on until the block ends."""
+        run = self.get(run_id)
+        held = run._take("is {state}, so it was not deleted. Cancel it first, then delete it.")
+        try:
+            yield run
+        finally:
+            held.release()
 
     def trashed(self) -> Sequence[Run]:
         """The runs in the trash, the last deleted first."""

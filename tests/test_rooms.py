@@ -104,3 +104,15 @@ def test_settings_and_events_load_without_torch() -> None:
     # A first page must not wait the seconds that torch takes to import.
     code = "import sys, snows.config, snows.events, snows.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", [*files("snows"), *files("app"), *files("pages")], ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_a_runs_life_is_written_in_one_place(path: Path) -> None:
+    made = {node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    names = {
+        func.attr if isinstance(func, ast.Attribute) else func.id
+        for func in made
+        if hasattr(func, "attr") or hasattr(func, "id")
+    }
+    written = names & {"Queued", "RunFailed", "RunCancelled"}
+    assert written == ({"Queued", "RunFailed", "RunCancelled"} if path == ROOT / "snows/store.py" else set())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from snows.config import InputError, RunConfig
+from snows.config import Cancelled, InputError, RunConfig
 from snows.events import (
     CGIteration,
     Event,
@@ -23,7 +23,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
-from snows.store import Run, RunStore
+from snows.store import Execute, Run, RunStore
 
 SITES = (
     ["conv1.weight"]
@@ -115,12 +115,13 @@ def site_events(index: int, finish: bool = True) -> list[Event]:
 
 
 def write_run(store: RunStore, state: str, hold: ExitStack | None = None, config: RunConfig | None = None) -> Run:
-    """A run in `state`. An active one is held by this process until `hold` is closed."""
+    """A run in `state`. An active one is taken by this process until `hold` is closed."""
     run = store.create(config or RunConfig())
     if state in ("queued", "running"):
         assert hold is not None
-        hold.enter_context(run.held())
-    run.append(Queued())
+        hold.enter_context(run.queue())
+    else:
+        run.append(Queued())
     if state == "queued":
         return run
     run.append(*opening())
@@ -138,20 +139,25 @@ def write_run(store: RunStore, state: str, hold: ExitStack | None = None, config
     return run
 
 
-def slow_execute(run: Run, pause: float = 0.05) -> None:
+def slow_execute(run: Run, pause: float = 0.05) -> RunFinished:
     """Act as the engine does, `pause` seconds an event, obeying cancel and going on where an earlier worker stopped."""
     done = sum(isinstance(e, SiteFinished) for e in run.events()[0])
     run.append(*opening(resumed=done))
     for index in range(done, len(PRUNED)):
         for event in site_events(index):
             if run.cancel_requested():
-                run.append(RunCancelled(finished_sites=index))
-                return
+                raise Cancelled
             run.append(replace(event, time=time.time()))
             time.sleep(pause)
     run.save_weights({site: torch.zeros(2, 2) for site in SITES})
     run.save_metrics(METRICS)
-    run.append(RunFinished(metrics=METRICS))
+    return RunFinished(metrics=METRICS)
+
+
+def finish(run: Run, execute: Execute = lambda run: slow_execute(run, pause=0)) -> None:
+    """Queue a run and work on it to its end."""
+    with run.queue() as hold:
+        hold.work(execute)
 
 
 @contextmanager
@@ -159,13 +165,12 @@ def waiting_after_two_layers(run: Run) -> Iterator[threading.Event]:
     """A worker on `run` that has finished two layers, and does the rest once the event it yields is set."""
     go_on = threading.Event()
 
-    def work() -> None:
-        with run.held():
-            run.append(*opening(), *site_events(0), *site_events(1))
-            go_on.wait(60)
-            slow_execute(run, pause=0.003)
+    def execute(run: Run) -> RunFinished:
+        run.append(*opening(), *site_events(0), *site_events(1))
+        go_on.wait(60)
+        return slow_execute(run, pause=0.003)
 
-    worker = threading.Thread(target=work)
+    worker = threading.Thread(target=finish, args=(run, execute))
     worker.start()
     try:
         yield go_on

@@ -23,7 +23,7 @@ from app.attention_view import ALL_PATCHES, ONE_PATCH, ROLLOUT, Look, Questions
 from snows import models
 from snows.attention import Similarity, TokenGrid, rollout
 from snows.data import as_pixels
-from snows.events import RunStarted, SiteFinished
+from snows.events import Phase, RunStarted, SiteFinished
 from snows.graph import NetworkGraph
 from snows.inspection import Inspection
 from snows.store import Run, RunStore
@@ -405,7 +405,8 @@ def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: Ope
 def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
     run = copy_of("vit", store, "run-a")
     cut_after(run, layers=4)
-    hold.enter_context(run.held())
+    hold.enter_context(run.queue())
+    run.append(Phase(name="prune"))
     app = open_page("attention", run=run.id)
     text = text_of(app)
     assert "So far 4 of 24 layers pruned" in text
@@ -432,7 +433,7 @@ def test_stopped_run_shows_what_there_is(open_page: OpenPage, store: RunStore) -
 
 def test_run_that_has_not_begun(open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
     run = store.create(recorded("vit").config())
-    hold.enter_context(run.held())
+    hold.enter_context(run.queue())
     assert "has not begun to prune" in text_of(open_page("attention", run=run.id))
 
 

@@ -19,7 +19,7 @@ from app.jobs import JobManager
 from snows.batch import METHODS, expand, summarize
 from snows.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.config import RunConfig
-from snows.events import RunFailed, RunStarted, SiteFinished
+from snows.events import RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.inspection import Inspection, InspectionError
 from snows.store import Batch, Labels, Run, RunStore
 from tests.app import helpers
@@ -229,9 +229,9 @@ def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(sto
     before = [run.events()[0] for run in runs]
     executed: list[str] = []
 
-    def execute(run: Run) -> None:
+    def execute(run: Run) -> RunFinished:
         executed.append(run.id)
-        helpers.slow_execute(run, pause=0)
+        return helpers.slow_execute(run, pause=0)
 
     JobManager(store, execute).resume_batch(batch.id)
     until(lambda: all(run.state() == "finished" for run in runs))
@@ -245,10 +245,10 @@ def test_cancel_all_lets_none_of_those_that_wait_begin(store: RunStore) -> None:
     begun: list[str] = []
     release = threading.Event()
 
-    def execute(run: Run) -> None:
+    def execute(run: Run) -> RunFinished:
         begun.append(run.id)
         assert release.wait(20)
-        helpers.slow_execute(run, pause=0)
+        return helpers.slow_execute(run, pause=0)
 
     manager = JobManager(store, execute)
     batch = store.batch(manager.submit_batch([ON_CPU] * 6))
@@ -267,7 +267,7 @@ def test_cancel_all_lets_none_of_those_that_wait_begin(store: RunStore) -> None:
 def finished_batch(store: RunStore) -> Batch:
     batch = six(store)
     for place, run in enumerate(batch.runs()):
-        helpers.slow_execute(run, pause=0)
+        helpers.finish(run)
         run.save_metrics(helpers.METRICS | {"accuracy": 0.5 + 0.08 * place, "seconds": 3.0 + place})
     return batch
 
@@ -328,7 +328,7 @@ class TestPage:
         self, open_page: OpenPage, store: RunStore, engine: ModuleType
     ) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))
+        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
         open_page("overview")
         batch = store.batch(state.jobs().submit_batch([ON_CPU] * 3))
         runs = batch.runs()

@@ -1,6 +1,7 @@
 """The queue: order, cancel, resume, crashes, and what a killed server leaves behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,16 @@ import pytest
 from app.jobs import JobManager, device_of
 from snows.config import PruneConfig, RunConfig
 from snows.events import Queued, RunCancelled, RunFailed, RunFinished
-from snows.store import Run, RunStore
+from snows.log import Log
+from snows.store import ACTIVE, Run, RunStore
 from tests.app import helpers
 
 ON_CPU = RunConfig(prune=PruneConfig(device="cpu"))
 ON_CUDA = RunConfig(prune=PruneConfig(device="cuda"))
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.01)
@@ -37,7 +39,7 @@ class Gate:
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: Run) -> RunFinished:
         with self._lock:
             self.begun.append(run.id)
             self._at_once += 1
@@ -45,7 +47,7 @@ class Gate:
         assert self.release.acquire(timeout=20)
         with self._lock:
             self._at_once -= 1
-        run.append(RunFinished(metrics={}))
+        return RunFinished(metrics={})
 
 
 def test_one_at_a_time_first_come_first_served(store: RunStore) -> None:
@@ -60,6 +62,76 @@ def test_one_at_a_time_first_come_first_served(store: RunStore) -> None:
     until(lambda: all(store.get(run).state() == "finished" for run in ids))
     assert gate.begun == ids
     assert gate.most_at_once == 1
+
+
+def test_runs_that_wait_are_no_threads(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    before = threading.active_count()
+    batch = store.batch(manager.submit_batch([ON_CPU] * 60))
+    until(lambda: len(gate.begun) == 1)
+    assert threading.active_count() == before + 1  # the worker
+    assert [run.state() for run in batch.runs()] == ["queued"] * 60
+    manager.cancel_batch(batch.id)
+    gate.release.release()
+    until(lambda: not any(run.state() in ACTIVE for run in batch.runs()))
+
+
+def test_a_batch_of_200_runs_in_its_order_while_others_look_on(store: RunStore) -> None:
+    begun: list[str] = []
+
+    def execute(run: Run) -> RunFinished:
+        begun.append(run.id)
+        run.append(*helpers.opening(), *helpers.site_events(0))
+        return RunFinished(metrics={})
+
+    manager = JobManager(store, execute)
+    batch = store.batch(manager.submit_batch([ON_CPU] * 200))
+    ids = [run.id for run in batch.runs()]
+    assert len(set(ids)) == 200
+    seen: dict[str, list[str]] = {run_id: [] for run_id in ids}
+    stop = threading.Event()
+    problems: list[Exception] = []
+
+    def look_on() -> None:
+        logs = {run.path: Log() for run in batch.runs()}
+        try:
+            while not stop.is_set():
+                for run in batch.runs():
+                    seen[run.id].append(run.state())
+                    run.log(logs[run.path])
+        except Exception as error:
+            problems.append(error)
+
+    looking = threading.Thread(target=look_on)
+    looking.start()
+    until(lambda: len(begun) > 100, seconds=120)
+    manager.cancel_batch(batch.id)
+    until(lambda: all(run.state() not in ACTIVE for run in batch.runs()), seconds=120)
+    stop.set()
+    looking.join()
+    assert problems == []
+    assert begun == ids[: len(begun)]
+    order = {state: place for place, state in enumerate(["queued", "running", "finished", "cancelled"])}
+    for states in seen.values():  # none was seen interrupted, and none went back
+        places = [order[state] for state in states]
+        assert places == sorted(places)
+
+
+def test_what_another_process_works_on_is_left_to_it(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    batch = store.create_batch([ON_CPU] * 3)
+    elsewhere = batch.runs()[1].queue()
+    manager.resume_batch(batch.id)
+    gate.release.release(2)
+    until(lambda: [run.state() for run in batch.runs()] == ["finished", "queued", "finished"])
+    assert gate.begun == [batch.runs()[0].id, batch.runs()[2].id]
+    manager.cancel(batch.runs()[1].id)
+    assert batch.runs()[1].cancel_requested()  # for its holder to see
+    with elsewhere:
+        elsewhere.work(gate)
+    assert batch.runs()[1].state() == "cancelled"
 
 
 def test_each_device_has_a_line_of_its_own(store: RunStore) -> None:
@@ -141,11 +213,11 @@ def test_two_tabs_resume_once(store: RunStore) -> None:
 
 
 def test_a_crash_is_an_event_and_the_line_goes_on(store: RunStore) -> None:
-    def crash_once(run: Run) -> None:
+    def crash_once(run: Run) -> RunFinished:
         if not crashed:
             crashed.append(run.id)
             raise RuntimeError("the sky fell")
-        run.append(RunFinished(metrics={}))
+        return RunFinished(metrics={})
 
     crashed: list[str] = []
     manager = JobManager(store, crash_once)
@@ -154,17 +226,17 @@ def test_a_crash_is_an_event_and_the_line_goes_on(store: RunStore) -> None:
     last = store.get(first).events()[0][-1]
     assert isinstance(last, RunFailed)
     assert "the sky fell" in last.message
-    assert "Resume" in last.message
+    assert "resume the run" in last.message
     assert "crash_once" in last.detail
 
 
 def test_a_vanished_folder_does_not_stop_the_line(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
-    def lose(run: Run) -> None:
+    def lose(run: Run) -> RunFinished:
         if not lost:
             lost.append(run.id)
-            store.delete(run.id)
+            shutil.rmtree(run.path)
             raise RuntimeError("and nowhere to say so")
-        run.append(RunFinished(metrics={}))
+        return RunFinished(metrics={})
 
     lost: list[str] = []
     manager = JobManager(store, lose)
@@ -186,9 +258,9 @@ def test_unknown_run_is_named(store: RunStore) -> None:
 def test_a_worker_on_the_cpu_yields_to_the_app(store: RunStore) -> None:
     seen: list[int] = []
 
-    def note(run: Run) -> None:
+    def note(run: Run) -> RunFinished:
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        run.append(RunFinished(metrics={}))
+        return RunFinished(metrics={})
 
     run = store.get(JobManager(store, note).submit(ON_CPU))
     until(lambda: run.state() == "finished")

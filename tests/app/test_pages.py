@@ -108,7 +108,7 @@ class TestRunStates:
 
     def test_waiting_run_shows_its_place(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))
+        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
         open_page("overview")
         first, second, third = (state.jobs().submit(RunConfig()) for _ in range(3))
         try:

@@ -31,7 +31,7 @@ OPERATIONS = {"resnet20-fashion": 40, "vit-fashion": 50}
 DENSE = {"resnet20-fashion": 0.96, "vit-fashion": 0.92}
 
 
-def finish(run: Run) -> None:
+def found_out(run: Run) -> RunFinished:
     """What a run of `RIGHT` would have come to."""
     config = run.config()
     model, k = config.model, config.prune.k_steps
@@ -62,9 +62,8 @@ def finish(run: Run) -> None:
         )
     )
     run.save_metrics(metrics)
-    run.append(
-        RunFinished(metrics=metrics, right=int("1" * right + "0" * (IMAGES - right), 2).to_bytes(IMAGES // 8, "big").hex())
-    )
+    bits = int("1" * right + "0" * (IMAGES - right), 2)
+    return RunFinished(metrics=metrics, right=bits.to_bytes(IMAGES // 8, "big").hex())
 
 
 def batch_of(store: RunStore, models: list[str] | None = None) -> Batch:
@@ -76,7 +75,7 @@ def batch_of(store: RunStore, models: list[str] | None = None) -> Batch:
 def finished_batch(store: RunStore, models: list[str] | None = None) -> Batch:
     batch = batch_of(store, models)
     for run in batch.runs():
-        finish(run)
+        helpers.finish(run, found_out)
     return batch
 
 
@@ -278,7 +277,7 @@ class TestPage:
 
     def test_a_study_at_work(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), finish(run))
+        engine.execute = lambda run: (release.wait(60), found_out(run))[1]
         open_page("overview")
         base = RunConfig.model_validate({"prune": {"device": "cpu"}})
         batch = store.batch(state.jobs().submit_batch(expand([base], [0, 3, 10])))
@@ -304,7 +303,7 @@ class TestPage:
         waiting = batch.runs()[2]
         (waiting.path / "metrics.json").unlink()
         (waiting.path / "events.jsonl").unlink()
-        hold.enter_context(waiting.held())
+        hold.enter_context(waiting.queue())
         text = text_of(open_study(open_page))
         assert "So far: K = 3 has the best accuracy" in text
 

@@ -121,9 +121,9 @@ def test_a_run_comes_back_whole(store: RunStore, run: Run, tmp_path: Path, way: 
 
 
 def test_what_belongs_to_the_worker_or_the_file_manager_stays_away(store: RunStore, run: Run) -> None:
-    for name in ("cancel", "reserve", "worker.json", ".DS_Store", "Thumbs.db", ".weights.safetensors.1.2"):
+    for name in ("cancel", "reserve", "lock", "worker.json", ".DS_Store", "Thumbs.db", ".weights.safetensors.1.2"):
         (run.path / name).write_text("{}")
-    assert not {"cancel", "worker.json", ".DS_Store"} & {Path(n).name for n in zipfile.ZipFile(packed(run)).namelist()}
+    assert not {"cancel", "lock", "worker.json", ".DS_Store"} & {Path(n).name for n in zipfile.ZipFile(packed(run)).namelist()}
     mac = zipped(files_of(run) | {f"__MACOSX/{run.id}/._config.json": b"x"})
     back = import_run(store, mac)
     assert {p.name for p in back.path.iterdir()} == {
@@ -137,8 +137,8 @@ def test_what_belongs_to_the_worker_or_the_file_manager_stays_away(store: RunSto
 
 
 def test_a_run_in_work_can_be_packed_and_shows_as_interrupted(store: RunStore, run: Run) -> None:
-    with run.held():
-        run.append(Queued())
+    (run.path / "events.jsonl").write_bytes((run.path / "events.jsonl").read_bytes().rpartition(b'{"kind":"RunFinished"')[0])
+    with run.queue():
         with (run.path / "events.jsonl").open("ab") as file:
             file.write(b'{"kind": "Pha')
         source = packed(run)

@@ -14,11 +14,11 @@ from snows.graph import NetworkGraph
 from snows.linearization import Linearization
 from snows.pruner import Cancelled, PruneError, prune, resolve_device
 from snows.reconstruction import KeptWeights
-from snows.runner import execute
 from snows.store import RunStore
 from snows.updates import SiteProblem
 from tests.snows.helpers import ALL, CASE_IDS, CASES, NETWORKS, Attention, Residual, assert_entries_close, case
 from tests.snows.test_runner import config as run_config
+from tests.snows.test_runner import execute
 
 pytestmark = [
     pytest.mark.gpu,

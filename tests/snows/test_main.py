@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -17,8 +18,8 @@ from PIL import Image
 from snows import events
 from snows.__main__ import _parser, main
 from snows.batch import METHODS
-from snows.config import NM, PruneConfig, RunConfig
-from snows.store import Run, RunStore
+from snows.config import NM, Cancelled, InputError, PruneConfig, RunConfig
+from snows.store import Execute, Run, RunError, RunStore
 
 ROOT = Path(__file__).parents[2]
 METRICS = {
@@ -52,20 +53,20 @@ def _started(resumed: int = 0) -> events.RunStarted:
     return events.RunStarted(device="cpu", sites=SITES, skipped={}, resumed=resumed)
 
 
-def _finishes(run: Run) -> None:
+def _finishes(run: Run) -> events.RunFinished:
     run.append(events.Phase(name="load"), _started())
     for index, site in enumerate(SITES):
         run.append(events.SiteStarted(site=site, index=index, operations=["conv1"], shape=[16, 1, 3, 3]))
         run.append(events.CGIteration(site=site, step=1, iteration=1, residual=0.1, curvature=1.0), _site(index))
     run.save_metrics(METRICS)
-    run.append(events.RunFinished(metrics=METRICS))
+    return events.RunFinished(metrics=METRICS)
 
 
 @pytest.fixture
-def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Run], None]], None]:
+def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Execute], None]:
     """Puts a function in the runner's place."""
 
-    def put(function: Callable[[Run], None]) -> None:
+    def put(function: Execute) -> None:
         monkeypatch.setitem(sys.modules, "snows.runner", types.SimpleNamespace(execute=function))
         monkeypatch.setattr("snows.runner", sys.modules["snows.runner"], raising=False)
 
@@ -168,10 +169,10 @@ def test_human_summary(execute: Callable, store: RunStore, capsys: pytest.Captur
 def test_run_is_held_while_it_works(execute: Callable, store: RunStore) -> None:
     seen = []
 
-    def look(run: Run) -> None:
+    def look(run: Run) -> events.RunFinished:
         run.append(_started())
         seen.append(run.state())
-        _finishes(run)
+        return _finishes(run)
 
     execute(look)
     assert main(["prune"]) == 0
@@ -183,8 +184,10 @@ def test_run_is_held_while_it_works(execute: Callable, store: RunStore) -> None:
 def test_failure_is_a_sentence_and_a_code(
     bad_input: bool, code: int, execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failure = events.RunFailed(message="The disk is full. Free some space.", detail="Traceback …", bad_input=bad_input)
-    execute(lambda run: run.append(failure))
+    def fail(run: Run) -> events.RunFinished:
+        raise (InputError if bad_input else RunError)("The disk is full. Free some space.")
+
+    execute(fail)
     assert main(["prune", "--json"]) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -194,7 +197,7 @@ def test_failure_is_a_sentence_and_a_code(
 
 
 def test_unexpected_error_shows_no_trace(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
-    def crash(run: Run) -> None:
+    def crash(run: Run) -> events.RunFinished:
         raise RuntimeError("out of luck")
 
     execute(crash)
@@ -202,25 +205,19 @@ def test_unexpected_error_shows_no_trace(execute: Callable, store: RunStore, cap
     err = capsys.readouterr().err
     assert "RuntimeError: out of luck" in err
     assert "Traceback" not in err
-    assert store.list()[0].state() == "interrupted"
-
-
-def test_a_runner_that_ends_without_a_result_is_a_failure(
-    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    execute(lambda run: run.append(_started()))
-    assert main(["prune"]) == 1
-    assert "ended without a result" in capsys.readouterr().err
+    last = store.list()[0].events()[0][-1]
+    assert isinstance(last, events.RunFailed)
+    assert "Traceback" in last.detail
 
 
 def test_interrupt_asks_to_cancel_and_says_how_to_go_on(
     execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(run: Run) -> None:
+    def interrupted(run: Run) -> events.RunFinished:
         run.append(_started(), _site(0))
         os.kill(os.getpid(), signal.SIGINT)
         assert run.cancel_requested()
-        run.append(events.RunCancelled(finished_sites=1))
+        raise Cancelled
 
     execute(interrupted)
     before = signal.getsignal(signal.SIGINT)
@@ -232,7 +229,7 @@ def test_interrupt_asks_to_cancel_and_says_how_to_go_on(
 
 
 def test_second_interrupt_stops_at_once(execute: Callable, store: RunStore) -> None:
-    def stubborn(run: Run) -> None:
+    def stubborn(run: Run) -> events.RunFinished:
         run.append(_started())
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -248,12 +245,12 @@ def test_resume_goes_on_with_the_same_run(execute: Callable, store: RunStore, ca
     run.append(_started(), _site(0), events.RunCancelled(finished_sites=1))
     run.request_cancel()
 
-    def go_on(resumed: Run) -> None:
+    def go_on(resumed: Run) -> events.RunFinished:
         assert resumed == run
         assert not resumed.cancel_requested()
         resumed.append(_started(resumed=1), _site(1))
         resumed.save_metrics(METRICS)
-        resumed.append(events.RunFinished(metrics=METRICS))
+        return events.RunFinished(metrics=METRICS)
 
     execute(go_on)
     assert main(["prune", "--resume", run.id, "--json"]) == 0
@@ -268,9 +265,9 @@ def test_resume_refuses_what_cannot_go_on(execute: Callable, store: RunStore, ca
     run = store.create(RunConfig())
     assert main(["prune", "--resume", run.id, "--pattern", "1:4", "--rtol", "0.1"]) == 2
     assert "leave out --pattern, --rtol" in capsys.readouterr().err
-    with run.held():
+    with run.queue():
         assert main(["prune", "--resume", run.id]) == 2
-    assert "another process works on it" in capsys.readouterr().err
+    assert f"is queued: process {os.getpid()} on {socket.gethostname()} works on it. Wait" in capsys.readouterr().err
     run.append(events.RunFinished(metrics=METRICS))
     assert main(["prune", "--resume", run.id]) == 2
     assert "is finished; there is nothing to resume" in capsys.readouterr().err
@@ -342,7 +339,7 @@ def test_store_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SNOWS_RUNS", str(tmp_path / "file" / "runs"))
     assert main(["prune"]) == 1
-    assert "set SNOWS_RUNS to a folder that can be written" in capsys.readouterr().err
+    assert "Set SNOWS_RUNS to a folder that can be written" in capsys.readouterr().err
 
 
 # --- list, show ---
@@ -445,7 +442,7 @@ def test_bundle_data_without_the_full_set(
 # --- study ---
 
 
-def _learns_with_k(run: Run) -> None:
+def _learns_with_k(run: Run) -> events.RunFinished:
     """Of 1,000 images a run gets right 900 at K = 0, 949 at K = 3 and 950 at K = 10, each among those of the next."""
     config = run.config()
     k = config.prune.k_steps
@@ -454,7 +451,7 @@ def _learns_with_k(run: Run) -> None:
     operations = {"resnet20-fashion": 40, "vit-fashion": 50}[config.model]
     run.append(events.RunStarted(device="cpu", sites=SITES, skipped={}, operations=operations), _site(0), _site(1))
     run.save_metrics(found)
-    run.append(events.RunFinished(metrics=found, right=f"{int('1' * right + '0' * (1000 - right), 2):0250x}"))
+    return events.RunFinished(metrics=found, right=f"{int('1' * right + '0' * (1000 - right), 2):0250x}")
 
 
 def test_study_says_which_k_is_enough(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -492,12 +489,11 @@ def test_study_says_which_k_is_enough(execute: Callable, store: RunStore, capsys
 
 
 def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(run: Run) -> None:
+    def interrupted(run: Run) -> events.RunFinished:
         if run.config().prune.k_steps == 0:
-            _learns_with_k(run)
-            return
+            return _learns_with_k(run)
         os.kill(os.getpid(), signal.SIGINT)
-        run.append(events.RunCancelled(finished_sites=0))
+        raise Cancelled
 
     execute(interrupted)
     assert main(["study", "--k", "0", "3", "10"]) == 130
@@ -726,11 +722,10 @@ def test_compare_refuses_what_cannot_be(
 def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
     execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails_with_wanda(run: Run) -> None:
+    def fails_with_wanda(run: Run) -> events.RunFinished:
         if run.config().prune.mask == "wanda":
-            run.append(events.RunFailed(message="The device ran out of memory."))
-        else:
-            _finishes(run)
+            raise RunError("The device ran out of memory.")
+        return _finishes(run)
 
     execute(fails_with_wanda)
     assert main(["compare"]) == 1
@@ -740,7 +735,7 @@ def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
     assert "The device ran out of memory." in err
     assert f"python -m snows compare --resume {batch.id}" in err
     done: list[str] = []
-    execute(lambda run: (done.append(run.id), _finishes(run)))
+    execute(lambda run: (done.append(run.id), _finishes(run))[1])
     assert main(["compare", "--resume", batch.id]) == 0
     assert done == [batch.runs()[1].id]
     capsys.readouterr()
@@ -755,7 +750,7 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
 ) -> None:
     seen: list[list[str]] = []
 
-    def interrupted_at_the_third(run: Run) -> None:
+    def interrupted_at_the_third(run: Run) -> events.RunFinished:
         (batch,) = store.batches()
         seen.append([other.state() for other in batch.runs()])
         if len(seen) == 1:
@@ -764,9 +759,8 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
             os.kill(os.getpid(), signal.SIGINT)
             while not run.cancel_requested():
                 pass
-            run.append(events.RunCancelled(finished_sites=0))
-        else:
-            _finishes(run)
+            raise Cancelled
+        return _finishes(run)
 
     execute(interrupted_at_the_third)
     assert main(["compare"]) == 130
@@ -780,7 +774,10 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
 def test_compare_forgets_a_batch_that_never_began(
     execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    execute(lambda run: run.append(events.RunFailed(message="There is no model 'x'.", bad_input=True)))
+    def fail(run: Run) -> events.RunFinished:
+        raise InputError("There is no model 'x'.")
+
+    execute(fail)
     assert main(["compare", "--model", "x"]) == 2
     assert capsys.readouterr().err.count("There is no model 'x'.") == 1
     assert store.list() == store.batches() == []

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from snows import data, events, metrics, models, runner
 from snows.config import InputError, RunConfig
-from snows.runner import execute, plan
+from snows.runner import plan
 from snows.sparsity import check_compliance
 from snows.store import Run, RunStore, StoreError
 
@@ -43,6 +43,11 @@ def config(**overrides: Any) -> RunConfig:
     return RunConfig.model_validate(settings)
 
 
+def execute(run: Run) -> None:
+    with run.queue() as hold:
+        hold.work(runner.execute)
+
+
 def happened(run: Run) -> list[events.Event]:
     return run.events()[0]
 
@@ -63,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_goes_through_its_phases_in_order(finished: Run) -> None:
     solved = ["SiteStarted", "CGIteration", "NewtonStep", "SiteFinished"]
-    assert kinds(finished) == ["load", "prune", "RunStarted", *solved * 4, "evaluate", "save", "RunFinished"]
+    assert kinds(finished) == ["Queued", "load", "prune", "RunStarted", *solved * 4, "evaluate", "save", "RunFinished"]
     assert finished.state() == "finished"
     started = next(e for e in happened(finished) if isinstance(e, events.RunStarted))
     assert started.sites == [f"{name}.weight" for name in CHOSEN]
@@ -253,7 +258,7 @@ def test_cuda_asked_for_where_there_is_none(store: RunStore) -> None:
     last = happened(run)[-1]
     assert isinstance(last, events.RunFailed)
     assert last.message == "Device 'cuda' was asked for, but PyTorch finds no CUDA device here. Choose cpu or auto."
-    assert kinds(run) == ["load", "RunFailed"]
+    assert kinds(run) == ["Queued", "load", "RunFailed"]
 
 
 def test_images_of_the_wrong_size_fail_with_a_sentence(store: RunStore, tmp_path: Path) -> None:
@@ -333,9 +338,9 @@ def test_no_memory_names_the_remedy(store: RunStore, monkeypatch: pytest.MonkeyP
 def test_a_full_disk_is_how_the_run_ended(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "save_site", failing(StoreError("no space")))
     run = store.create(config(prune={"update": "none"}))
-    with run.held():
+    with run.queue() as hold:
         assert (run.path / "reserve").stat().st_size > 10_000
-        execute(run)
+        hold.work(runner.execute)
         assert not (run.path / "reserve").exists()  # its room was given to the event
     last = happened(run)[-1]
     assert isinstance(last, events.RunFailed)
@@ -345,10 +350,11 @@ def test_a_full_disk_is_how_the_run_ended(store: RunStore, monkeypatch: pytest.M
 
 def test_a_run_asked_to_stop_before_it_starts_does_no_layer(store: RunStore) -> None:
     run = store.create(config())
-    run.request_cancel()
-    execute(run)
+    with run.queue() as hold:
+        run.request_cancel()
+        hold.work(runner.execute)
     assert run.state() == "cancelled"
-    assert "SiteFinished" not in kinds(run)
+    assert kinds(run) == ["Queued", "RunCancelled"]
     assert not run.cancel_requested()
 
 

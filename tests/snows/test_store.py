@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from snows import store as store_module
-from snows.config import InputError, PruneConfig, RunConfig, explain
-from snows.events import CGIteration, Event, Phase, Queued, RunCancelled, RunFailed, RunFinished, RunStarted
-from snows.store import Labels, Run, RunStore, StoreError, default_root
+from snows.config import Cancelled, InputError, PruneConfig, RunConfig, explain
+from snows.events import (
+    CGIteration,
+    Event,
+    Phase,
+    Queued,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+)
+from snows.store import Labels, Run, RunError, RunStore, RunTakenError, StoreError, default_root
 
 events = st.builds(
     CGIteration,
@@ -36,6 +47,18 @@ events = st.builds(
     curvature=st.floats(allow_nan=False),
 )
 STARTED = RunStarted(device="cpu", sites=["fc.weight"], skipped={})
+SITE = SiteFinished(
+    site="fc.weight",
+    index=0,
+    losses={"final": 1.0},
+    by_k={},
+    scale=[],
+    density=0.5,
+    status="",
+    message="",
+    seconds=1.0,
+    num_products=1,
+)
 
 
 @contextmanager
@@ -154,11 +177,10 @@ def test_two_readers_of_a_writing_process_miss_nothing(run: Run) -> None:
 
 HOLDER = """
 import sys, time
-from pathlib import Path
 from snows.events import RunStarted
 from snows.store import Run
-run = Run(Path(sys.argv[1]))
-with run.held():
+run = Run(sys.argv[1])
+with run.queue():
     run.append(RunStarted(device="cpu", sites=[], skipped={}))
     with (run.path / "events.jsonl").open("ab") as file:
         file.write(b'{"kind": "Phase", "na')
@@ -167,18 +189,123 @@ with run.held():
 """
 
 
-def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on(run: Run) -> None:
+@contextmanager
+def worker_on(run: Run) -> Iterator[subprocess.Popen]:
+    """Another process that works on `run` until the block ends, or it is killed."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, run.path], stdout=subprocess.PIPE) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == b"held\n"
+        try:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"held\n"
+            yield worker
+        finally:
+            worker.kill()
+            worker.wait()
+
+
+def goes_on(run: Run) -> RunFinished:
+    run.append(Phase(time=1.0, name="prune"))
+    assert run.state() == "running"
+    return RunFinished(time=2.0, metrics={})
+
+
+def kinds(run: Run) -> list[str]:
+    return [type(event).__name__ for event in run.events()[0]]
+
+
+def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on(run: Run) -> None:
+    with worker_on(run) as worker:
         assert run.state() == "running"
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    assert run.state() == "interrupted"  # at once, not after the heartbeat has gone stale
-    with run.held():
-        run.append(Phase(time=1.0, name="prune"))
+        assert run.state() == "interrupted"  # at once
+        with run.queue() as hold:
+            assert hold.work(goes_on) == RunFinished(time=2.0, metrics={})
+    assert kinds(run) == ["Queued", "RunStarted", "Queued", "Phase", "RunFinished"]
+    assert run.state() == "finished"
+
+
+def test_nobody_else_takes_or_removes_a_run_in_work(store: RunStore, run: Run) -> None:
+    with worker_on(run) as worker:
+        where = f"process {worker.pid} on {socket.gethostname()}"
+        with pytest.raises(RunTakenError, match=rf"Run {run.id} is running: {where} works on it. Wait for it, or cancel it\."):
+            run.queue()
+        for remove in (store.trash, store.delete):
+            with pytest.raises(RunTakenError, match=rf"{run.id} is running, so it was not deleted. Cancel it first"):
+                remove(run.id)
+        with pytest.raises(RunTakenError, match="is running"), run.at_rest():
+            pass
+        assert run.state() == "running"  # whoever was refused and has left changed nothing
+        assert kinds(run) == ["Queued", "RunStarted"]
+    assert store.restore(store.trash(run.id)) == run
+
+
+def test_a_worker_that_says_nothing_for_long_is_still_at_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with worker_on(run) as worker:
+        worker.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(time, "time", lambda: 4e9)
         assert run.state() == "running"
-    assert [type(event) for event in run.events()[0]] == [RunStarted, Phase]
+        with pytest.raises(RunTakenError):
+            run.queue()
+        worker.send_signal(signal.SIGCONT)
+
+
+def test_a_second_hold_in_the_same_thread_is_refused_and_its_end_lets_nothing_go(run: Run) -> None:
+    with run.queue() as first:
+        for _ in range(2):
+            with pytest.raises(RunTakenError, match="is queued: process"):
+                run.queue()
+            assert run.state() == "queued"
+        assert kinds(run) == ["Queued"]
+        first.cancel()
+    with run.queue() as second:
+        first.__exit__()  # a hold that was let go is no longer one
+        assert run.state() == "queued"
+        assert (run.path / "reserve").exists()
+        second.cancel()
+    assert run.state() == "cancelled"
+
+
+RESUMER = """
+import sys, time, types
+import snows
+from pathlib import Path
+from snows.__main__ import main
+from snows.events import Phase, RunFinished
+
+def execute(run):
+    for number in range(200):
+        run.append(Phase(name=str(number)))
+        time.sleep(0.002)
+    run.save_metrics({"accuracy": 1.0})
+    return RunFinished(metrics={"accuracy": 1.0})
+
+sys.modules["snows.runner"] = snows.runner = types.SimpleNamespace(execute=execute)
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(main(["prune", "--resume", sys.argv[1], "--json"]))
+"""
+
+
+def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sentence(run: Run) -> None:
+    command = [sys.executable, "-c", RESUMER, run.id]
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    shells = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+    for shell in shells:
+        assert shell.stdout.readline() == "ready\n"
+    said = []
+    for shell in shells:
+        shell.stdin.write("go\n")
+        shell.stdin.flush()
+    for shell in shells:
+        said.append(shell.communicate(timeout=60))
+    codes = [shell.returncode for shell in shells]
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)][1]
+    assert re.fullmatch(
+        rf"Run {run.id} is (queued|running): process \d+ on .* works on it\. Wait for it, or cancel it\.\n", refused
+    )
+    assert [event.name for event in run.events()[0] if isinstance(event, Phase)] == [str(number) for number in range(200)]
+    assert kinds(run).count("Queued") == 1
 
 
 @pytest.mark.parametrize(
@@ -200,89 +327,128 @@ def test_state_without_a_worker_is_the_last_events(run: Run, last: Event | None,
 
 
 def test_state_with_a_worker_is_queued_then_running(run: Run) -> None:
-    with run.held():
-        assert run.state() == "queued"
-        run.append(Queued())
+    with run.queue():
         assert run.state() == "queued"
         run.append(STARTED)
         assert run.state() == "running"
     assert run.state() == "interrupted"
 
 
-def test_a_finished_run_that_is_resumed_is_active_again(run: Run) -> None:
-    run.append(RunCancelled(finished_sites=1))
-    with run.held():
-        run.append(Queued())
-        assert run.state() == "queued"
+def test_a_reader_that_looks_while_a_worker_ends_never_sees_it_interrupted(run: Run) -> None:
+    with run.queue() as hold:
+        seen = run.events()[0][-1]
+        hold.work(lambda run: RunFinished(metrics={}))
+    assert run.state_after(seen) == "finished"  # the events were read before it ended, the lock was looked at after
 
 
-def test_the_heartbeat_beats_and_stops(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
-    record = run.path / "worker.json"
-
-    def seen() -> float:
-        return json.loads(record.read_text())["seen"]
-
-    threads = threading.active_count()
-
-    def hold_and_fail() -> None:
-        with run.held():
-            first, deadline = seen(), time.monotonic() + 10
-            while seen() == first and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert seen() > first
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        hold_and_fail()
-    assert not record.exists()
-    assert threading.active_count() == threads
+@pytest.mark.parametrize("size", [10, 100, 30_000, 300_000])
+def test_the_last_event_is_found_behind_long_lines_and_those_of_another_version(run: Run, size: int) -> None:
+    run.append(STARTED, RunFailed(message="x" * size))
+    with (run.path / "events.jsonl").open("a") as file:
+        file.write('{"kind": "AddedLater", "more": "' + "y" * size + '"}\n' + '{"kind": "Phase", "na')
+    assert run.state() == "failed"
+    (run.path / "events.jsonl").write_text('{"kind": "AddedLater"}\n')
+    assert run.state() == "interrupted"
 
 
-def test_a_full_disk_does_not_stop_the_heartbeat(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
-    record = run.path / "worker.json"
-    write, beats = store_module._write, threading.Semaphore(0)
+def raises(error: BaseException) -> Any:
+    def execute(run: Run) -> RunFinished:
+        run.append(STARTED)
+        raise error
 
-    def refuse_once(path: Path, content: bytes) -> None:
-        beats.release()
-        if not record.exists():
-            write(path, content)
-            return
-        record.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "seen": 0.0}))
-        monkeypatch.setattr(store_module, "_write", lambda p, c: (write(p, c), beats.release()))
-        raise StoreError("full")
-
-    monkeypatch.setattr(store_module, "_write", refuse_once)
-    with run.held():
-        for _ in range(4):  # the reserve, the first beat, the refused one, and one after it
-            assert beats.acquire(timeout=10)
-        assert run.state() == "queued"
+    return execute
 
 
 @pytest.mark.parametrize(
-    ("worker", "alive"),
+    ("error", "ending"),
     [
-        ({"pid": os.getpid(), "host": os.uname().nodename, "age": 0}, True),
-        ({"pid": os.getpid(), "host": os.uname().nodename, "age": 60}, False),  # stuck, or the process id was given again
-        ({"pid": 1, "host": "elsewhere", "age": 5}, True),
-        ({"pid": os.getpid(), "host": "elsewhere", "age": 60}, False),
+        (Cancelled(), RunCancelled(time=0.0, finished_sites=0)),
+        (InputError("There is no such model."), RunFailed(time=0.0, message="There is no such model.", bad_input=True)),
+        (RunError("No memory."), RunFailed(time=0.0, message="No memory.")),
+        (StoreError("No room."), RunFailed(time=0.0, message="No room.")),
     ],
 )
-def test_a_worker_counts_as_alive_by_process_and_age(run: Run, worker: dict[str, Any], alive: bool) -> None:
-    record = {"pid": worker["pid"], "host": worker["host"], "seen": time.time() - worker["age"]}
-    (run.path / "worker.json").write_text(json.dumps(record))
-    assert run.state() == ("queued" if alive else "interrupted")
+def test_what_a_worker_raises_is_how_its_run_ended(run: Run, error: Exception, ending: Event) -> None:
+    with run.queue() as hold:
+        assert replace(hold.work(raises(error)), time=0.0) == ending
+        run.request_cancel()  # too late
+    assert replace(run.events()[0][-1], time=0.0) == ending
+    with run.queue():  # it may go on, and nothing of before stops it
+        assert not run.cancel_requested()
+        assert run.state() == "queued"
 
 
-def test_cancel_is_asked_seen_and_cleared(run: Run) -> None:
+def test_an_error_that_nobody_foresaw_is_a_sentence_and_its_trace(run: Run) -> None:
+    with run.queue() as hold:
+        hold.work(raises(ZeroDivisionError("by zero")))
+    last = run.events()[0][-1]
+    assert isinstance(last, RunFailed)
+    assert last.message.startswith("The run stopped on an unexpected error (ZeroDivisionError: by zero). Finished layers are")
+    assert "Traceback" in last.detail
+
+
+def test_a_second_ctrl_c_leaves_the_run_interrupted_and_free(run: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), run.queue() as hold:
+        hold.work(raises(KeyboardInterrupt()))
+    assert run.state() == "interrupted"
+    run.queue().__exit__()
+
+
+def test_a_run_that_was_cancelled_while_it_waited_does_not_begin(run: Run) -> None:
+    run.append(STARTED, replace(SITE, index=0), replace(SITE, index=0), replace(SITE, index=1))
+    with run.queue() as hold:
+        run.request_cancel()
+        hold.work(lambda run: pytest.fail("it began"))
+    assert run.events()[0][-1].finished_sites == 2
+    assert not run.cancel_requested()
+
+
+def test_a_finished_run_is_not_gone_on_with(run: Run) -> None:
+    with run.queue() as hold:
+        hold.work(lambda run: RunFinished(metrics={}))
+    before = (run.path / "events.jsonl").read_bytes()
+    with pytest.raises(RunTakenError, match="is finished; there is nothing to resume"):
+        run.queue()
+    assert (run.path / "events.jsonl").read_bytes() == before
+    assert run.state() == "finished"
+
+
+def test_a_run_that_was_deleted_meanwhile_is_not_brought_back_by_half(store: RunStore, run: Run) -> None:
+    store.trash(run.id)
+    with pytest.raises(RunTakenError, match="is no longer in"):
+        run.queue()
+    assert not run.path.exists()
+
+
+def test_a_disk_without_room_refuses_a_run_and_lets_it_go(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", no_space)
+        with pytest.raises(StoreError, match=r"No space left on device\. Free some space"):
+            run.queue()
+    run.queue().__exit__()
+
+
+def test_a_result_that_finds_no_room_is_a_failure_with_its_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    append = Run.append
+
+    def full(self: Run, *new: Event) -> None:
+        if isinstance(new[0], RunFinished):
+            raise StoreError("Could not write it: no space.")
+        append(self, *new)
+
+    monkeypatch.setattr(Run, "append", full)
+    with run.queue() as hold:
+        hold.work(lambda run: RunFinished(metrics={}))
+    assert run.events()[0][-1].message == "Could not write it: no space."
+
+
+def test_cancel_is_asked_and_seen(run: Run) -> None:
     assert not run.cancel_requested()
     run.request_cancel()
     run.request_cancel()
     assert Run(run.path).cancel_requested()
-    run.clear_cancel()
-    run.clear_cancel()
-    assert not run.cancel_requested()
+    with run.queue():
+        assert not run.cancel_requested()
 
 
 # --- results ---
@@ -388,7 +554,7 @@ def test_a_log_on_a_device_that_is_really_full(run: Run) -> None:
 
 def test_folders_that_cannot_be_made_or_written_are_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"Could not write .*file.*set SNOWS_RUNS"):
+    with pytest.raises(StoreError, match=r"Could not write .*file.*Set SNOWS_RUNS"):
         RunStore(tmp_path / "file").create(RunConfig())
     monkeypatch.setattr(Path, "touch", no_space)
     with pytest.raises(StoreError, match=r"cancel: No space left"):
@@ -410,7 +576,7 @@ def test_runs_are_listed_newest_first_and_found_by_id(store: RunStore, monkeypat
     assert store.list() == []
     made = []
     for second in range(3):
-        monkeypatch.setattr(time, "strftime", lambda _, second=second: f"20260101-00000{second}")
+        monkeypatch.setattr(time, "strftime", lambda *_, second=second: f"20260101-00000{second}")
         made.append(store.create(RunConfig()))
     assert store.list() == made[::-1]
     assert store.get(made[1].id) == made[1]
@@ -419,8 +585,43 @@ def test_runs_are_listed_newest_first_and_found_by_id(store: RunStore, monkeypat
     assert not made[1].path.exists()
 
 
-def test_runs_made_in_one_second_are_apart(store: RunStore) -> None:
-    assert len({store.create(RunConfig()).id for _ in range(20)}) == 20
+CREATOR = """
+import random, sys
+from snows import store
+from snows.config import RunConfig
+store.secrets.token_hex = lambda count: f"{random.randrange(1500):04x}"
+store.time.time = lambda: 1.8e9
+runs = store.RunStore(sys.argv[1])
+batch = runs.create_batch([RunConfig()] * 200)
+assert len(batch.runs()) == 200
+print(batch.id, *(run.id for run in batch.runs()))
+"""
+
+
+def test_runs_made_at_once_are_apart_even_where_chance_has_little_room(store: RunStore) -> None:
+    """Four processes, 200 runs each, all in one moment, with 1,500 ids to choose from."""
+    command = [sys.executable, "-c", CREATOR, store.root]
+    makers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    made = [maker.communicate(timeout=120)[0].split() for maker in makers]
+    assert [maker.returncode for maker in makers] == [0] * 4
+    assert len({name for names in made for name in names}) == 4 * 201
+    assert len(store.list()) == 4 * 200
+    assert sorted(batch.id for batch in store.batches()) == sorted(names[0] for names in made)
+
+
+def test_ids_sort_by_the_time_of_creation(store: RunStore) -> None:
+    made = []
+    for _ in range(20):
+        made.append(store.create(RunConfig()))
+        time.sleep(0.001)
+    assert store.list() == made[::-1]
+
+
+def test_a_run_that_found_no_room_leaves_no_folder(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(StoreError, match="No space left"):
+        store.create_batch([RunConfig()] * 3)
+    assert [path for path in store.root.iterdir() if not path.name.startswith(".")] == []
 
 
 def test_folders_that_are_no_run_are_passed_over(store: RunStore, run: Run) -> None:
@@ -521,7 +722,7 @@ def test_a_deleted_run_is_out_of_sight_and_can_be_had_back(store: RunStore, run:
     assert (trashed.id, trashed.labels().name) == (run.id, "mine")
     assert store.trashed() == [trashed]
     assert store.restore(trashed) == run
-    assert {p.name: p.read_bytes() for p in run.path.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in run.path.iterdir() if p.name != "lock"} == before
     assert store.trashed() == []
     assert set(store.list()) == {run, other}
 
@@ -535,7 +736,7 @@ def test_the_last_deleted_comes_first(store: RunStore) -> None:
 
 @pytest.mark.parametrize("event", [None, STARTED])
 def test_an_active_run_is_not_deleted(store: RunStore, run: Run, event: Event | None) -> None:
-    with run.held():
+    with run.queue():
         if event is not None:
             run.append(event)
         with pytest.raises(InputError, match=rf"{run.id} is (queued|running), so it was not deleted. Cancel it first"):
