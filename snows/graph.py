@@ -14,12 +14,13 @@ reshapes, dropout and pooling are not. A convolution's value is read before its 
 K = 3 lost 1.6 points.
 """
 
+import math
 import operator
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -146,8 +147,35 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return torch.nn.functional.hardtanh(x / 6 + 0.5, 0, 1)
 
 
+def every_stride(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Every `stride`-th position of `x` (B, C, *spatial), which is all that a pointwise convolution of that stride looks at."""
+    for axis, step in enumerate(stride, start=2):
+        x = x[(slice(None),) * axis + (slice(None, None, step),)]
+    return x
+
+
+def _convolution(target: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any) -> Tensor:
+    # A strided pointwise convolution is a pointwise one of every other pixel: exactly, and faster. It must not be run as it
+    # stands, since its weight gradient is wrong in memory: oneDNN 3.12 (torch 2.14) without AVX-512 writes past the end of it
+    # for channels-last images of fewer than 8 channels on one thread, and the process dies of it sooner or later. When torch is
+    # raised, run `tests/snows/test_kernels.py`: it looks for such kernels under an allocator that checks.
+    stride, padding, dilation, groups = (*rest, *([1], [0], [1], 1)[len(rest) :])
+    if math.prod(weight.shape[2:]) > 1 or max(stride) == 1:
+        return target(x, weight, bias, *rest)
+    axes, nothing = x.ndim - 2, padding
+    if not isinstance(padding, str):
+        nothing, widths = [0] * axes, [*padding] * (axes // len(padding))  # one number may stand for all axes
+        x = torch.nn.functional.pad(x, [width for width in reversed(widths) for _ in range(2)]) if any(widths) else x
+    x = every_stride(x, [*stride] * (axes // len(stride)))
+    return target(x, weight, bias, [1] * axes, nothing, dilation, groups)
+
+
 # The form in which windows run an operation, where it differs from the network's.
-IN_WINDOWS: dict[Any, Callable[..., Any]] = {BATCH_NORM: _batch_norm, aten.hardsigmoid.default: _hardsigmoid}
+IN_WINDOWS: dict[Any, Callable[..., Any]] = {
+    BATCH_NORM: _batch_norm,
+    aten.hardsigmoid.default: _hardsigmoid,
+    **{target: partial(_convolution, target) for target in CONVOLUTIONS},
+}
 
 
 def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

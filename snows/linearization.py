@@ -110,12 +110,13 @@ class Linearization:
     def _weighted(self, node: fx.Node, tangents: Tangents) -> Tensor:
         """Convolution or linear, x * w + b: dx * w + x * dw."""
         x, w, _, *rest = [*arguments(node, self._values)[0], None][: max(3, len(node.args))]
+        multiply: Callable[..., Tensor] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
         moving_x, moving_w = (tangents.get(a) for a in node.args[:2])  # type: ignore[arg-type]
         parts = []
         if moving_x is not None:
-            parts.append(node.target(moving_x, w, None, *rest))  # type: ignore[operator]
+            parts.append(multiply(moving_x, w, None, *rest))
         if moving_w is not None:
-            parts.append(node.target(x, moving_w, None, *rest))  # type: ignore[operator]
+            parts.append(multiply(x, moving_w, None, *rest))
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
     def _batch_norm(self, node: fx.Node, tangents: Tangents) -> tuple[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from snows.config import InputError
-from snows.graph import Site, Values, Window, differentiable_attention, move
+from snows.graph import Site, Values, Window, differentiable_attention, every_stride, move
 from snows.linearization import Linearization
 from snows.sparsity import from_matrix, to_matrix
 
@@ -119,6 +119,8 @@ def _weight_gradient(
     x: Tensor, shape: Sequence[int], y: Tensor, stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)
 ) -> Tensor:
     """Sum over output positions of y rᵀ with the receptive field r in `x`, unpadded: `shape` (R, C, kh, kw)."""
+    if tuple(shape[2:]) == (1, 1):  # as windows run it, and for the same reason: see `graph._convolution`
+        x, stride = every_stride(x, stride), (1, 1)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # sums that are solved with need all their digits
         return conv2d_weight(x, list(shape), y, stride=stride, dilation=dilation)
 
