@@ -510,11 +510,9 @@ def _by_depth(
     versions: tuple[tuple[str, Path, float], ...], count: int, _networks: "dict[str, Inspection]"
 ) -> "list[Likeness]":
     from snows import comparison
-    from snows.pruner import channels_last_if_faster
 
     first = first_of(_networks)
     images = first.images.evaluation[:count]
-    images = images.contiguous(memory_format=channels_last_if_faster(first.model.module, images))
     sites = {site.name: site for found in _networks.values() for site in found.sites}
     tensors = {label: found.parameters("pruned") for label, found in _networks.items()}
     return comparison.by_depth(first.graph, images, list(sites.values()), tensors)

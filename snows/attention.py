@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from snows.graph import FUSED_ATTENTION, NetworkGraph
+from snows.graph import FUSED_ATTENTION, NetworkGraph, fused_attention_map
 
 aten = torch.ops.aten
 
@@ -58,28 +58,6 @@ def _map_arguments(graph: NetworkGraph, node: fx.Node) -> dict[str, Any]:
         {a.name: a.default_value for a in schema} | dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
     )
     return {k: given[k] for k in ("query", "key", "attn_mask", "is_causal", "scale", "enable_gqa")}
-
-
-def fused_attention_map(
-    query: Tensor,
-    key: Tensor,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """The weights (..., T_query, T_key) by which `scaled_dot_product_attention` sums its values, in the dtype of `query`.
-
-    The definition in PyTorch's documentation of that function; a query that may attend to nothing has weights zero.
-    """
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return aten._safe_softmax(scores, -1)
 
 
 def _map_shape(graph: NetworkGraph, node: fx.Node) -> list[Any]:

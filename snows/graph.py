@@ -18,7 +18,7 @@ import math
 import operator
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -79,23 +79,18 @@ class ExportError(InputError):
 
 
 @contextmanager
-def differentiable_attention() -> Iterator[None]:
-    """Run attention on the plain math path: the fused kernels have no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+def _kernels_left_on() -> Iterator[None]:
+    # While it traces, torch.export turns mkldnn, nnpack and cudnn off for the whole process, so that no operation is decomposed
+    # into one of theirs: a run in another thread would compute other numbers meanwhile. Nothing is decomposed here, and the
+    # graph is the same with the switches left alone. A test watches all of them while networks are exported.
+    from torch.export import _trace
 
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextmanager
-def _plain_attention_modules() -> Iterator[None]:
-    # nn.MultiheadAttention's inference fast path is one opaque kernel; the graph needs its parts.
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    before = _trace._ignore_backend_decomps
+    _trace._ignore_backend_decomps = nullcontext
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        _trace._ignore_backend_decomps = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +165,56 @@ def _convolution(target: Any, x: Tensor, weight: Tensor, bias: Tensor | None = N
     return target(x, weight, bias, [1] * axes, nothing, dilation, groups)
 
 
+def fused_attention_map(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights (..., T_query, T_key) by which `scaled_dot_product_attention` sums its values, in the dtype of `query`.
+
+    The definition in PyTorch's documentation of that function; a query that may attend to nothing has weights zero.
+    """
+    if enable_gqa:
+        key = each_group(key, query)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return scores.softmax(-1)
+    scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return aten._safe_softmax(scores, -1)
+
+
+def each_group(x: Tensor, query: Tensor) -> Tensor:
+    """Keys or values (..., groups, T, C) of grouped attention, once for each head of `query` (..., heads, T, C)."""
+    return x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    # By formula: the fused kernels have no second derivative, and PyTorch's own plain path is a switch of the whole process.
+    # No dropout: the network runs in eval mode.
+    weights = fused_attention_map(query, key, attn_mask, is_causal, scale, enable_gqa)
+    return weights @ (each_group(value, query) if enable_gqa else value)
+
+
 # The form in which windows run an operation, where it differs from the network's.
 IN_WINDOWS: dict[Any, Callable[..., Any]] = {
     BATCH_NORM: _batch_norm,
     aten.hardsigmoid.default: _hardsigmoid,
+    FUSED_ATTENTION: _attention,
     **{target: partial(_convolution, target) for target in CONVOLUTIONS},
 }
 
@@ -189,9 +230,12 @@ class NetworkGraph:
 
     `parameters` maps names to the module's own tensors (parameters, buffers, constants); nothing here changes them. Every
     method that runs operations takes the tensors to use, so that a pruned network is this graph with other weights.
+
+    `layout` is how images and convolutions' weights lie in memory here, whatever the module's own layout: a private matter, by
+    default the faster one.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, layout: torch.memory_format | None = None) -> None:
         signature = program.graph_signature
         self.parameters: dict[str, Tensor] = {}
         self._tensor_nodes: dict[str, fx.Node] = {}
@@ -229,11 +273,14 @@ class NetworkGraph:
         self.users: dict[fx.Node, list[fx.Node]] = {
             n: [u for u in n.users if u in self.index] for n in (*placeholders.values(), *self.nodes)
         }
+        self.layout = self._faster_layout() if layout is None else layout
+        self.parameters = {name: t.contiguous(memory_format=self._layout_of(t)) for name, t in self.parameters.items()}
         self.sites, self.skipped = self._find_sites({s.target for s in signature.input_specs if s.kind is InputKind.PARAMETER})
 
     @classmethod
-    def export(cls, module: nn.Module, example: Tensor) -> "NetworkGraph":
+    def export(cls, module: nn.Module, example: Tensor, layout: torch.memory_format | None = None) -> "NetworkGraph":
         """Export `module` in eval mode. `example`: (B, ...) with B >= 2, on the module's device; its batch size becomes free.
+        `layout`: as the graph is to be run, by default the faster one in which it runs.
 
         Raises `ExportError` with the reason in a sentence when the network's Python code cannot be followed.
         """
@@ -242,7 +289,7 @@ class NetworkGraph:
         training = {m: m.training for m in module.modules()}  # a part may be frozen in eval mode
         module.eval()
         try:
-            with _EXPORTING, torch.no_grad(), _plain_attention_modules():
+            with _EXPORTING, torch.no_grad(), _kernels_left_on():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
                 # An empty table makes in-place operations functional and leaves everything else whole.
                 program = program.run_decompositions({})
@@ -256,7 +303,13 @@ class NetworkGraph:
         finally:
             for part, mode in training.items():
                 part.training = mode
-        return cls(program)
+        graph = cls(program, layout)
+        if layout is None and graph.layout is not torch.contiguous_format:
+            try:
+                graph.run(example)
+            except RuntimeError:  # an operation that asks for the module's own strides
+                return cls(program, torch.contiguous_format)
+        return graph
 
     # --- what the nodes are ---
 
@@ -360,6 +413,24 @@ class NetworkGraph:
 
     # --- running it ---
 
+    def _faster_layout(self) -> torch.memory_format:
+        # Convolutions that look around are faster channels-last (1.5x for ResNet-20 on an AVX-512 CPU); a patch embedding alone
+        # does not make a network convolutional.
+        for node in self.nodes:
+            if node.target in (aten.conv2d.default, aten.conv2d.padding):
+                kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+                stride = (node.args[3:4] or ([1],))[0]
+                if kernel[0] > stride[0] and self.input.meta["val"].ndim == 4:  # type: ignore[index, operator]
+                    return torch.channels_last
+        return torch.contiguous_format
+
+    def _layout_of(self, tensor: Tensor) -> torch.memory_format:
+        return self.layout if tensor.ndim == 4 else torch.contiguous_format
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """`images` as they lie in memory here."""
+        return images.contiguous(memory_format=self._layout_of(images))
+
     def bind(self, parameters: Mapping[str, Tensor]) -> Values:
         """Values for the tensor placeholders from tensors by name; names left out keep the module's own."""
         return {node: parameters.get(name, self.parameters[name]) for name, node in self._tensor_nodes.items()}
@@ -372,9 +443,9 @@ class NetworkGraph:
         self, images: Tensor, parameters: Mapping[str, Tensor] | None = None, capture: Collection[fx.Node] = ()
     ) -> tuple[Tensor, Values]:
         """Run every node in order: the network's output and the values at the `capture` nodes. Equals the module bit for
-        bit."""
+        bit where their layouts are the same."""
         values: Values = self.bind(parameters or {})
-        values[self.input] = images
+        values[self.input] = self.laid_out(images)
         captured = set(capture)
         for i, node in enumerate(self.nodes):
             values[node] = execute_node(node, values)
@@ -487,7 +558,7 @@ class Frontier:
         self.graph = graph
         self.position = 0
         self.storage = torch.device(storage)
-        self._batches: list[Values] = [{graph.input: b.to(self.storage)} for b in batches]
+        self._batches: list[Values] = [{graph.input: graph.laid_out(b.to(self.storage))} for b in batches]
 
     def __len__(self) -> int:
         return len(self._batches)

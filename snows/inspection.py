@@ -13,7 +13,7 @@ from torch import Tensor
 from snows import data, models
 from snows.config import InputError
 from snows.graph import NetworkGraph, Site
-from snows.pruner import Cascade, Coverage, channels_last_if_faster, coverage
+from snows.pruner import Cascade, Coverage, coverage
 from snows.reconstruction import rows_of_output
 from snows.sparsity import to_matrix
 from snows.store import Run
@@ -50,8 +50,7 @@ class Inspection:
             raise InspectionError(f"Run {run.id} has not begun to prune, so there is nothing to look into yet.")
         model = models.load_configured(config)
         example = torch.zeros(2, *model.input_size)
-        layout = channels_last_if_faster(model.module, example)
-        graph = NetworkGraph.export(model.module.to(memory_format=layout), example.contiguous(memory_format=layout))
+        graph = NetworkGraph.export(model.module, example)
         covered = coverage(graph, config.prune)
         return cls(run, model, graph, covered, *_results(run, covered))
 
@@ -95,8 +94,7 @@ class Inspection:
 
     def run_network(self, images: Tensor, stage: str, capture: Collection = ()) -> tuple[Tensor, dict]:
         """The network's output on preprocessed `images` (B, C, H, W), and the values at the `capture` nodes."""
-        layout = channels_last_if_faster(self.model.module, images)
-        return self.graph.run(images.contiguous(memory_format=layout), self.parameters(stage), capture)
+        return self.graph.run(images, self.parameters(stage), capture)
 
     def finished(self, site: str) -> tuple[Tensor, Tensor, Tensor]:
         """A site's dense weight, its pruned weight, and its mask (bool, True = kept), in the parameter's shape.
@@ -123,7 +121,6 @@ class Inspection:
         names = [s.name for s in self.sites]
         _, _, mask = self.finished(site)
         images = self.images.calibration[:num_images]
-        images = images.contiguous(memory_format=channels_last_if_faster(self.model.module, images))
         cascade = Cascade(
             self.graph,
             self.covered,

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from snows.attention import fused_attention_map
 from snows.graph import (
     ACTIVATIONS,
     BATCH_NORM,
@@ -25,7 +24,8 @@ from snows.graph import (
     arguments,
     aten,
     batch_norm_affine,
-    differentiable_attention,
+    each_group,
+    fused_attention_map,
 )
 
 Tangents = Mapping[fx.Node, Any]
@@ -61,8 +61,7 @@ class Linearization:
     def __init__(self, window: Window, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> None:
         self._window = window
         self._weight = weight.detach().requires_grad_()
-        with differentiable_attention():
-            self._values = window.values(self._weight, inputs)
+        self._values = window.values(self._weight, inputs)
         self.outputs: list[Tensor] = [self._values[n] for n in window.captured]
         self._slopes = {n: self._slope(n) for n in window.nodes if n.target in ACTIVATIONS}
         self._statistics = {n: self._layer_statistics(n) for n in window.nodes if n.target is aten.layer_norm.default}
@@ -84,9 +83,8 @@ class Linearization:
     def push(self, vector: Tensor) -> list[Tensor]:
         """Jv: a tensor of the weight's shape to one for each output."""
         tangents: dict[fx.Node, Any] = {self._window.weight: vector}
-        with differentiable_attention():
-            for node in self._window.nodes:
-                tangents[node] = self._tangent(node, tangents)
+        for node in self._window.nodes:
+            tangents[node] = self._tangent(node, tangents)
         return [tangents[n] for n in self._window.captured]
 
     def _tangent(self, node: fx.Node, tangents: Tangents) -> Any:
@@ -101,9 +99,11 @@ class Linearization:
         return self._forward_mode(node, moving, tangents)
 
     def _forward_mode(self, node: fx.Node, moving: list[fx.Node], tangents: Tangents) -> Any:
+        target: Callable[..., Any] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
+
         def function(*primals: Tensor) -> Any:
             args, kwargs = arguments(node, self._values | dict(zip(moving, primals, strict=True)))
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return target(*args, **kwargs)
 
         return torch.func.jvp(function, tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving))[1]
 
@@ -153,26 +153,36 @@ class Linearization:
         dy = aten.native_layer_norm_backward(dx, x, shape, mean, inverse, None, None, [True, False, False])[0]
         return dy if not rest or rest[0] is None else dy * rest[0]
 
+    def _attention_arguments(self, node: fx.Node) -> dict[str, Any]:
+        args, options = arguments(node, self._values)
+        named = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | options
+        named.pop("dropout_p", None)  # no dropout in eval mode
+        return named
+
     @torch.no_grad()
     def _attention_map(self, node: fx.Node) -> Tensor:
-        (query, key, _, *rest), options = arguments(node, self._values)
-        given = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | options
-        given.pop("dropout_p", None)  # no dropout in eval mode
-        return fused_attention_map(query, key, **given)
+        named = self._attention_arguments(node)
+        named.pop("value")
+        return fused_attention_map(**named)
 
     def _attention(self, node: fx.Node, tangents: Tangents) -> Tensor:
-        """O = A V with A = softmax(S): dO = dA V + A dV, dA = A * (dS - sum(A * dS)), dS = scale (dQ Kᵀ + Q dKᵀ)."""
-        if node.kwargs.get("enable_gqa"):
-            return self._forward_mode(node, [a for a in node.all_input_nodes if a in tangents], tangents)
-        (query, key, value, *_), options = arguments(node, self._values)
-        dq, dk, dv = (tangents.get(a) for a in node.args[:3])  # type: ignore[arg-type]
-        weights, scale = self._maps[node], options.get("scale") or query.shape[-1] ** -0.5
-        out = weights @ dv if dv is not None else torch.zeros_like(self._values[node])
-        moves = [dq @ key.mT] if dq is not None else []
-        moves += [query @ dk.mT] if dk is not None else []
+        """O = A V with A = softmax(S): dO = dA V + A dV, dA = A * (dS - sum(A * dS)), dS = scale (dQ Kᵀ + Q dKᵀ) + dM."""
+        named = self._attention_arguments(node)
+        moving = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False)) | node.kwargs
+        dq, dk, dv, dm = (tangents.get(moving.get(name)) for name in ("query", "key", "value", "attn_mask"))  # type: ignore[arg-type]
+        query, key, value = named["query"], named["key"], named["value"]
+        if named.get("enable_gqa"):
+            key, value, dk, dv = (None if x is None else each_group(x, query) for x in (key, value, dk, dv))
+        weights, scale = self._maps[node], query.shape[-1] ** -0.5 if named.get("scale") is None else named["scale"]
+        moves = [scale * (dq @ key.mT)] if dq is not None else []
+        moves += [scale * (query @ dk.mT)] if dk is not None else []
+        moves += [dm] if dm is not None else []
+        out = weights @ dv if dv is not None else None
         if moves:
-            scores = scale * (moves[0] if len(moves) == 1 else moves[0] + moves[1])
-            out = out + (weights * (scores - (weights * scores).sum(-1, keepdim=True))) @ value
+            scores = sum(moves[1:], moves[0])
+            change = (weights * (scores - (weights * scores).sum(-1, keepdim=True))) @ value
+            out = change if out is None else out + change
+        assert out is not None  # a node in a window moves
         return out
 
     _RULES: ClassVar[dict[Any, Callable[["Linearization", fx.Node, Tangents], Any]]] = {

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from snows.config import InputError
-from snows.graph import Site, Values, Window, differentiable_attention, every_stride, move
+from snows.graph import Site, Values, Window, every_stride, move
 from snows.linearization import Linearization
 from snows.sparsity import from_matrix, to_matrix
 
@@ -121,8 +121,7 @@ def _weight_gradient(
     """Sum over output positions of y rᵀ with the receptive field r in `x`, unpadded: `shape` (R, C, kh, kw)."""
     if tuple(shape[2:]) == (1, 1):  # as windows run it, and for the same reason: see `graph._convolution`
         x, stride = every_stride(x, stride), (1, 1)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # sums that are solved with need all their digits
-        return conv2d_weight(x, list(shape), y, stride=stride, dilation=dilation)
+    return conv2d_weight(x, list(shape), y, stride=stride, dilation=dilation)
 
 
 def input_output_cross(
@@ -134,7 +133,8 @@ def input_output_cross(
         x, y = x.to(device), y.to(device)
         if bias is not None:
             y = y - (bias if site.kind == "linear" else bias.view(-1, 1, 1))
-        if site.kind == "linear":
+        if site.kind == "linear" or device.type != "cpu":
+            # On a GPU convolutions too: cuDNN's may round their factors to TF32, and sums that are solved with need all digits.
             part = rows_of_output(site, y).T @ input_rows(site, x)
         else:
             stride, (top, bottom, left, right), dilation = _convolution_geometry(site)
@@ -382,8 +382,7 @@ class Objective:
         weight = self.kept.expand(kept).requires_grad_()
         images = sum(self.batches[i].images for i in chosen)
         linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
-        with differentiable_attention():
-            parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
+        parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
 
         def product(v: Tensor) -> Tensor:
             self.num_products += 1

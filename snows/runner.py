@@ -153,8 +153,8 @@ def logits(
     """The network's outputs (N, classes) on the CPU, in batches. `on_batch` is told the size of each and may raise to
     cancel."""
     dtype = getattr(torch, config.precision)
-    layout = channels_last_if_faster(module, images)
     module = module.to(device=device, dtype=dtype).eval()
+    layout = channels_last_if_faster(module, images[:2].to(device, dtype))
     parts = []
     for batch in images.split(EVALUATION_BATCH):
         parts.append(module(batch.to(device, dtype).contiguous(memory_format=layout)).cpu())
@@ -191,10 +191,8 @@ def plan(config: RunConfig) -> Plan:
     config."""
     device = resolve_device(config.prune.device)
     model = models.load_configured(config, pretrained=False)  # only the structure counts
-    layout = channels_last_if_faster(model.module, torch.empty(1, *model.input_size))
-    module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision), memory_format=layout)  # type: ignore[call-overload]
+    module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision))
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
-    example = example.contiguous(memory_format=layout)
     graph = NetworkGraph.export(module, example)
     covered = coverage(graph, config.prune)
     seconds, sizes = _profile(graph, example)
@@ -269,7 +267,7 @@ def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, dict]:
     seconds: dict = {}
     sizes: dict = {graph.input: float(example[0].numel() * example.element_size())}
     for _ in range(2):  # the first pass pays for warming up, and a busy machine can hold up either
-        values = graph.bind({}) | {graph.input: example}
+        values = graph.bind({}) | {graph.input: graph.laid_out(example)}
         for node in graph.nodes:
             if example.is_cuda:
                 torch.cuda.synchronize(example.device)

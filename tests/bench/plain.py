@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snows import solver
-from snows.graph import Window, differentiable_attention
+from snows.graph import Window
 from snows.reconstruction import Batch, KeptWeights
 
 PASSES = 3
@@ -45,9 +45,8 @@ def _newton_step(window: Window, kept: KeptWeights, x: Tensor, batch: Batch, rto
     (gradient,) = torch.autograd.grad(loss := loss_at(point), point)
 
     def product(v: Tensor) -> Tensor:
-        with differentiable_attention():
-            (slope,) = torch.autograd.grad(loss_at(point), point, create_graph=True)
-            return torch.autograd.grad(slope, point, v)[0]
+        (slope,) = torch.autograd.grad(loss_at(point), point, create_graph=True)
+        return torch.autograd.grad(slope, point, v)[0]
 
     solve = solver.cg(product, -gradient, rtol=rtol, max_iters=max_iters)
     with torch.no_grad():

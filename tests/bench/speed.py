@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from snows import data, metrics, models
 from snows.config import PruneConfig
-from snows.graph import Frontier, NetworkGraph, Window, differentiable_attention, move
+from snows.graph import Frontier, NetworkGraph, Window, move
 from snows.linearization import Linearization
 from snows.pruner import Cascade, channels_last_if_faster, coverage, prune
 from snows.reconstruction import Objective, RowBlocks, input_gram, input_output_cross
@@ -229,9 +229,8 @@ def cost_of_a_product(every: int = 4) -> list[dict[str, Any]]:
                     device=problem.device,
                     curvature_kind=kind,
                 )
-                with differentiable_attention():
-                    product = objective.product(point, [0])
-                    found.append(seconds(lambda product=product, vector=vector: product(vector)) / once)  # type: ignore[misc]
+                product = objective.product(point, [0])
+                found.append(seconds(lambda product=product, vector=vector: product(vector)) / once)  # type: ignore[misc]
         records.append({"model": name} | {kind: sum(found) / len(found) for kind, found in ratios.items()})
     return records
 

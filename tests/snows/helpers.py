@@ -6,7 +6,8 @@ without forming it (Jacobians, Hessians) is formed densely by autograd.
 
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snows.config import SolverConfig, Unstructured
-from snows.graph import NetworkGraph, Site, Window, differentiable_attention
+from snows.graph import NetworkGraph, Site, Window
 from snows.reconstruction import Batch, KeptWeights, Objective
 from snows.sparsity import to_matrix
 from snows.updates import SiteProblem
@@ -87,6 +89,12 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
         if self.form == "fused":
             y = F.scaled_dot_product_attention(q, k, v)
+        elif self.form == "positions":  # relative positions made from the input, as a mask that depends on the weight
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=q @ self.positions[0].view(5, 2, 4).permute(1, 2, 0), scale=0.3
+            )
+        elif self.form == "grouped":
+            y = F.scaled_dot_product_attention(q, k[:, :1], v[:, :1], is_causal=True, enable_gqa=True)
         else:
             y = F.dropout((q @ k.transpose(-2, -1) / 2).softmax(-1), 0.1, self.training) @ v
         return self.proj(y.transpose(1, 2).flatten(2))
@@ -147,6 +155,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fused": (lambda: Attention("fused"), (1, 4, 4)),
     "written": (lambda: Attention("written"), (1, 4, 4)),
     "module": (lambda: Attention("module"), (1, 4, 4)),
+    "positions": (lambda: Attention("positions"), (1, 4, 4)),
+    "grouped": (lambda: Attention("grouped"), (1, 4, 4)),
     "strided": (_strided, (2, 6, 6)),
     "gates": (Gates, (2, 9, 9)),
 }
@@ -165,6 +175,9 @@ CASES: list[tuple[str, str, int]] = [
     ("written", "embed.weight", 4),
     ("module", "attention.in_proj_weight", ALL),
     ("module", "attention.out_proj.weight", 3),
+    ("positions", "qkv.weight", ALL),
+    ("positions", "embed.weight", 4),
+    ("grouped", "qkv.weight", ALL),
     ("strided", "0.weight", ALL),
     ("strided", "2.weight", 2),
     ("strided", "4.weight", 1),
@@ -196,12 +209,19 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return F.relu6(x + 3) / 6
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """PyTorch's own attention on its plain path: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def captured_values(window: Window, weight: Tensor, images: Tensor) -> list[Tensor]:
     """The values at the window's captured nodes from a run of the whole network, differentiable in `weight`."""
     graph = window.graph
     values: dict[Any, Any] = graph.bind({window.site.name: weight})
     values[graph.input] = images
-    with differentiable_attention():
+    with plain_attention():
         for node in graph.nodes:
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
             # The kernel of the hard sigmoid has no second derivative.

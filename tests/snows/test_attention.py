@@ -17,14 +17,13 @@ from snows.attention import (
     TokenGrid,
     attention_maps,
     cosine,
-    fused_attention_map,
     jensen_shannon,
     rollout,
     similarity,
     spatial_attention,
     token_grid,
 )
-from snows.graph import NetworkGraph
+from snows.graph import NetworkGraph, fused_attention_map
 from snows.models import ResNet20
 
 

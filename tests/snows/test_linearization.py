@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snows.graph import NetworkGraph, Window, differentiable_attention
+from snows.graph import NetworkGraph, Window
 from snows.linearization import Linearization
-from tests.snows.helpers import ALL, CASE_IDS, CASES, assert_entries_close, case, window_inputs
+from tests.snows.helpers import ALL, CASE_IDS, CASES, assert_entries_close, case, plain_attention, window_inputs
 
 
 def parts(name: str, site: str, k: int) -> tuple[Window, Tensor, Linearization, Callable[[Tensor], list[Tensor]]]:
@@ -41,7 +41,7 @@ def test_push_is_forward_mode(name: str, site: str, k: int) -> None:
     window, weight, linear, function = parts(name, site, k)
     for seed in range(2):
         direction = random_like(weight, seed)
-        with differentiable_attention():
+        with plain_attention():
             _, expected = torch.func.jvp(function, (weight,), (direction,))
         pushed = linear.push(direction)
         for operation, value, other in zip(window.operations, pushed, expected, strict=True):
@@ -52,7 +52,7 @@ def test_push_is_forward_mode(name: str, site: str, k: int) -> None:
 def test_pull_is_reverse_mode(name: str, site: str, k: int) -> None:
     _, weight, linear, function = parts(name, site, k)
     cotangents = [random_like(y, i) for i, y in enumerate(linear.outputs)]
-    with differentiable_attention():
+    with plain_attention():
         _, vjp = torch.func.vjp(function, weight)
         (expected,) = vjp(cotangents)
     assert_entries_close(linear.pull(cotangents), expected, rtol=1e-9, atol=1e-12)

@@ -769,3 +769,40 @@ def test_to_matrix_here_is_the_engines() -> None:
     weight = torch.randn(3, 4, 2, 5)
     assert torch.equal(matrix_of(weight), to_matrix(weight))
     assert torch.equal(unmatrix(matrix_of(weight), weight), weight)
+
+
+class Tutorial(nn.Module):
+    """The form of PyTorch's own tutorial network: it flattens with `view`, which asks for the usual strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 5), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 20), nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.fc2(F.relu(self.fc1(x.view(-1, 16 * 5 * 5))))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layout_is_a_private_matter(layout: torch.memory_format) -> None:
+    module = Tutorial().to(memory_format=layout) if layout is torch.contiguous_format else nn.Sequential(nn.Conv2d(3, 8, 3))
+    module = module.to(memory_format=layout)
+    result = prune(module, torch.randn(8, 3, 32, 32), PruneConfig(pattern="50%", k_steps=2, prune_classifier=True))
+    before, after = module.state_dict(), result.model.state_dict()
+    assert {name: t.stride() for name, t in before.items()} == {name: t.stride() for name, t in after.items()}
+    assert not any(torch.equal(before[name], after[name]) for name in result.masks)
+
+
+def test_the_faster_layout_is_kept_for_a_network_that_flattens_with_view() -> None:
+    graph = NetworkGraph.export(Tutorial(), torch.randn(2, 3, 32, 32))
+    assert graph.layout is torch.channels_last
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(graph.run(images)[0], Tutorial.forward(_module_of(graph), images))
+
+
+def _module_of(graph: NetworkGraph) -> Tutorial:
+    module = Tutorial()
+    module.load_state_dict(graph.parameters)
+    return module

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snows.config import CURVATURES
-from snows.graph import NetworkGraph, differentiable_attention
+from snows.graph import NetworkGraph
 from snows.reconstruction import (
     Batch,
     KeptWeights,
@@ -28,7 +28,18 @@ from snows.reconstruction import (
     rows_of_output,
 )
 from snows.sparsity import from_matrix, to_matrix
-from tests.snows.helpers import ALL, CASE_IDS, CASES, Case, assert_entries_close, case, dense, dense_weight, window_inputs
+from tests.snows.helpers import (
+    ALL,
+    CASE_IDS,
+    CASES,
+    Case,
+    assert_entries_close,
+    case,
+    dense,
+    dense_weight,
+    plain_attention,
+    window_inputs,
+)
 
 CPU = torch.device("cpu")
 TABLE = pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)
@@ -72,7 +83,7 @@ def test_the_loss_is_the_naive_one(name: str, site: str, k: int) -> None:
 def test_the_gradient_is_the_naive_one(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)
     _, gradient = problem.objective().loss_and_gradient(problem.point)
-    with differentiable_attention():
+    with plain_attention():
         expected = torch.autograd.functional.jacobian(problem.loss, problem.point)
     assert_entries_close(gradient, expected, rtol=1e-8, atol=1e-10)
 
