@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils._pytree import tree_leaves
 
 from snows.config import InputError
 
@@ -33,7 +34,12 @@ aten = torch.ops.aten
 
 Values = dict[fx.Node, Any]
 
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default}
+_STRIDED = {
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),
+}
+TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
+CONVOLUTIONS = _STRIDED | TRANSPOSED
 ACTIVATIONS = {
     aten.relu.default,
     aten.relu6.default,
@@ -215,7 +221,11 @@ IN_WINDOWS: dict[Any, Callable[..., Any]] = {
     BATCH_NORM: _batch_norm,
     aten.hardsigmoid.default: _hardsigmoid,
     FUSED_ATTENTION: _attention,
-    **{target: partial(_convolution, target) for target in CONVOLUTIONS},
+    # A word to training: what the network computes does follow a value that was detached.
+    aten.detach.default: lambda x: x,
+    # What is left of a slice that was written in place.
+    aten.copy.default: lambda x, source, non_blocking=False: source.to(x.dtype).expand(x.shape),
+    **{target: partial(_convolution, target) for target in _STRIDED},
 }
 
 
@@ -223,6 +233,17 @@ def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = arguments(node, values)
     target: Callable[..., Any] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
     return target(*args, **kwargs)
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    scale = float(second.abs().max()) if second.numel() else 0.0
+    precision = torch.finfo(second.dtype).eps if second.is_floating_point() else 0.0
+    return torch.allclose(first, second, rtol=0, atol=1e4 * precision * scale, equal_nan=True)
+
+
+def _operation(node: fx.Node) -> str:
+    """The operation's name for a person: `aten.reshape.default` is `reshape`."""
+    return getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").split(".")[0].strip("_")
 
 
 class NetworkGraph:
@@ -274,8 +295,9 @@ class NetworkGraph:
             n: [u for u in n.users if u in self.index] for n in (*placeholders.values(), *self.nodes)
         }
         self.layout = self._faster_layout() if layout is None else layout
-        self.parameters = {name: t.contiguous(memory_format=self._layout_of(t)) for name, t in self.parameters.items()}
         self.sites, self.skipped = self._find_sites({s.target for s in signature.input_specs if s.kind is InputKind.PARAMETER})
+        # After the search for sites, which tells tied weights by their storage.
+        self.parameters = {name: t.contiguous(memory_format=self._layout_of(t)) for name, t in self.parameters.items()}
 
     @classmethod
     def export(cls, module: nn.Module, example: Tensor, layout: torch.memory_format | None = None) -> "NetworkGraph":
@@ -308,8 +330,34 @@ class NetworkGraph:
             try:
                 graph.run(example)
             except RuntimeError:  # an operation that asks for the module's own strides
-                return cls(program, torch.contiguous_format)
+                graph = cls(program, torch.contiguous_format)
+        graph._check_answers(module)
         return graph
+
+    @torch.no_grad()
+    def _check_answers(self, module: nn.Module) -> None:
+        """Raise `ExportError` where the graph does not answer as `module` does, or not the same twice."""
+        images = self.noise_images()
+        training = {part: part.training for part in module.modules()}
+        module.eval()
+        try:
+            expected = next(leaf for leaf in tree_leaves(module(images)) if isinstance(leaf, Tensor))
+        finally:
+            for part, mode in training.items():
+                part.training = mode
+        first, second = self.run(images)[0], self.run(images)[0]
+        if not _alike(first, second):
+            random = [n for n in self.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
+            places = ", ".join(dict.fromkeys(self.describe(n) for n in random[:3])) or "somewhere in it"
+            raise ExportError(
+                f"The network answers differently each time, also in eval mode: something is drawn at random in {places}. "
+                "Let it draw only while training (`F.dropout(x, p, self.training)`)."
+            )
+        if not _alike(first, expected):
+            raise ExportError(
+                "The exported graph gives other answers than the network itself, so it cannot stand in for it. The network's "
+                "code probably depends on something that changes between two calls; make that part of its input or a constant."
+            )
 
     # --- what the nodes are ---
 
@@ -355,7 +403,7 @@ class NetworkGraph:
     def describe(self, node: fx.Node) -> str:
         """`path (kind)`, the name of a counted operation for a person."""
         path = self.path(node)
-        kind = (self.kind(node) or str(node.target)).replace("_", " ")
+        kind = (self.kind(node) or _operation(node)).replace("_", " ")
         return f"{path} ({kind})" if path else kind
 
     def _find_sites(self, parameter_names: Collection[str]) -> tuple[list[Site], dict[str, str]]:
@@ -389,10 +437,12 @@ class NetworkGraph:
 
     def _obstacle(self, node: fx.Node, weight: fx.Node) -> str | None:
         if node.target is aten.linear.default:
-            return None if node.args[1] is weight else "the input of a linear layer, not its weight"
+            return self._moving_bias(node) if node.args[1] is weight else "the input of a linear layer, not its weight"
         if node.target in CONVOLUTIONS:
             if node.args[1] is not weight:
                 return "the input of a convolution, not its weight"
+            if node.target in TRANSPOSED:
+                return "a transposed convolution; only ordinary 2-d convolutions and linear layers are pruned"
             if node.target not in (aten.conv2d.default, aten.conv2d.padding):
                 return "a 1-d or 3-d convolution; only 2-d convolutions and linear layers are pruned"
             groups = node.args[6] if len(node.args) > 6 else 1
@@ -401,15 +451,46 @@ class NetworkGraph:
                 return (
                     f"a grouped convolution ({groups} groups): each output sees only {inputs} input channel{'s'[: inputs > 1]}"
                 )
-            return None
-        operation = str(node.target).removeprefix("aten.").split(".")[0]
+            return self._moving_bias(node)
+        way = self._way_to_a_layer(node)
+        if way is not None:
+            return (
+                f"the layer's weight is computed from it ({way}), so weights that are zero here would not be zero there; fold "
+                "that into the weight before pruning"
+            )
+        operation = _operation(node)
         return f"used by {operation}, not as the weight of a linear layer or convolution"
 
+    def _moving_bias(self, node: fx.Node) -> str | None:
+        bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        if not isinstance(bias, fx.Node) or bias not in self._from_images:
+            return None
+        return "its bias is computed from the image, and only a bias that is the same for all images can be fitted to"
+
+    @cached_property
+    def _from_images(self) -> set[fx.Node]:
+        """The nodes whose values depend on the images, but for their number."""
+        dependent = {self.input}
+        for node in self.nodes:
+            if not isinstance(node.meta.get("val"), torch.SymInt) and not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+        return dependent
+
+    def _way_to_a_layer(self, node: fx.Node) -> str | None:
+        """The operations between a parameter and the layer whose weight they make of it, from `node`, the first of them."""
+        names, reached = [_operation(node)], node
+        while reached not in self._from_images and self.users[reached]:
+            user = self.users[reached][0]
+            if (user.target in CONVOLUTIONS or user.target is aten.linear.default) and user.args[1] is reached:
+                return " → ".join(dict.fromkeys(name for name in names if name != "getitem"))
+            names.append(_operation(user))
+            reached = user
+        return None
+
     @property
-    def classifier(self) -> Site | None:
-        """The last site, where no counted operation follows it."""
-        last = self.sites[-1] if self.sites else None
-        return last if last is not None and len(self.window(last, 1).captured) == 1 else None
+    def classifiers(self) -> list[Site]:
+        """The sites that no counted operation follows: the last layer, and its twins where the network has several heads."""
+        return [site for site in self.sites if len(self.window(site, 1).captured) == 1]
 
     # --- running it ---
 
@@ -426,6 +507,13 @@ class NetworkGraph:
 
     def _layout_of(self, tensor: Tensor) -> torch.memory_format:
         return self.layout if tensor.ndim == 4 else torch.contiguous_format
+
+    def noise_images(self) -> Tensor:
+        """Two images of noise, always the same, to try things on."""
+        value = self.input.meta["val"]
+        images = torch.randn(2, *value.shape[1:], generator=torch.Generator().manual_seed(0))
+        device = next((t.device for t in self.parameters.values()), value.device)
+        return images.to(device, value.dtype)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """`images` as they lie in memory here."""

@@ -55,6 +55,35 @@ _LINEAR_IN_FIRST = {
 }
 
 
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _moves(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+@torch.enable_grad()
+def _by_two_pulls(
+    function: Callable[..., tuple[Tensor, ...]], primals: tuple[Tensor, ...], vectors: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Jv from reverse mode alone: u -> Jᵀu is linear, and its own transpose is J."""
+    inputs = [x.detach().requires_grad_() for x in primals]
+    outputs = function(*inputs)
+    cotangents = [torch.zeros_like(y, requires_grad=True) for y in outputs]
+    pulled = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, materialize_grads=True)
+    return list(torch.autograd.grad(pulled, cotangents, vectors, materialize_grads=True))
+
+
+def gradient_of(outputs: Sequence[Tensor], weight: Tensor, cotangents: Sequence[Tensor], **options: bool) -> Tensor:
+    """Jᵀu of `outputs` of which some may not depend on `weight`, since a value was detached on the way."""
+    pairs = [(y, u) for y, u in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    if not pairs:
+        return torch.zeros_like(weight)
+    (gradient,) = torch.autograd.grad([y for y, _ in pairs], weight, [u for _, u in pairs], allow_unused=True, **options)
+    return torch.zeros_like(weight) if gradient is None else gradient
+
+
 class Linearization:
     """`outputs` are the window's values at `weight`, k = 0 … K; `push` and `pull` apply their Jacobian J and its transpose."""
 
@@ -77,18 +106,22 @@ class Linearization:
 
     def pull(self, cotangents: Sequence[Tensor]) -> Tensor:
         """Jᵀu: one tensor for each output to one of the weight's shape."""
-        return torch.autograd.grad(self.outputs, self._weight, cotangents, retain_graph=True)[0]
+        return gradient_of(self.outputs, self._weight, cotangents, retain_graph=True)
 
     @torch.no_grad()
     def push(self, vector: Tensor) -> list[Tensor]:
         """Jv: a tensor of the weight's shape to one for each output."""
         tangents: dict[fx.Node, Any] = {self._window.weight: vector}
         for node in self._window.nodes:
-            tangents[node] = self._tangent(node, tangents)
-        return [tangents[n] for n in self._window.captured]
+            # A comparison, an index or a detached value does not move, and what follows from it alone does not either.
+            if not tangents.keys().isdisjoint(node.all_input_nodes) and (tangent := self._tangent(node, tangents)) is not None:
+                tangents[node] = tangent
+        return [tangents[n] if n in tangents else torch.zeros_like(self._values[n]) for n in self._window.captured]
 
     def _tangent(self, node: fx.Node, tangents: Tangents) -> Any:
         moving = [a for a in node.all_input_nodes if a in tangents]
+        if not any(map(_moves, _parts(self._values[node]))):
+            return None
         if node.target in self._RULES:
             return self._RULES[node.target](self, node, tangents)
         if node in self._slopes:
@@ -100,12 +133,21 @@ class Linearization:
 
     def _forward_mode(self, node: fx.Node, moving: list[fx.Node], tangents: Tangents) -> Any:
         target: Callable[..., Any] = IN_WINDOWS.get(node.target, node.target)  # type: ignore[arg-type]
+        parts = [i for i, part in enumerate(_parts(self._values[node])) if _moves(part)]
 
-        def function(*primals: Tensor) -> Any:
+        def function(*primals: Tensor) -> tuple[Tensor, ...]:
             args, kwargs = arguments(node, self._values | dict(zip(moving, primals, strict=True)))
-            return target(*args, **kwargs)
+            values = _parts(target(*args, **kwargs))
+            return tuple(values[i] for i in parts)
 
-        return torch.func.jvp(function, tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving))[1]
+        primals, vectors = tuple(self._values[n] for n in moving), tuple(tangents[n] for n in moving)
+        try:
+            moved = torch.func.jvp(function, primals, vectors)[1]
+        except NotImplementedError:  # an operation without forward mode
+            moved = _by_two_pulls(function, primals, vectors)
+        if isinstance(self._values[node], Tensor):
+            return moved[0]
+        return [moved[parts.index(i)] if i in parts else None for i in range(len(self._values[node]))]
 
     def _weighted(self, node: fx.Node, tangents: Tangents) -> Tensor:
         """Convolution or linear, x * w + b: dx * w + x * dw."""

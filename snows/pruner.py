@@ -10,13 +10,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.nn.utils.parametrize as parametrize
+import torch.nn.utils.prune as pruning
 from torch import Tensor, UntypedStorage, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from snows import events
 from snows.config import MASKS, NM, Cancelled, Dense, InputError, PruneConfig, Unstructured
 from snows.graph import Frontier, NetworkGraph, Site, Window, move
+from snows.linearization import Linearization
 from snows.reconstruction import Batch, input_gram
 from snows.saliency import SCORERS
 from snows.solver import StepResult
@@ -68,16 +77,28 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
     if unknown := set(config.overrides) - {n for s in graph.sites for n in (s.name, s.module)}:
         raise PruneError(f"No prunable weight is called {sorted(unknown)[0]!r}. There are: {', '.join(list(known)[:8])} …")
     skipped, sites, patterns = dict(graph.skipped), [], {}
-    classifier = None if config.prune_classifier else graph.classifier
+    classifiers = [] if config.prune_classifier else graph.classifiers
+    tried: dict[Any, str | None] = {}
+
+    def window_obstacle(site: Site) -> str | None:
+        # Windows of the same operations on the same sizes are tried once.
+        window = graph.window(site, config.k_steps)
+        signature = site.kind, *((n.target, str(n.meta.get("val"))) for n in window.nodes)
+        if signature not in tried:
+            tried[signature] = try_window(window, curved=config.update == "snows")
+        return tried[signature]
+
     for site in graph.sites:
         own = config.overrides.get(site.name, config.overrides.get(site.module))
         pattern = own or config.pattern
         if isinstance(pattern, Dense):
             reason: str | None = "left dense as asked"
-        elif site is classifier and own is None:
+        elif site in classifiers and own is None:
             reason = "the classifier, left dense unless asked for (prune_classifier)"
         else:
-            reason = obstacle(site.shape, site.kind, pattern)
+            reason = obstacle(site.shape, site.kind, pattern) or graph.window_obstacle(
+                site, config.k_steps, config.update == "snows"
+            )
         if reason is not None:
             skipped[site.name] = reason
             continue
@@ -86,12 +107,72 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
     return Coverage(sites, patterns, skipped)
 
 
+def try_window(window: Window, curved: bool) -> str | None:
+    """Why `window` cannot be computed with, found by trying it on two images of noise; None where it can.
+
+    `curved`: whether curvature is asked for; then one product forwards and one backwards must be finite and agree,
+    <u, Jv> = <Jᵀu, v>.
+    """
+    graph, generator = window.graph, torch.Generator().manual_seed(0)
+    weight, images = graph.parameters[window.site.name], graph.noise_images()
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    def finite(values: Iterable[Tensor]) -> bool:
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
+    try:
+        _, values = graph.run(images, capture=[n for n in window.outside if n is not graph.input])
+        inputs = window.inputs(values | {graph.input: graph.laid_out(images)}, graph.bind({}))
+        if not curved:
+            return None if finite(window.outputs(weight, inputs)) else "its window gives NaN or infinity"
+        linear, vector = Linearization(window, weight, inputs), noise(weight)
+        moved, cotangents = linear.push(vector), [noise(y) for y in linear.outputs]
+        pulled = linear.pull(cotangents)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # any operation may refuse, with any error of its own
+        return f"its window cannot be differentiated ({_first_line(error)}); a smaller K, or another update than snows, may do"
+    forwards = [u.double() * v.double() for u, v in zip(cotangents, moved, strict=True)]
+    backwards = pulled.double() * vector.double()
+    if not finite([*forwards, backwards]):
+        return "its window has a derivative that is NaN or infinite; a smaller K may do"
+    scale = sum(float(f.abs().sum()) for f in forwards) + float(backwards.abs().sum())
+    if abs(sum(float(f.sum()) for f in forwards) - float(backwards.sum())) > 1e-3 * scale:
+        return "its window's derivatives forwards and backwards disagree, so curvature cannot be trusted; a smaller K may do"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:200].rstrip(".")
+
+
+# What loaders of dicts call the images, the usual names first.
+_IMAGE_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
+
+
+def _images_of(batch: object) -> object:
+    """The images of what a loader yields: a tensor, a tuple that begins with them, or a mapping that names them."""
+    if isinstance(batch, Mapping):
+        names = [name for name in _IMAGE_KEYS if isinstance(batch.get(name), Tensor)]
+        names = names or [name for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4]
+        if not names:
+            raise PruneError(
+                f"The loader yields mappings with {', '.join(map(str, batch))}, and none of them is known to hold the images. "
+                f"Call the images {_IMAGE_KEYS[0]!r}, or yield them alone."
+            )
+        return batch[names[0]]
+    return batch[0] if isinstance(batch, list | tuple) and batch else batch
+
+
 def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tensor]:
-    """A tensor (N, C, H, W), or a loader of tensors or (tensor, label) pairs, as a list of batches."""
+    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches."""
     if isinstance(images, Tensor):
-        parts = list(images.split(batch_size)) if images.ndim and len(images) else []
+        parts: list[Any] = list(images.split(batch_size)) if images.ndim and len(images) else []
     else:
-        parts = [b[0] if isinstance(b, list | tuple) else b for b in images]
+        parts = [_images_of(batch) for batch in images]
     if not parts or not all(isinstance(p, Tensor) and p.ndim and len(p) for p in parts):
         raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
     for part in parts:
@@ -116,12 +197,19 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # any layer may refuse, with any error of its own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise PruneError(
-            f"The network cannot run on images of shape {shape}: {reason[:300].rstrip('.')}. Give images of the size and "
+            f"The network cannot run on images of shape {shape}: {_first_line(error)}. Give images of the size and "
             "channels that it was made for."
         ) from error
-    if isinstance(output, Tensor) and (not output.ndim or len(output) != len(images)):
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if len(tensors) != 1:
+        kind = type(output).__name__
+        raise PruneError(
+            f"The network returns {len(tensors)} tensors in a {kind}, and it is not clear which one a pruned network should "
+            "reproduce. Wrap it in a module that returns the logits alone."
+        )
+    output = tensors[0]
+    if not output.ndim or len(output) != len(images):
         raise PruneError(
             f"From {len(images)} images of shape {shape} the network made an output of shape {tuple(output.shape)}, which has "
             "no row for each. Give a tensor (N, C, H, W) or a loader that yields such batches."
@@ -148,6 +236,51 @@ def channels_last_if_faster(module: nn.Module, images: Tensor) -> torch.memory_f
     return torch.channels_last
 
 
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose weights are plain parameters.
+
+    Weights that are computed from others (pruning masks, weight and spectral norm, parametrizations) are fixed functions once
+    the network is trained, so they are worked out and kept. A wrapper for several devices or a compiler is taken off.
+    """
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if hasattr(model, "module") and not hasattr(model, "_orig_mod") else model._orig_mod
+    # A computed weight is no leaf of autograd's graph, and only leaves can be copied.
+    computed = {
+        id(value): value.detach().clone()
+        for part in model.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copy = deepcopy(model, computed)
+    training = {part: part.training for part in copy.modules()}
+    copy.eval()  # spectral norm takes a step of its power iteration whenever it is asked in training
+    for part in copy.modules():
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[union-attr, arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+        for hook in list(part._forward_pre_hooks.values()):
+            if isinstance(hook, BasePruningMethod):
+                pruning.remove(part, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(part, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(part, hook.name)
+    for part, mode in training.items():
+        part.training = mode
+    return copy
+
+
+def _computing(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(device, torch.complex128 if dtype is torch.float64 else torch.complex64)
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return deepcopy(module)._apply(converted).eval()
+
+
 def prune(
     model: nn.Module,
     images: Tensor | Iterable[object],
@@ -161,6 +294,9 @@ def prune(
 ) -> PruneResult:
     """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
 
+    The copy is as `model` was given: device, number format, memory layout, training flags. Only weights that were computed from
+    others (weight norm, pruning masks, parametrizations) are plain parameters in it, and wrappers for several devices are gone.
+
     `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
     `on_site` is handed each new one: together they make a run resumable. Indices count on through the sweeps. `progress` shows
@@ -168,13 +304,29 @@ def prune(
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
-    config = config or PruneConfig()
+    # Whatever the caller's block says: curvature needs autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _prune(model, images, config or PruneConfig(), on_event, cancelled, finished, on_site, progress)
+
+
+def _prune(
+    model: nn.Module,
+    images: Tensor | Iterable[object],
+    config: PruneConfig,
+    on_event: Callable[[events.Event], None],
+    cancelled: Callable[[], bool],
+    finished: Callable[[int], tuple[Tensor, Tensor] | None],
+    on_site: Callable[[int, Tensor, Tensor], None],
+    progress: bool,
+) -> PruneResult:
     started = time.perf_counter()
     device = resolve_device(config.device)
     dtype = getattr(torch, config.precision)
     batches = batches_of(images, config.batch_size)
-    pruned = deepcopy(model).to(device=device, dtype=dtype).eval()
-    batches = [b.to(dtype) for b in batches]
+    given = working_copy(model)
+    pruned = _computing(given, device, dtype)
+    # What was made in inference mode cannot take part in autograd; a copy can.
+    batches = [(b.clone() if b.is_inference() else b).to(dtype) for b in batches]
     _check_fit(pruned, batches[0][:2].to(device))
     graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
     _check_weights(graph.parameters)
@@ -221,13 +373,9 @@ def prune(
                 bar.update()
     if bar is not None:
         bar.close()
-    with torch.no_grad():
-        for name, (weight, _) in found.items():
-            pruned.get_parameter(name).copy_(weight)
-    if config.batch_norm_reestimate:
-        reestimate_batch_norm(pruned, [b.to(device) for b in batches])
+    result = _result(given, pruned, {name: weight for name, (weight, _) in found.items()}, config, batches)
     return PruneResult(
-        pruned,
+        result,
         {name: mask for name, (_, mask) in found.items()},
         covered.patterns,
         done,
@@ -235,6 +383,24 @@ def prune(
         sum(r.num_products for r in done),
         time.perf_counter() - started,
     )
+
+
+@torch.no_grad()
+def _result(
+    given: nn.Module, computed: nn.Module, weights: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
+) -> nn.Module:
+    """`given` with the pruned weights and, where asked for, statistics measured again on `computed`, the copy that ran."""
+    for name, weight in weights.items():
+        given.get_parameter(name).copy_(weight)
+    if config.batch_norm_reestimate:
+        for name, weight in weights.items():
+            computed.get_parameter(name).copy_(weight)
+        device = next(iter(weights.values())).device
+        reestimate_batch_norm(computed, [b.to(device) for b in batches])
+        measured = dict(computed.named_buffers())
+        for name, buffer in given.named_buffers():
+            buffer.copy_(measured[name])
+    return given
 
 
 def _device_name(device: torch.device) -> str:
@@ -326,7 +492,8 @@ class Cascade:
 
             def gram(site: Site = site) -> Tensor:
                 frontier.advance(self.graph.index[site.node], self.dense_parameters, self.device, check=self.check)
-                inputs = [frontier.values(b)[site.input] for b in range(len(frontier))]
+                learned = self.dense_parameters.get(site.input)  # a layer may be applied to a parameter
+                inputs = [frontier.values(b)[site.input] if learned is None else learned for b in range(len(frontier))]
                 return input_gram(site, inputs, self.device)
 
             scores[site.name] = self._scores(i, site, pattern, gram)
@@ -394,7 +561,7 @@ class Cascade:
             batches,
             site_inputs,
             None if self.dense is None else [b.targets[0] for b in batches],
-            bias=self._bias(site),
+            bias=self._bias(site, batches),
             config=config.solver,
             device=self.device,
             seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
@@ -460,9 +627,12 @@ class Cascade:
         storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
         return sum(storages.values())
 
-    def _bias(self, site: Site) -> Tensor | None:
+    def _bias(self, site: Site, batches: Sequence[Batch]) -> Tensor | None:
         bias = site.node.args[2] if len(site.node.args) > 2 else None
-        return None if bias is None else self.parameters[bias]  # type: ignore[index]
+        if bias is None:
+            return None
+        # A bias may be put together from several parameters: then it is a value like others, the same for all images.
+        return self.parameters[bias] if bias in self.parameters else move(batches[0].inputs[bias], self.device)  # type: ignore[index]
 
     def _on_iteration(self, site: Site, step: int, iteration: int, residual: float, curvature: float) -> None:
         self.on_event(

@@ -23,7 +23,7 @@ from torch.nn.grad import conv2d_weight
 
 from snows.config import InputError
 from snows.graph import Site, Values, Window, every_stride, move
-from snows.linearization import Linearization
+from snows.linearization import Linearization, gradient_of
 from snows.sparsity import from_matrix, to_matrix
 
 Product = Callable[[Tensor], Tensor]
@@ -361,7 +361,7 @@ class Objective:
                 losses += share * torch.stack([e.norm().square() / e.numel() for e in errors]).double().cpu()
                 if with_gradient:
                     slopes = [e.mul_(2 * share * c / e.numel()) for c, e in zip(self.coefficients, errors, strict=True)]
-                    gradient += torch.autograd.grad(outputs, weight, slopes)[0]
+                    gradient += gradient_of(outputs, weight, slopes)
         return losses.tolist(), gradient if with_gradient else None
 
     def curvature_batches(self, step: int) -> list[int]:
@@ -446,5 +446,10 @@ def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
     outputs = objective.window.outputs(weight, objective.inputs(batch))
     targets = (t.to(objective.device) for t in batch.targets)
     losses = [c * F.mse_loss(y, t) for c, y, t in zip(objective.coefficients, outputs, targets, strict=True) if c]
-    (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), weight, create_graph=True)
-    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]
+    total = torch.stack(losses).sum()
+    if not total.requires_grad:  # detached on the way: nothing depends on the weight
+        return torch.zeros_like
+    (gradient,) = torch.autograd.grad(total, weight, create_graph=True, materialize_grads=True)
+    if not gradient.requires_grad:
+        return torch.zeros_like
+    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True, materialize_grads=True)[0]
