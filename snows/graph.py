@@ -235,6 +235,13 @@ def _execute_in_window(node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     return target(*args, **kwargs)
 
 
+def _computed_from(way: str) -> str:
+    return (
+        f"the layer's weight is computed from it ({way}), so weights that are zero here would not be zero there; fold that "
+        "into the weight before pruning"
+    )
+
+
 def _alike(first: Tensor, second: Tensor) -> bool:
     scale = float(second.abs().max()) if second.numel() else 0.0
     precision = torch.finfo(second.dtype).eps if second.is_floating_point() else 0.0
@@ -417,6 +424,8 @@ class NetworkGraph:
                 reason = "one value per channel (a bias or a scale), too few to be worth pruning"
             elif not users:
                 reason = self._twin(name) or "not used when the network runs in eval mode"
+            elif len(users) > 1 and (way := self._way_to_a_layer(users[0])) is not None:
+                reason = _computed_from(way)
             elif len(users) > 1:
                 reason = f"shared by {len(users)} operations, so no single window belongs to it"
             else:
@@ -454,10 +463,7 @@ class NetworkGraph:
             return self._moving_bias(node)
         way = self._way_to_a_layer(node)
         if way is not None:
-            return (
-                f"the layer's weight is computed from it ({way}), so weights that are zero here would not be zero there; fold "
-                "that into the weight before pruning"
-            )
+            return _computed_from(way)
         operation = _operation(node)
         return f"used by {operation}, not as the weight of a linear layer or convolution"
 

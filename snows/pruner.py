@@ -96,9 +96,7 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
         elif site in classifiers and own is None:
             reason = "the classifier, left dense unless asked for (prune_classifier)"
         else:
-            reason = obstacle(site.shape, site.kind, pattern) or graph.window_obstacle(
-                site, config.k_steps, config.update == "snows"
-            )
+            reason = obstacle(site.shape, site.kind, pattern) or window_obstacle(site)
         if reason is not None:
             skipped[site.name] = reason
             continue

@@ -166,9 +166,11 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
     """
     start = to_matrix(problem.weight)
     if problem.site_outputs is not None:
-        ridge = 1e-6 * problem.gram.diagonal().mean() * torch.eye(len(problem.gram), device=problem.gram.device)
+        # Where all inputs are zero, anything above zero will do.
+        share = (1e-6 * problem.gram.diagonal().mean().double()).clamp(min=torch.finfo(torch.float64).tiny)
+        ridge = share * torch.eye(len(problem.gram), dtype=torch.float64, device=problem.gram.device)
         # Solve for the change, so that directions the inputs never visit keep their dense values.
-        change = torch.linalg.solve((problem.gram + ridge).double(), (problem.cross - start @ problem.gram).T.double()).T
+        change = torch.linalg.solve(problem.gram.double() + ridge, (problem.cross - start @ problem.gram).T.double()).T
         start = start + change.to(start.dtype)
     swept = sparsegpt_sweep(start, problem.gram, mask=problem.mask).weight
     return UpdateResult(problem, swept.flatten()[problem.kept.places], "SWEPT", "One pass over the columns of the weight.")

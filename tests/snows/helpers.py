@@ -202,7 +202,7 @@ def network(name: str) -> tuple[nn.Module, NetworkGraph, Tensor]:
                         layer.weight.uniform_(0.5, 1.5)
                         layer.bias.normal_()
         images = torch.randn(6, *shape, dtype=torch.float64)
-    return module, NetworkGraph.export(module, images[:2]), images
+    return module, NetworkGraph.export(module, images[:2], torch.contiguous_format), images
 
 
 def _hardsigmoid(x: Tensor) -> Tensor:

@@ -702,8 +702,7 @@ def test_coverage_names_every_weight() -> None:
 def test_the_classifier_stays_dense_unless_asked_for() -> None:
     model, images = residual()
     graph = NetworkGraph.export(model, images[:2])
-    assert graph.classifier is not None
-    assert graph.classifier.name == "fc.weight"
+    assert [site.name for site in graph.classifiers] == ["fc.weight"]
     kept = coverage(graph, config(prune_classifier=False))
     assert kept.skipped["fc.weight"] == "the classifier, left dense unless asked for (prune_classifier)"
     for asked in (config(prune_classifier=True), config(prune_classifier=False, overrides={"fc": "1:2"})):
@@ -714,7 +713,7 @@ def test_the_classifier_stays_dense_unless_asked_for() -> None:
 
 def test_a_network_that_ends_in_an_activation_has_no_classifier() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double()
-    assert NetworkGraph.export(module, torch.zeros(2, 4, dtype=torch.float64)).classifier is None
+    assert NetworkGraph.export(module, torch.zeros(2, 4, dtype=torch.float64)).classifiers == []
 
 
 # --- batch norm ---
@@ -806,3 +805,228 @@ def _module_of(graph: NetworkGraph) -> Tutorial:
     module = Tutorial()
     module.load_state_dict(graph.parameters)
     return module
+
+
+# --- networks and loaders of other people ---
+
+
+class TwoHeads(nn.Module):
+    """As DeiT's distilled form: two classifiers, of which the mean counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.head_dist = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.body(x))
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+class ComputedBias(nn.Module):
+    """As BEiT's attention: keys have no bias of their own, so that of the fused layer is put together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 12, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4))
+        self.register_buffer("k_bias", torch.zeros(4))
+        self.proj = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
+        q, k, v = qkv.chunk(3, -1)
+        return self.proj(q * k + v)
+
+
+def _mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+HALF = PruneConfig(pattern="2:4", k_steps=2, batch_size=8)
+
+
+def test_every_head_that_ends_the_network_stays_dense() -> None:
+    result = prune(TwoHeads(), torch.randn(16, 6), PruneConfig(pattern="50%"))
+    assert set(result.masks) == {"body.weight"}
+    assert {"head.weight", "head_dist.weight"} <= {n for n, reason in result.skipped.items() if "classifier" in reason}
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_bias_that_is_put_together(update: str, targets: str) -> None:
+    config = PruneConfig(pattern="50%", update=update, targets=targets, precision="float64")
+    module, images = ComputedBias().double(), torch.randn(40, 6, dtype=torch.float64)
+    result = prune(module, images, config)
+    assert set(result.masks) == {"qkv.weight"}
+    if update == "least-squares":  # the layer's own output is met as well as the mask allows, given the bias
+        bias = torch.cat([module.q_bias, module.k_bias, module.v_bias])
+        for row, mask in enumerate(result.masks["qkv.weight"]):
+            best = torch.linalg.lstsq(images[:, mask], F.linear(images, module.qkv.weight, bias)[:, row] - bias[row]).solution
+            assert_entries_close(result.model.qkv.weight[row, mask], best, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr, index, operator]
+
+
+@pytest.mark.parametrize("kind", ["prune", "old weight norm", "weight norm", "old spectral norm", "spectral norm", "symmetric"])
+def test_a_weight_that_is_computed_is_worked_out(kind: str) -> None:
+    class Symmetric(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.triu() + x.triu(1).transpose(-1, -2)
+
+    module = _mlp()
+    match kind:
+        case "prune":
+            torch.nn.utils.prune.l1_unstructured(module[2], "weight", 0.3)
+        case "old weight norm":
+            torch.nn.utils.weight_norm(module[2])
+        case "weight norm":
+            torch.nn.utils.parametrizations.weight_norm(module[2])
+        case "old spectral norm":
+            torch.nn.utils.spectral_norm(module[2])
+        case "spectral norm":
+            torch.nn.utils.parametrizations.spectral_norm(module[2])
+        case "symmetric":
+            torch.nn.utils.parametrize.register_parametrization(module[2], "weight", Symmetric())
+    images = torch.randn(16, 6)
+    module(images)  # in training, as it was left: the weight is a part of autograd's graph
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    result = prune(module, images, HALF)
+    assert {"2.weight"} <= set(result.masks)
+    assert result.model.get_parameter("2.weight")[~result.masks["2.weight"]].abs().max() == 0
+    assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
+    assert all(part.training for part in result.model.modules())
+
+
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_the_callers_block_does_not_matter(block: Any) -> None:
+    module, images = _mlp(), torch.randn(16, 6)
+    expected = prune(module, images, HALF).model.state_dict()
+    with block():
+        images = images.clone()  # an inference tensor there
+        found = prune(module, images, HALF).model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    module, images = _mlp(), torch.randn(16, 6)
+    expected = prune(module, images, HALF).model.state_dict()
+    found = prune(wrap(module), images, HALF).model.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_complex_parameters_keep_their_imaginary_part() -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.filter = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.fft.irfft(torch.fft.rfft(self.first(x)) * self.filter, n=8)
+            return self.last(F.relu(x))
+
+    module = Filter()
+    result = prune(module, torch.randn(32, 6), PruneConfig(pattern="2:4", prune_classifier=True, k_steps=3))
+    assert torch.equal(result.model.filter, module.filter)  # type: ignore[arg-type]
+    assert {s.status for s in result.sites} <= {"MAX_STEPS", "CONVERGED", "NO_FURTHER_DECREASE", "ALREADY_OPTIMAL"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_comes_back_in_its_number_format(dtype: torch.dtype) -> None:
+    module = _mlp().to(dtype).eval()
+    module[0].weight.requires_grad_(False)
+    result = prune(module, torch.randn(16, 6).to(dtype), HALF)
+    assert {t.dtype for t in result.model.state_dict().values()} == {dtype}
+    assert not any(part.training for part in result.model.modules())
+    assert [p.requires_grad for p in result.model.parameters()] == [p.requires_grad for p in module.parameters()]
+    assert all(bool((result.model.get_parameter(n)[~m] == 0).all()) for n, m in result.masks.items())
+
+
+def test_a_network_that_draws_at_random_is_named() -> None:
+    class Careless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.dropout(self.first(x), 0.5))
+
+    with pytest.raises(ExportError, match=r"answers differently each time.*dropout.*self.training"):
+        prune(Careless(), torch.randn(16, 6), HALF)
+
+
+@pytest.mark.parametrize("key", ["pixel_values", "image", "inputs", "whatever"])
+def test_a_loader_of_mappings(key: str) -> None:
+    module, images = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)), torch.randn(16, 4, 4, 4)
+    loader = [{"labels": torch.zeros(8, dtype=torch.long), key: part} for part in images.split(8)]
+    expected = prune(module, images, HALF).model.state_dict()
+    found = prune(module, loader, HALF).model.state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_loader_of_mappings_without_images() -> None:
+    with pytest.raises(PruneError, match=r"labels.*Call the images 'pixel_values'"):
+        prune(_mlp(), [{"labels": torch.zeros(8)}], HALF)
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple", "list of dicts"])
+def test_a_network_with_several_outputs_gets_a_sentence(form: str, capfd: pytest.CaptureFixture) -> None:
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.boxes, self.scores = nn.Linear(6, 4), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            boxes, scores = self.boxes(x), self.scores(x)
+            match form:
+                case "dict":
+                    return {"boxes": boxes, "scores": scores}
+                case "tuple":
+                    return boxes, scores
+            return [{"boxes": b, "scores": s} for b, s in zip(boxes, scores, strict=True)]
+
+    with pytest.raises(PruneError, match=r"returns .* tensors in a .* Wrap it in a module that returns the logits alone"):
+        prune(Detector(), torch.randn(16, 6), HALF)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_differentiated_stays_dense_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.second(torch.special.zeta(self.first(x).square() + 1.5, x.new_tensor(2.0)))))
+
+    result = prune(Broken(), torch.randn(16, 6), PruneConfig(pattern="50%", k_steps=3))
+    assert set(result.masks) == {"second.weight"}
+    assert "cannot be differentiated" in result.skipped["first.weight"]
+    again = prune(Broken(), torch.randn(16, 6), PruneConfig(pattern="50%", k_steps=3, update="least-squares"))
+    assert set(again.masks) == {"first.weight", "second.weight"}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_layer_that_sees_zeros_alone(update: str, mask: str) -> None:
+    module = _mlp()
+    with torch.no_grad():
+        module[0].bias.fill_(-100.0)
+    result = prune(module, torch.randn(16, 6), PruneConfig(pattern="2:4", mask=mask, update=update, k_steps=2))
+    assert all(bool(torch.isfinite(t).all()) for t in result.model.state_dict().values())
+    assert set(result.masks) >= {"2.weight"}
+
+
+@pytest.mark.parametrize("mask", ["wanda", "sparsegpt"])
+def test_a_layer_applied_to_a_parameter_under_a_global_pattern(mask: str) -> None:
+    class Query(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.project = nn.Parameter(torch.randn(4, 6)), nn.Linear(6, 6)
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.first(x)) @ self.project(self.query).T)
+
+    result = prune(Query(), torch.randn(16, 6), PruneConfig(pattern="50% global", mask=mask))
+    assert set(result.masks) == {"project.weight", "first.weight"}
