@@ -254,8 +254,7 @@ def working_copy(model: nn.Module) -> nn.Module:
     copy.eval()  # spectral norm takes a step of its power iteration whenever it is asked in training
     for part in copy.modules():
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[union-attr, arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            _fold_parametrizations(part)
         for hook in list(part._forward_pre_hooks.values()):
             if isinstance(hook, BasePruningMethod):
                 pruning.remove(part, hook._tensor_name)
@@ -266,6 +265,20 @@ def working_copy(model: nn.Module) -> nn.Module:
     for part, mode in training.items():
         part.training = mode
     return copy
+
+
+def _fold_parametrizations(part: nn.Module) -> None:
+    # PyTorch's own `remove_parametrizations` takes the weight off the class, which a copy shares with its original.
+    lists = dict(part.parametrizations.items())  # type: ignore[union-attr, operator]
+    values = {name: getattr(part, name).detach().clone() for name in lists}
+    part.__class__ = part.__class__.__bases__[0]
+    del part._modules["parametrizations"]
+    for name, value in values.items():
+        originals = list(lists[name].parameters(recurse=False))
+        if originals:
+            part.register_parameter(name, nn.Parameter(value, any(p.requires_grad for p in originals)))
+        else:
+            part.register_buffer(name, value)
 
 
 def _computing(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

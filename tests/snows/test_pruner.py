@@ -893,6 +893,7 @@ def test_a_weight_that_is_computed_is_worked_out(kind: str) -> None:
     assert result.model.get_parameter("2.weight")[~result.masks["2.weight"]].abs().max() == 0
     assert all(torch.equal(before[name], t) for name, t in module.state_dict().items())
     assert all(part.training for part in result.model.modules())
+    assert module(images).shape == (16, 3)  # the original still runs, its weight computed as before
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
