@@ -32,7 +32,7 @@ def _progress(key: str, runs: Sequence[Run], batch: Batch | None, states: list[s
     entries = compare.entries(runs)
     if [entry.state for entry in entries] != states:
         st.rerun()  # a run has begun or ended: the rest of the page says so too
-    far = compare.batch_progress(entries)
+    far = compare.batch_progress(entries, state.log)
     if far.active or far.resumable:
         left = f", about {duration(far.left)} left" if far.left and far.active else ""
         bar, button = st.columns([6, 2], vertical_alignment="bottom")
@@ -86,7 +86,7 @@ def _member(entry: Entry) -> None:
             panels.badge(entry.state)
         st.page_link(state.page("prune"), label=entry.label, query_params={"run": entry.run.id}, width=330)
         if entry.state == "running":
-            st.caption(f"{100 * compare.part(entry):.0f} % of its layers", width="content")
+            st.caption(f"{100 * state.log(entry.run).share:.0f} % of its layers", width="content")
         if entry.state in ACTIVE:
             asked = entry.run.cancel_requested()
             label = "Cancelling…" if asked else "Cancel"

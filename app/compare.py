@@ -2,7 +2,7 @@
 are not smaller and faster. Pure functions of run folders and of what `snows.comparison` measured; no torch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ import pandas as pd
 from app import charts, frames
 from snows.batch import COLUMNS, Row, cells, labels, pareto, row_names, summarize
 from snows.config import RunConfig
+from snows.events import RunFailed
+from snows.log import Log
 from snows.measure_names import MEASURES, number, size
 from snows.store import ACTIVE, Run
 
@@ -84,9 +86,9 @@ class BatchProgress:
     left: float | None  # seconds; None until a first run has ended
 
 
-def batch_progress(entries: Sequence[Entry]) -> BatchProgress:
-    """Read from what the members' folders say now."""
-    parts = [1.0 if e.state == "finished" else part(e) for e in entries]
+def batch_progress(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> BatchProgress:
+    """Read from what the members' folders say now. `log`: what a run's log says, for a caller that has read most of it."""
+    parts = [1.0 if e.state == "finished" else log(e.run).share for e in entries]
     finished = [seconds for e in entries if e.state == "finished" and (seconds := e.metrics.get("seconds")) is not None]
     active = [part for e, part in zip(entries, parts, strict=True) if e.state in ACTIVE]
     left = None if not finished else sum(1 - part for part in active) * sum(finished) / len(finished)
@@ -100,15 +102,10 @@ def batch_progress(entries: Sequence[Entry]) -> BatchProgress:
     )
 
 
-def part(entry: Entry) -> float:
-    """The share of a run's layers, over all sweeps, that are finished."""
-    return entry.run.log().share
-
-
 def problem(entry: Entry) -> str:
     """Why a run failed, or nothing."""
-    failure = entry.run.log().failure
-    return failure.message if failure else ""
+    last = entry.run.last()
+    return last.message if isinstance(last, RunFailed) else ""
 
 
 # --- the table ---
@@ -183,7 +180,7 @@ def dense_value(rows: Sequence[Row], value: str) -> float | None:
 # --- layer by layer ---
 
 
-def layer_losses(entries: Sequence[Entry]) -> tuple[pd.DataFrame, list[str]]:
+def layer_losses(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> tuple[pd.DataFrame, list[str]]:
     """Each run's error at every layer's own output, at the end and relative to its target: label, index, value; and the layers.
 
     At the layer itself, since only there do runs with another K look at the same values.
@@ -191,7 +188,7 @@ def layer_losses(entries: Sequence[Entry]) -> tuple[pd.DataFrame, list[str]]:
     order: dict[str, None] = {}
     found = []
     for entry in entries:
-        for event in entry.run.log().layers():
+        for event in log(entry.run).layers():
             order.setdefault(frames.layer(event.site))
             scale = event.scale[0] if event.scale else 0.0
             final = event.by_k.get("final")

@@ -16,7 +16,8 @@ from app.jobs import JobManager
 from app.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
-from snows.store import Run, RunStore, default_root
+from snows.log import Log
+from snows.store import ACTIVE, Run, RunStore, default_root
 
 if TYPE_CHECKING:
     from snows.inspection import Inspection
@@ -162,8 +163,8 @@ def _opened(path: Path, folder: int) -> "Inspection":
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _inspection(path: Path, folder: int, finished_sites: int, ended: bool) -> "Inspection":
-    return _opened(path, folder).reread()
+def _inspection(path: Path, folder: int, finished_sites: int, ended: bool, _log: Log) -> "Inspection":
+    return _opened(path, folder).reread(_log)
 
 
 def inspection(run: Run) -> "Inspection":
@@ -171,7 +172,7 @@ def inspection(run: Run) -> "Inspection":
 
     Takes seconds the first time. Raises `InputError` with a sentence.
     """
-    return _inspection(run.path, _folder(run), sum(1 for _ in run.finished_sites()), run.weights_path.exists())
+    return _inspection(run.path, _folder(run), sum(1 for _ in run.finished_sites()), run.weights_path.exists(), log(run))
 
 
 def _folder(run: Run) -> int:
@@ -197,14 +198,28 @@ class Watched:
     events: list[Event] = field(default_factory=list)
     offset: int = 0
 
+    def read(self, run: Run) -> None:
+        new, self.offset = run.events(self.offset)
+        self.events.extend(new)
+
 
 def watch(run: Run) -> tuple[list[Event], str]:
     """All the run's events, reading only what is new since the last call, and its state."""
-    kept: dict[tuple[Path, int], Watched] = st.session_state.setdefault("watched", {})
-    seen = kept.setdefault((run.path, _folder(run)), Watched())
-    new, seen.offset = run.events(seen.offset)
-    seen.events.extend(new)
-    return seen.events, run.state_after(seen.events[-1] if seen.events else None)
+    watched: dict[tuple[Path, int], Watched] = st.session_state.setdefault("watched", {})
+    seen = watched.setdefault((run.path, _folder(run)), Watched())
+    seen.read(run)
+    run_state = run.state_after(seen.events[-1] if seen.events else None)
+    if run_state not in ACTIVE:
+        seen.read(run)  # it may have ended between the look at its events and the one at its worker
+    return seen.events, run_state
+
+
+def log(run: Run) -> Log:
+    """What the run's log says, reading only what is new since this session's last call. It keeps no solver steps."""
+    logs: dict[tuple[Path, int], Log] = st.session_state.setdefault("logs", {})
+    key = run.path, _folder(run)
+    logs[key] = run.log(logs.get(key))
+    return logs[key]
 
 
 def now_of(events: list[Event], state: str) -> float:

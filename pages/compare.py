@@ -322,7 +322,7 @@ def marks(entries: list[Entry]) -> dict[str, charts.Mark]:
 
 def layer_view(entries: list[Entry]) -> None:
     st.markdown("**How wrong each layer's own output is**, at the end, relative to what it was fitted to")
-    losses, names = compare.layer_losses(entries)
+    losses, names = compare.layer_losses(entries, state.log)
     figure = charts.side_by_side_chart(
         losses, names, marks(entries), MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
     )

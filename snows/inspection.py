@@ -13,6 +13,7 @@ from torch import Tensor
 from snows import data, models
 from snows.config import InputError
 from snows.graph import NetworkGraph, Site
+from snows.log import Log
 from snows.pruner import Cascade, Coverage, coverage
 from snows.reconstruction import rows_of_output
 from snows.sparsity import to_matrix
@@ -54,9 +55,10 @@ class Inspection:
         covered = coverage(graph, config.prune)
         return cls(run, model, graph, covered, *_results(run, covered))
 
-    def reread(self) -> "Inspection":
-        """The same run with the layers that were finished since; its network is not opened again."""
-        weights, masks, final = _results(self.run, self.covered)
+    def reread(self, log: Log | None = None) -> "Inspection":
+        """The same run with the layers that were finished since; its network is not opened again. `log`: what the run's log
+        says, for a caller that has read most of it."""
+        weights, masks, final = _results(self.run, self.covered, log)
         return replace(self, weights=weights, masks=masks, final=final)
 
     def beside(self, run: Run) -> "Inspection":
@@ -138,13 +140,15 @@ class Inspection:
         return cascade.problem(index, window)
 
 
-def _results(run: Run, covered: Coverage) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+def _results(
+    run: Run, covered: Coverage, log: Log | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
     final = None
     if run.weights_path.exists():
         from safetensors.torch import load_file
 
         final = {n: t.float() if t.is_floating_point() else t for n, t in load_file(run.weights_path).items()}
-    weights, masks, layers = {}, {}, run.layers()
+    weights, masks, layers = {}, {}, run.layers(log)
     for site in covered.sites:
         if site.name in layers:
             weight, masks[site.name] = layers[site.name]

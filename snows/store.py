@@ -36,6 +36,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
-_TAIL_BYTES = 16_384
+_TAIL_BYTES = 4096
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 
@@ -139,11 +140,9 @@ class Run:
         return self.path.name
 
     def config(self) -> RunConfig:
-        config = RunConfig.model_validate_json((self.path / "config.json").read_text())
-        if "refine" in config.prune.model_fields_set:
-            return config
-        # From before masks were refined.
-        return config.model_copy(update={"prune": config.prune.model_copy(update={"refine": "none"})})
+        path = self.path / "config.json"
+        there = path.stat()
+        return _config(path, (there.st_ino, there.st_mtime_ns, there.st_size))
 
     def created(self) -> float:
         """When the run was made, in seconds since the epoch."""
@@ -194,9 +193,10 @@ class Run:
 
     def state(self) -> str:
         """`queued`, `running`, `finished`, `failed`, `cancelled`, or `interrupted` (its worker is gone; it can be resumed)."""
-        return self.state_after(self._last_event())
+        return self.state_after(self.last())
 
-    def _last_event(self) -> Event | None:
+    def last(self) -> Event | None:
+        """The last event, found from the end."""
         # A list of runs asks each for its state; the log of a long run has thousands of lines, and the last one says it all.
         try:
             with (self.path / "events.jsonl").open("rb") as file:
@@ -221,7 +221,7 @@ class Run:
                 return ending
             if lock.is_taken(self._lock_path):
                 return "queued" if last is None or isinstance(last, Queued) else "running"
-            last = self._last_event()  # its worker may have ended, and said so, between the reader's look and this one
+            last = self.last()  # its worker may have ended, and said so, between the reader's look and this one
         return "interrupted"
 
     # --- its life ---
@@ -396,6 +396,16 @@ class Hold:
             with suppress(OSError):  # the folder may be gone
                 (self.run.path / "reserve").unlink(missing_ok=True)
             self._lock.release()
+
+
+@lru_cache(maxsize=4096)
+def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
+    # Written once, and asked for by every list of runs, each second.
+    config = RunConfig.model_validate_json(path.read_text())
+    if "refine" in config.prune.model_fields_set:
+        return config
+    # From before masks were refined.
+    return config.model_copy(update={"prune": config.prune.model_copy(update={"refine": "none"})})
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -19,7 +19,7 @@ from app.jobs import JobManager
 from snows.batch import METHODS, expand, summarize
 from snows.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.config import RunConfig
-from snows.events import RunFailed, RunFinished, RunStarted, SiteFinished
+from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.inspection import Inspection, InspectionError
 from snows.store import Batch, Labels, Run, RunStore
 from tests.app import helpers
@@ -224,7 +224,7 @@ def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(sto
     assert [run.state() for run in runs] == ["finished"] * 3 + ["interrupted"] * 3
     entries = compare.entries(runs)
     assert compare.batch_progress(entries).resumable == 3
-    assert 0 < compare.part(entries[3]) < 1
+    assert 0 < entries[3].run.log().share < 1
 
     before = [run.events()[0] for run in runs]
     executed: list[str] = []
@@ -262,6 +262,37 @@ def test_cancel_all_lets_none_of_those_that_wait_begin(store: RunStore) -> None:
 
 
 # --- the page ---
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every reading of a log, and from which byte on."""
+    found: list[tuple[str, int]] = []
+    events = Run.events
+
+    def watched(run: Run, offset: int = 0) -> tuple[list[Event], int]:
+        found.append((run.id, offset))
+        return events(run, offset)
+
+    monkeypatch.setattr(Run, "events", watched)
+    return found
+
+
+def test_a_batch_that_is_watched_is_read_once_and_then_only_what_is_new(
+    open_page: OpenPage, store: RunStore, hold: ExitStack, reads: list[tuple[str, int]]
+) -> None:
+    names = ["finished", "failed", "cancelled", "interrupted", "running"]
+    runs = [helpers.write_run(store, name, hold, config=config(k_steps=k)) for k, name in enumerate(names)]
+    app = open_compare(open_page, runs=",".join(run.id for run in runs))
+    assert "33 % of its layers" in text_of(app)
+    first = len(reads)
+    for index in (8, 9):
+        runs[4].append(*helpers.site_events(index))
+        app.run()
+    assert "43 % of its layers" in text_of(app)
+    assert reads.count((runs[4].id, 0)) == 1
+    assert runs[4].id in {run_id for run_id, _ in reads[first:]}
+    assert all(offset > 0 for _, offset in reads[first:])
 
 
 def finished_batch(store: RunStore) -> Batch:

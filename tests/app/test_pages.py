@@ -1,6 +1,8 @@
 """Every page in every state a run can be in, without a browser."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ from snows.config import NM, Dense, RunConfig
 from snows.events import RunFailed
 from snows.store import Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import ROOT, OpenPage
 
 
 def text_of(app: AppTest) -> str:
@@ -40,6 +42,43 @@ def until_ended(run: Run) -> str:
         assert time.monotonic() < deadline, "the run does not end"
         time.sleep(0.02)
     return found
+
+
+WORKER = """
+import sys
+from snows.store import Run
+from tests.app import helpers
+run = Run(sys.argv[1])
+with run.queue() as hold:
+    print("queued", flush=True)
+    sys.stdin.readline()
+    hold.work(lambda run: helpers.slow_execute(run, pause=0.0005))
+"""
+
+
+def test_pages_look_on_at_a_run_of_another_process_and_change_nothing(open_page: OpenPage, store: RunStore) -> None:
+    run = store.create(RunConfig())
+    command = [sys.executable, "-c", WORKER, str(run.path)]
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "queued\n"
+        pages = [open_page(name, run=run.id) for name in ("prune", "convergence")]
+        assert "It waits for its device" in text_of(pages[0])
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        states = []
+        while worker.poll() is None:
+            for page in pages:
+                assert not page.run().exception
+            states.append(run.state())
+    assert set(states) <= {"queued", "running", "finished"}
+    assert worker.returncode == 0
+    assert pages[0].run().metric[0].label == "Accuracy"
+    written = [type(event) for event in run.events()[0]]
+    other = store.create(RunConfig())
+    helpers.finish(other)
+    assert written == [type(event) for event in other.events()[0]]
 
 
 class TestOverview:

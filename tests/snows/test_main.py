@@ -166,6 +166,24 @@ def test_human_summary(execute: Callable, store: RunStore, capsys: pytest.Captur
         assert part in out
 
 
+def test_the_bar_reads_on_and_not_again(execute: Callable, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets: list[int] = []
+    read = Run.events
+    monkeypatch.setattr(Run, "events", lambda run, offset=0: (offsets.append(offset), read(run, offset))[1])
+    monkeypatch.setattr("snows.__main__.POLL_SECONDS", 0.001)
+
+    def chatty(run: Run) -> events.RunFinished:
+        run.append(_started())
+        while len(offsets) < 20:
+            run.append(events.CGIteration(site="fc.weight", step=0, iteration=1, residual=1.0, curvature=1.0))
+        return _finishes(run)
+
+    execute(chatty)
+    assert main(["prune"]) == 0
+    assert offsets.count(0) == 1
+    assert offsets == sorted(offsets)
+
+
 def test_run_is_held_while_it_works(execute: Callable, store: RunStore) -> None:
     seen = []
 
