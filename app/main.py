@@ -26,6 +26,7 @@ def warm_up() -> threading.Thread:
 
     def load() -> None:
         planner.start()
+        state.tidy()
         import snows.runner  # noqa: F401
         from snows import models
 

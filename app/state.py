@@ -51,6 +51,14 @@ def jobs() -> JobManager:
     return JobManager(store())
 
 
+def tidy() -> None:
+    """What was deleted long ago, and what was brought long ago and no run names any more, goes for good."""
+    from snows import uploads  # which takes its time to import
+
+    store().purge()
+    uploads.purge(default_root())
+
+
 @st.cache_resource
 def planner() -> Planner:
     """The process's one planner."""

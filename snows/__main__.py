@@ -245,6 +245,7 @@ def _brought(config: RunConfig) -> RunConfig:
         return config
     from snows import uploads
 
+    uploads.purge(default_root())
     kept = uploads.keep_archive(default_root(), path, path.name)
     for name in kept.left_out[:3]:
         sys.stderr.write(f"Left out, since it is no picture: {name}\n")

@@ -3,26 +3,31 @@
     RUNS/.uploads/HASH/NAME       a folder of pictures, or one folder a class; or a checkpoint file
 
 The hash is that of the content: the same files, brought again, are the same place, and a place never changes. Everything is
-checked before it gets its place; whatever is wrong raises a sentence, and nothing stays behind.
+checked before it gets its place; whatever is wrong raises a sentence, and nothing stays behind. What no run names any more goes
+after a while, see `purge`.
 """
 
 import hashlib
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from snows.config import as_path
 from snows.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, check_picture
 from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, readable
 
 MAX_IMAGES = 20_000
 MAX_BYTES = 4 * 1000**3
+# As long as somebody may come back to what was tried, and longer than a deleted run can be had back.
+UNUSED_SECONDS = 30 * 24 * 3600.0
 MAX_CHECKPOINT_BYTES = 20 * 1000**3
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2")
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -183,12 +188,55 @@ def _copy(source: Any, target: Path, size: int, digest: Any) -> None:
 def _settle(root: Path, scratch: Path, digest: str) -> Path:
     (content,) = scratch.iterdir()
     place = root / ".uploads" / digest[:16]
+    while True:
+        with suppress(OSError):
+            scratch.rename(place)
+            return place / content.name
+        with suppress(FileNotFoundError):  # unless it was purged just now
+            os.utime(place)  # it was brought before, and is wanted again
+            (there,) = place.iterdir()
+            return there
+
+
+# --- taking it out ---
+
+
+def purge(root: str | os.PathLike[str], seconds: float = UNUSED_SECONDS) -> None:
+    """Remove for good what was brought more than `seconds` ago and no run names, neither one in the store nor one in the trash.
+
+    `root`: of the run store. Whoever begins a run meanwhile keeps what it names: a place is moved aside first, looked for once
+    more in the runs there are, and moved back if it was found.
+    """
+    root = as_path(root)
+    old = [place for place in root.glob(".uploads/*") if _age(place) > seconds]
+    named = _named(root) if old else set()
+    for place in old:
+        if place.name in named:
+            continue
+        (root / ".import").mkdir(exist_ok=True)
+        with suppress(OSError):  # another process purges as well
+            aside = place.rename(root / ".import" / str(time.time_ns()))
+            if _age(aside) > seconds and place.name not in _named(root):
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(place)
+
+
+def _age(place: Path) -> float:
+    """Seconds since it was brought last."""
     try:
-        scratch.rename(place)
-    except OSError:  # it was brought before
-        (there,) = place.iterdir()
-        return there
-    return place / content.name
+        return time.time() - place.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _named(root: Path) -> set[str]:
+    """The places that configs name: as their images, their checkpoint or their mask."""
+    named: set[str] = set()
+    for path in (*root.glob("*/config.json"), *root.glob(".trash/*/*/config.json"), *root.glob(".import/*/config.json")):
+        with suppress(FileNotFoundError):
+            named |= set(re.findall(r"\.uploads/([^/\"\\]+)", path.read_text(errors="replace")))
+    return named
 
 
 def _clean(name: str) -> str:

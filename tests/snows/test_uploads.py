@@ -3,9 +3,13 @@
 import bz2
 import gzip
 import io
+import json
+import os
 import shutil
 import stat
 import tarfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +21,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from snows import pictures, unpack, uploads
-from snows.config import InputError
+from snows.config import InputError, RunConfig
 from snows.data import load, preview
 from snows.models import LoadedModel, outline
 from snows.pictures import DataError
+from snows.store import RunStore
 from snows.unpack import ArchiveError
-from snows.uploads import Kept, keep_archive, keep_checkpoint, keep_pictures
+from snows.uploads import Kept, keep_archive, keep_checkpoint, keep_pictures, purge
 from tests.snows.helpers import zipped
 
 
@@ -144,6 +149,106 @@ def test_the_place_does_not_depend_on_the_order(
     order.shuffle(shuffled)  # type: ignore[attr-defined]
     found = [keep_pictures(root, [(name, io.BytesIO(content)) for name, content in some]) for some in (files, shuffled)]
     assert found[0] == found[1]
+
+
+# --- what nobody needs any more ---
+
+DAY = 24 * 3600
+
+
+def aged(path: Path, days: float) -> Path:
+    """The place, as if it had been brought `days` ago."""
+    then = time.time() - days * DAY
+    os.utime(path.parent, (then, then))
+    return path
+
+
+def picture(root: Path, number: int) -> Path:
+    return keep_pictures(root, [(f"{number}.png", io.BytesIO(png(number)))]).path
+
+
+def test_what_no_run_names_goes_after_a_while(root: Path) -> None:
+    unnamed, recent = aged(picture(root, 1), 31), aged(picture(root, 2), 29)
+    checkpoint = aged(keep_checkpoint(root, io.BytesIO(b"x"), "my.pt"), 31)
+    purge(str(root))
+    assert not unnamed.parent.exists()
+    assert not checkpoint.parent.exists()
+    assert recent.exists()
+    assert not list((root / ".import").iterdir())
+    purge(root / "nothing" / "here")
+
+
+@pytest.mark.parametrize("setting", ["data", "checkpoint", "mask"])
+def test_what_a_run_names_stays_until_it_is_gone_for_good(setting: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(root)
+    place = aged(keep_checkpoint(root, io.BytesIO(b"x"), "my.safetensors"), 400)
+    named = {"prune": {"mask": str(place)}} if setting == "mask" else {setting: str(place)}
+    run = store.create(RunConfig.model_validate(named))
+    purge(root)
+    store.trash(run.id)
+    purge(root)
+    assert place.exists()  # it can be restored
+    store.purge(seconds=0)
+    purge(root)
+    assert not place.exists()
+
+
+def test_what_a_run_of_another_version_names_stays(root: Path) -> None:
+    place = aged(picture(root, 1), 400)
+    run = RunStore(root).create(RunConfig())
+    (run.path / "config.json").write_text(json.dumps({"unheard_of": [str(place)]}))
+    purge(root)
+    assert place.exists()
+
+
+def test_what_is_brought_again_is_as_new(root: Path) -> None:
+    place = aged(picture(root, 1), 31)
+    assert picture(root, 1) == place
+    purge(root)
+    assert place.exists()
+
+
+@pytest.mark.parametrize("how", ["a run", "brought again"])
+def test_what_is_named_while_it_is_being_purged_stays(how: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = aged(picture(root, 1), 31)
+    rename = Path.rename
+
+    def then(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        if how == "a run":
+            RunStore(root).create(RunConfig(data=str(place)))
+        else:
+            os.utime(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", then)
+    purge(root)
+    assert place.exists()
+
+
+def test_many_may_bring_and_purge_at_once(root: Path) -> None:
+    problems: list[Exception] = []
+
+    def bring() -> None:
+        try:
+            for _ in range(20):
+                picture(root, 1)
+        except Exception as error:
+            problems.append(error)
+
+    def clean() -> None:
+        try:
+            for _ in range(20):
+                purge(root, seconds=-1)
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work) for work in (bring, bring, clean, clean)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
 
 
 # --- hostile ones ---
