@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 from pydantic import ValidationError
 
 from app import charts, convergence, frames, layers
-from snows.config import RunConfig, explain
+from snows.config import RunConfig, as_path, explain
 from snows.events import Event, RunFailed
 from snows.measure_names import MEASURES, duration, number
 from snows.store import Run, RunStore, default_root
@@ -178,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "run", metavar="RUN", help="A run id, as `python -m snows list` prints it, or the path of a run's folder."
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="The file to write. Default: RUN.html.")
+    parser.add_argument("--output", type=as_path, metavar="FILE", help="The file to write. Default: RUN.html.")
     given = parser.parse_args(arguments)
-    folder = Path(given.run).expanduser()
+    folder = as_path(given.run)
     try:
         run = Run(folder.resolve()) if (folder / "config.json").exists() else RunStore(default_root()).get(given.run)
         output = given.output or Path(f"{run.id}.html")

@@ -23,7 +23,18 @@ from pydantic import BaseModel, ValidationError
 
 from snows import events, study
 from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, labels, method_name, summarize
-from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig, SolverConfig, explain
+from snows.config import (
+    MASKS,
+    REFINEMENTS,
+    TARGETS,
+    UPDATES,
+    InputError,
+    PruneConfig,
+    RunConfig,
+    SolverConfig,
+    as_path,
+    explain,
+)
 from snows.measure_names import MEASURES
 from snows.presets import PRESETS, Preset
 from snows.store import Batch, Run, RunStore, RunTakenError, StoreError, default_root
@@ -161,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     images = command("images", _images, "Show what a network would get of some images, and how it prepares them.")
     _add_flags(images, RunConfig, ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation"))
     _add_flags(images, PruneConfig, ("seed",))
-    images.add_argument("--output", type=Path, metavar="FILE", help="Write the first ones, prepared, as a picture.")
+    images.add_argument("--output", type=as_path, metavar="FILE", help="Write the first ones, prepared, as a picture.")
 
     command("presets", _presets, "List the paper's settings, what they download, and what they need.")
 
@@ -170,14 +181,16 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train a bundled network from scratch.")
     train.add_argument("--model", required=True, help="resnet20-fashion or vit-fashion.")
-    train.add_argument("--output", type=Path, default=Path("checkpoints"), help="Folder for the result. Default: checkpoints.")
+    train.add_argument(
+        "--output", type=as_path, default=Path("checkpoints"), help="Folder for the result. Default: checkpoints."
+    )
     train.add_argument("--seed", type=int, default=0, help="Fixes initial weights, order and augmentation. Default: 0.")
     train.add_argument("--epochs", type=int, help="Passes over the training images. Default: the recipe's.")
     train.add_argument("--limit", type=int, help="Train on the first images only, to try things out.")
     _add_root(train)
 
     bundle = command("bundle-data", _bundle_data, "Build the bundled images from the full Fashion-MNIST.")
-    bundle.add_argument("--output", type=Path, help="The file to write. Default: the one in assets/.")
+    bundle.add_argument("--output", type=as_path, help="The file to write. Default: the one in assets/.")
     _add_root(bundle)
     return parser
 
@@ -213,7 +226,7 @@ def _add_switches(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, help="Where torchvision downloaded FashionMNIST to. Default: ~/.snows/data.")
+    parser.add_argument("--root", type=as_path, help="Where torchvision downloaded FashionMNIST to. Default: ~/.snows/data.")
 
 
 def _config(given: argparse.Namespace) -> RunConfig:
@@ -228,7 +241,7 @@ def _config(given: argparse.Namespace) -> RunConfig:
     prune = PruneConfig.model_validate(base.prune.model_dump() | flags)
     named = values(_RUN_FLAGS)
     if "class_names" in named:
-        named["class_names"] = Path(named["class_names"]).expanduser().read_text()
+        named["class_names"] = as_path(named["class_names"]).read_text()
     return _brought(RunConfig.model_validate(base.model_dump() | named | {"prune": prune}))
 
 
@@ -240,7 +253,7 @@ def _preset(name: str) -> Preset:
 
 def _brought(config: RunConfig) -> RunConfig:
     """The config with an archive of images unpacked beside the runs, where a repeated run finds it again."""
-    path = Path(config.data).expanduser()
+    path = as_path(config.data)
     if not path.is_file():
         return config
     from snows import uploads

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
-from snows.config import as_path, explain
+from snows.config import AnyPath, as_path, explain
 from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
 from snows.log import Log
 from snows.store import Run, RunStore, RunTakenError, new_id
@@ -45,9 +45,7 @@ def pack(run: Run, file: BinaryIO) -> None:
                 archive.write(path, f"{run.id}/{name}")
 
 
-def import_run(
-    store: RunStore, source: str | os.PathLike[str] | BinaryIO, *, taken: Collection[str] = (), as_copy: bool = False
-) -> Run:
+def import_run(store: RunStore, source: AnyPath | BinaryIO, *, taken: Collection[str] = (), as_copy: bool = False) -> Run:
     """Take a run into the store. `source`: a zip, by path or as an open file, or the path of a run's folder.
 
     It keeps its id, unless its folder's name cannot be one or `as_copy` asks for a new one. `taken`: ids that it must not have

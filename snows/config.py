@@ -28,7 +28,10 @@ class Cancelled(Exception):  # noqa: N818 (not an error)
     """Somebody asked the work to stop; what is finished has been handed on."""
 
 
-def as_path(given: str | os.PathLike[str]) -> Path:
+AnyPath = str | os.PathLike[str]
+
+
+def as_path(given: AnyPath) -> Path:
     """A path as a person gives it: text or a path, `~` for the home folder."""
     return Path(given).expanduser()
 
@@ -243,6 +246,11 @@ class PruneConfig(_Config):
             return value
         return {name: parse_pattern(p) if isinstance(p, str) else p for name, p in value.items()}
 
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _mask_from_path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
     @field_validator("mask")
     @classmethod
     def _mask_is_known(cls, value: str) -> str:
@@ -275,6 +283,11 @@ class RunConfig(_Config):
     num_evaluation: int = Field(10_000, ge=1, description="How many images the result is measured on, at the most.")
     prune: PruneConfig = PruneConfig()
     name: str = Field("", description="What to call the run, for a person.")
+
+    @field_validator("checkpoint", "data", mode="before")
+    @classmethod
+    def _text_from_path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("class_names", mode="before")
     @classmethod

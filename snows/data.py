@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from snows import datasets
-from snows.config import InputError, RunConfig
+from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.downloads import Report
 from snows.models import ASSETS, FASHION_CLASSES, LoadedModel
 from snows.pictures import IMAGE_SUFFIXES, DataError, read_picture
@@ -89,9 +89,9 @@ def load_configured(config: RunConfig, model: LoadedModel, report: Report | None
 
 
 def load(
-    name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, report: Report | None = None
+    name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, report: Report | None = None
 ) -> Data:
-    """Images of the set `name` as `model` expects them.
+    """Images of the set `name`, or of the folder of that path, as `model` expects them.
 
     `num_calibration` images are chosen with `seed`; evaluation takes the first `num_evaluation` test images of Fashion-MNIST,
     up to that many of torchvision's, the same whatever the seed, or up to that many of a folder's images that calibration does
@@ -100,6 +100,7 @@ def load(
     Raises `DataError` for an unknown set, too few images, files that are not images, and images the model cannot take;
     `DownloadError` for a set that cannot be fetched.
     """
+    name = os.fspath(name)
     if name in datasets.SETS:
         datasets.fetch(name, report)
     chosen = _choose(name, model, num_calibration, num_evaluation, seed)
@@ -108,9 +109,10 @@ def load(
     return Data(calibration, chosen.read_evaluation(chosen.evaluation), chosen.labels, chosen.notes)
 
 
-def preview(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, count: int) -> Preview:
+def preview(name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, count: int) -> Preview:
     """What `load` would give, reading no more than `count` images. `model` may be an outline. Raises as `load` does, and
     `DataError` for a set that is still to be downloaded."""
+    name = os.fspath(name)
     if name in datasets.SETS and not datasets.is_here(name):
         raise DataError(
             f"{datasets.SETS[name].title} is not on this machine yet. Download it first: python -m snows fetch {name}."
@@ -133,7 +135,7 @@ def _choose(name: str, model: LoadedModel, num_calibration: int, num_evaluation:
         return _fashion_mnist(name, model, num_calibration, num_evaluation, seed)
     if name in datasets.SETS:
         return _named_set(name, model, num_calibration, num_evaluation, seed)
-    folder = Path(name).expanduser()
+    folder = as_path(name)
     if not folder.exists():
         raise DataError(
             f"There is no data set and no folder {name!r}. Use fashion-mnist, {', '.join(datasets.SETS)}, or the path of a "
@@ -176,14 +178,14 @@ def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_eval
     )
 
 
-def read_fashion_mnist(split: str, root: Path | None = None) -> tuple[Tensor, Tensor]:
+def read_fashion_mnist(split: str, root: AnyPath | None = None) -> tuple[Tensor, Tensor]:
     """Every image of the split `train` or `test`: (N, 1, 28, 28) uint8 and (N,) int64 labels.
 
     Looks for torchvision's layout, `root/FashionMNIST/raw` (`root` is `~/.snows/data` unless given), then for Debian's package
     in `/usr/share/datasets/fashion-mnist`. Raises `DataError` naming both and the remedy.
     """
     stem = {"train": "train", "test": "t10k"}[split]
-    root = (root or DOWNLOAD_ROOT).expanduser()
+    root = as_path(root or DOWNLOAD_ROOT)
     folders = (root / "FashionMNIST" / "raw", SYSTEM_FOLDER)
 
     def find(kind: str) -> Path:
@@ -213,11 +215,12 @@ def _read_idx(path: Path, dims: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy())
 
 
-def write_bundle(path: Path = BUNDLE, root: Path | None = None) -> Path:
+def write_bundle(path: AnyPath = BUNDLE, root: AnyPath | None = None) -> Path:
     """Build the bundled set from the full one: all test images and labels, and 3,000 training images (seed 0) with theirs.
 
     The file is a compressed npz of plain integer arrays, read without pickle.
     """
+    path = as_path(path)
     images, labels = read_fashion_mnist("train", root)
     picks = torch.from_numpy(np.sort(np.random.default_rng(0).choice(len(images), BUNDLED_CALIBRATION, replace=False)))
     test_images, test_labels = read_fashion_mnist("test", root)
@@ -388,14 +391,14 @@ def as_pixels(image: Tensor) -> np.ndarray:
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3]
 
 
-def write_sheet(images: Tensor, path: Path, columns: int = 6) -> None:
+def write_sheet(images: Tensor, path: AnyPath, columns: int = 6) -> None:
     """Preprocessed images (N, C, H, W) side by side as one picture file, each framed by two pixels."""
     rows, side = -(-len(images) // columns), images.shape[-1] + 4
     sheet = Image.new("RGB", (columns * side, rows * (images.shape[-2] + 4)), "white")
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         sheet.paste(Image.fromarray(as_pixels(image)).convert("RGB"), (column * side + 2, row * (images.shape[-2] + 4) + 2))
-    sheet.save(path)
+    sheet.save(as_path(path))
 
 
 def like_fashion_mnist(picture: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from snows.config import NM, InputError
+from snows.config import NM, AnyPath, InputError, as_path
 from snows.sparsity import check_compliance
 
 _TWO_OF_FOUR = NM(n=2, m=4)
@@ -28,16 +28,16 @@ class ArtifactError(InputError):
 # --- safetensors ---
 
 
-def save_weights(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(path: AnyPath, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict, on any device, with free text `metadata` (for instance the pattern and the run's config as JSON)."""
     # A copy each: safetensors refuses two names for one storage, which is what tied weights are.
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    _replace(Path(path), lambda scratch: save_file(tensors, scratch, {"format": "pt", **(metadata or {})}))
+    _replace(as_path(path), lambda scratch: save_file(tensors, scratch, {"format": "pt", **(metadata or {})}))
 
 
-def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_weights(path: AnyPath) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata that `save_weights` wrote. Raises `ArtifactError` for a missing or damaged file."""
-    path = Path(path)
+    path = as_path(path)
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
@@ -49,7 +49,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def save_masks(path: str | Path, masks: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_masks(path: AnyPath, masks: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write bool masks (True = kept) by parameter name; `sparsity.read_mask_file` reads them, as does the setting `mask`.
 
     Raises `ArtifactError` for a tensor that is not bool.
@@ -63,7 +63,7 @@ def save_masks(path: str | Path, masks: Mapping[str, Tensor], metadata: Mapping[
 # --- ONNX ---
 
 
-def save_onnx(path: str | Path, module: nn.Module, example: Tensor) -> None:
+def save_onnx(path: AnyPath, module: nn.Module, example: Tensor) -> None:
     """Write `module` in eval mode as one ONNX file with a free batch size; input `images`, output `logits`.
 
     `example` (B, C, H, W) gives shape and dtype. Removed weights are stored as zeros: ONNX has no sparse layout that runtimes
@@ -100,7 +100,7 @@ def save_onnx(path: str | Path, module: nn.Module, example: Tensor) -> None:
         for part, mode in training.items():
             part.training = mode
     assert program is not None  # only the old exporter returns None
-    _replace(Path(path), lambda scratch: program.save(scratch, external_data=False))
+    _replace(as_path(path), lambda scratch: program.save(scratch, external_data=False))
 
 
 # --- semi-structured ---

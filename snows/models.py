@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from snows import checkpoints, downloads
-from snows.config import InputError, RunConfig
+from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.downloads import Report
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -208,7 +208,7 @@ def load_configured(config: RunConfig, *, pretrained: bool = True, report: Repor
 
 def load(
     name: str,
-    checkpoint: str | Path | None = None,
+    checkpoint: AnyPath | None = None,
     *,
     pretrained: bool = True,
     class_names: Sequence[str] = (),
@@ -228,14 +228,14 @@ def load(
     build = partial(_SOURCES[source], architecture)
     loaded = _seeded(build, published=pretrained and checkpoint is None, report=report)
     if checkpoint is not None:
-        state = checkpoints.read(Path(checkpoint), loaded.module)
+        state = checkpoints.read(as_path(checkpoint), loaded.module)
         if source and (num_classes := checkpoints.other_num_classes(loaded.module, state)):
             loaded = _seeded(build, num_classes=num_classes)
-        checkpoints.load_into(loaded.module, state, Path(checkpoint))
+        checkpoints.load_into(loaded.module, state, as_path(checkpoint))
     return _named(loaded, class_names)
 
 
-def outline(name: str, checkpoint: str | Path | None = None, *, class_names: Sequence[str] = ()) -> LoadedModel:
+def outline(name: str, checkpoint: AnyPath | None = None, *, class_names: Sequence[str] = ()) -> LoadedModel:
     """`load` without the values: the module is on the meta device. Takes no memory and no download.
 
     Of a checkpoint only the shapes are read. Raises as `load` does, but for values that are not numbers.
@@ -252,10 +252,10 @@ def outline(name: str, checkpoint: str | Path | None = None, *, class_names: Seq
 
     found = unfilled()
     if checkpoint is not None:
-        state = checkpoints.read(Path(checkpoint), found.module)
+        state = checkpoints.read(as_path(checkpoint), found.module)
         if source and (num_classes := checkpoints.other_num_classes(found.module, state)):
             found = unfilled(num_classes=num_classes)
-        checkpoints.compare(found.module.state_dict(), state, Path(checkpoint))
+        checkpoints.compare(found.module.state_dict(), state, as_path(checkpoint))
     return _named(found, class_names)
 
 

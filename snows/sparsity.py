@@ -9,14 +9,13 @@ its scores.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from snows.config import NM, Dense, InputError, Unstructured
+from snows.config import NM, AnyPath, Dense, InputError, Unstructured, as_path
 
 _INPUTS = {"conv2d": "input channels", "linear": "input features"}
 
@@ -193,13 +192,13 @@ def check_compliance_global(tensors: dict[str, Tensor], pattern: Unstructured) -
     return Compliance(count <= allowed, f"{count} of {sum(sizes)} weights are kept, {allowed} are allowed.", density)
 
 
-def read_mask_file(path: str | Path) -> dict[str, Tensor]:
+def read_mask_file(path: AnyPath) -> dict[str, Tensor]:
     """Masks by parameter name, in the parameters' shapes, from a `.safetensors` file.
 
     A file with bool tensors is a saved mask and gives those. Any other is a pruned checkpoint: the zeros of each weight with
     two or more dimensions are its mask. Raises `MaskError` for a file that is missing, damaged or removes no weight.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         tensors = load_file(path)
     except FileNotFoundError:

@@ -44,7 +44,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from snows import lock
-from snows.config import Cancelled, InputError, RunConfig, as_path
+from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
 from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
 from snows.log import ENDINGS, Log
 
@@ -94,7 +94,7 @@ class Labels(BaseModel):
 
 def default_root() -> Path:
     """`$SNOWS_RUNS`, else `~/.snows/runs`."""
-    return Path(os.environ.get("SNOWS_RUNS", "~/.snows/runs")).expanduser()
+    return as_path(os.environ.get("SNOWS_RUNS", "~/.snows/runs"))
 
 
 @contextmanager
@@ -132,7 +132,7 @@ class Run:
 
     path: Path
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: AnyPath) -> None:
         object.__setattr__(self, "path", as_path(path))
 
     @property
@@ -449,7 +449,7 @@ class RunStore:
 
     root: Path
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: AnyPath) -> None:
         object.__setattr__(self, "root", as_path(root))
 
     def create(self, config: RunConfig) -> Run:

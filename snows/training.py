@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from snows import data, models
-from snows.config import InputError
+from snows.config import AnyPath, InputError, as_path
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,12 @@ def _optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Opti
 
 def train(
     name: str,
-    directory: Path,
+    directory: AnyPath,
     *,
     seed: int = 0,
     epochs: int | None = None,
     limit: int | None = None,
-    root: Path | None = None,
+    root: AnyPath | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train the bundled architecture `name` on the full Fashion-MNIST training set and save it under `directory`.
@@ -140,6 +139,7 @@ def train(
         + (f" --epochs {epochs}" if epochs != recipe.epochs else "")
         + (f" --limit {limit}" if limit else ""),
     }
+    directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, directory / f"{name}.safetensors")
     (directory / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -20,7 +20,7 @@ from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from snows.config import as_path
+from snows.config import AnyPath, as_path
 from snows.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, check_picture
 from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, readable
 
@@ -51,12 +51,14 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def keep_archive(root: Path, source: Path | BinaryIO, name: str) -> Kept:
+def keep_archive(root: AnyPath, source: AnyPath | BinaryIO, name: str) -> Kept:
     """Unpack a zip or tar of pictures, with or without one folder a class. `root`: of the run store; `name`: the file's.
 
     Raises `ArchiveError` for what is no archive or not a safe one, `DataError` for what are no pictures.
     """
     too_many = f"{name} holds more than {MAX_IMAGES:,} files. Take a part of the pictures; a few hundred are enough."
+    if isinstance(source, str | os.PathLike):
+        source = as_path(source)
     with readable(source, "zip or tar archive"), ExitStack() as stack:
         file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
         file.seek(0)
@@ -64,16 +66,18 @@ def keep_archive(root: Path, source: Path | BinaryIO, name: str) -> Kept:
         offered = list(islice(entries, MAX_IMAGES + 1))
         if len(offered) > MAX_IMAGES:
             raise ArchiveError(too_many)
-        return _keep(root, offered, re.sub(r"(\.(tar|zip|tgz|gz|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE))
+        return _keep(
+            as_path(root), offered, re.sub(r"(\.(tar|zip|tgz|gz|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+        )
 
 
-def keep_pictures(root: Path, files: Sequence[tuple[str, Any]]) -> Kept:
+def keep_pictures(root: AnyPath, files: Sequence[tuple[str, Any]]) -> Kept:
     """Take in single files, each with its name, which may be a path within a folder. Raises `DataError`."""
     entries = [Entry(name, file.seek(0, 2), partial(_rewound, file)) for name, file in files]
     if len(entries) > MAX_IMAGES:
         raise DataError(f"{len(entries):,} files are more than the {MAX_IMAGES:,} that can be taken in. Take a part of them.")
     with readable(Path("The pictures")):
-        return _keep(root, entries, f"{len(entries)}-pictures")
+        return _keep(as_path(root), entries, f"{len(entries)}-pictures")
 
 
 @contextmanager
@@ -82,9 +86,9 @@ def _rewound(file: Any) -> Iterator[Any]:
     yield file
 
 
-def keep_checkpoint(root: Path, file: BinaryIO, name: str) -> Path:
+def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str) -> Path:
     """Take in a checkpoint as it is; `models.load` looks at what it holds. Raises `DataError`."""
-    clean = _clean(PurePosixPath(name).name)
+    root, clean = as_path(root), _clean(PurePosixPath(name).name)
     if not clean.endswith(CHECKPOINT_SUFFIXES):
         raise DataError(f"{name} is no checkpoint: they end in {', '.join(CHECKPOINT_SUFFIXES)}. Save it as one of these.")
     size = file.seek(0, 2)
@@ -201,7 +205,7 @@ def _settle(root: Path, scratch: Path, digest: str) -> Path:
 # --- taking it out ---
 
 
-def purge(root: str | os.PathLike[str], seconds: float = UNUSED_SECONDS) -> None:
+def purge(root: AnyPath, seconds: float = UNUSED_SECONDS) -> None:
     """Remove for good what was brought more than `seconds` ago and no run names, neither one in the store nor one in the trash.
 
     `root`: of the run store. Whoever begins a run meanwhile keeps what it names: a place is moved aside first, looked for once
