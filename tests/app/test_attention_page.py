@@ -66,7 +66,7 @@ def opened_once(monkeypatch: pytest.MonkeyPatch, networks: dict[str, Inspection]
     really_open = Inspection.open
 
     def open_run(run: Run) -> Inspection:
-        if not run.events()[0]:
+        if run.log().started is None:
             return really_open(run)
         model = run.config().model
         if model not in networks:
