@@ -92,7 +92,7 @@ def _kernels_left_on() -> Iterator[None]:
     from torch.export import _trace
 
     before = _trace._ignore_backend_decomps
-    _trace._ignore_backend_decomps = nullcontext
+    _trace._ignore_backend_decomps = nullcontext  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -160,7 +160,8 @@ def _convolution(target: Any, x: Tensor, weight: Tensor, bias: Tensor | None = N
     # stands, since its weight gradient is wrong in memory: oneDNN 3.12 (torch 2.14) without AVX-512 writes past the end of it
     # for channels-last images of fewer than 8 channels on one thread, and the process dies of it sooner or later. When torch is
     # raised, run `tests/snows/test_kernels.py`: it looks for such kernels under an allocator that checks.
-    stride, padding, dilation, groups = (*rest, *([1], [0], [1], 1)[len(rest) :])
+    options: list[Any] = [*rest, *([1], [0], [1], 1)[len(rest) :]]
+    stride, padding, dilation, groups = options
     if math.prod(weight.shape[2:]) > 1 or max(stride) == 1:
         return target(x, weight, bias, *rest)
     axes, nothing = x.ndim - 2, padding
@@ -507,7 +508,7 @@ class NetworkGraph:
             if node.target in (aten.conv2d.default, aten.conv2d.padding):
                 kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
                 stride = (node.args[3:4] or ([1],))[0]
-                if kernel[0] > stride[0] and self.input.meta["val"].ndim == 4:  # type: ignore[index, operator]
+                if kernel[0] > stride[0] and self.input.meta["val"].ndim == 4:  # type: ignore[index]
                     return torch.channels_last
         return torch.contiguous_format
 

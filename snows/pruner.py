@@ -240,8 +240,9 @@ def working_copy(model: nn.Module) -> nn.Module:
     Weights that are computed from others (pruning masks, weight and spectral norm, parametrizations) are fixed functions once
     the network is trained, so they are worked out and kept. A wrapper for several devices or a compiler is taken off.
     """
-    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model.module if hasattr(model, "module") and not hasattr(model, "_orig_mod") else model._orig_mod
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while (inner := model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)) is not None:
+        model = inner
     # A computed weight is no leaf of autograd's graph, and only leaves can be copied.
     computed = {
         id(value): value.detach().clone()

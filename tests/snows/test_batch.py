@@ -178,7 +178,7 @@ class TestStore:
     def test_newest_first_and_none_whose_runs_are_gone(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
         assert store.batches() == []
         first = store.create_batch([RunConfig()])
-        monkeypatch.setattr("snows.store.time.strftime", lambda form: "29991231-235959")
+        monkeypatch.setattr("snows.store.time.strftime", lambda form, at=None: "29991231-235959")
         second = store.create_batch([RunConfig()])
         assert store.batches() == [second, first]
         store.delete(second.runs()[0].id)
