@@ -6,6 +6,7 @@ import re
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from snows.config import RunConfig
 from snows.store import RunStore
 from tests.app import helpers
 
@@ -67,8 +68,8 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
 
 
 def test_a_batch_that_was_killed_goes_on_with_one_click(address: str, browser: Browser, store: RunStore) -> None:
-    # As a killed server leaves them.
-    runs = [helpers.write_run(store, state) for state in ("finished", "interrupted", "interrupted")]
+    # As a killed server leaves them: one at its end, the others not begun.
+    runs = [helpers.write_run(store, "finished"), store.create(RunConfig()), store.create(RunConfig())]
     place = store.root / ".batches" / f"{runs[0].id}-batch.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps([run.id for run in runs]))
