@@ -71,7 +71,7 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     expect(ticks.filter(has_text="60").first).to_be_visible()
 
     page.get_by_role("radio", name="Absolute").click()
-    expect(page.locator(".live-chart").first.get_by_text("Loss of the window (mean squared error)")).to_be_visible()
+    expect(page.locator(".live-chart").first.get_by_text("Loss (mean squared error)")).to_be_visible()
     page.get_by_role("radio", name="Mask only").click()
     page.wait_for_url("**stage=Mask*", timeout=60 * SECONDS)
 
@@ -79,7 +79,7 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     other = browser.new_page(viewport={"width": 1440, "height": 2400})
     other.goto(page.url)
     expect_window(other, "layer3.0.conv2")
-    expect(other.locator(".live-chart").first.get_by_text("Loss of the window (mean squared error)")).to_be_visible()
+    expect(other.locator(".live-chart").first.get_by_text("Loss (mean squared error)")).to_be_visible()
     expect(other.get_by_role("radio", name="Mask only")).to_be_checked()
     other.close()
 
