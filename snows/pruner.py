@@ -214,9 +214,12 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
         )
 
 
-def _check_weights(parameters: Mapping[str, Tensor]) -> None:
-    for name, tensor in parameters.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+def _check_weights(module: nn.Module) -> None:
+    tensors = {name: torch.isfinite(t) for name, t in module.named_parameters()}
+    # A mask among the buffers may hold infinities.
+    tensors |= {name: ~torch.isnan(t) for name, t in module.named_buffers()}
+    for name, good in tensors.items():
+        if not bool(good.all()):
             raise PruneError(
                 f"The weight {name} holds NaN or infinity, so nothing can be reconstructed. Repair the checkpoint."
             )
@@ -339,9 +342,9 @@ def _prune(
     pruned = _computing(given, device, dtype)
     # What was made in inference mode cannot take part in autograd; a copy can.
     batches = [(b.clone() if b.is_inference() else b).to(dtype) for b in batches]
+    _check_weights(pruned)
     _check_fit(pruned, batches[0][:2].to(device))
     graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
-    _check_weights(graph.parameters)
     covered = coverage(graph, config)
     if not covered.sites:
         raise PruneError(
