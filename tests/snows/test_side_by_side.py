@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ SETTERS = [
 CONFIG = PruneConfig(pattern="50%", k_steps=4, batch_size=8, solver=SolverConfig(newton_steps=2))
 
 
+@cache  # made once, before anything goes on beside it: the seed is the whole process's
 def network_of(name: str) -> tuple[nn.Module, Tensor]:
     build, shape = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
