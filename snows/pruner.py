@@ -391,7 +391,7 @@ def _prune(
     result = _result(given, pruned, {name: weight for name, (weight, _) in found.items()}, config, batches)
     return PruneResult(
         result,
-        {name: mask for name, (_, mask) in found.items()},
+        {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in found.items()},
         covered.patterns,
         done,
         covered.skipped,
