@@ -24,6 +24,12 @@ class InputError(ValueError):
     """The input is at fault, not the program. The message says what happened, why, and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, as a part of a sentence: its first line that is not empty."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line[:300].rstrip(" .")
+
+
 class Cancelled(Exception):  # noqa: N818 (not an error)
     """Somebody asked the work to stop; what is finished has been handed on."""
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snows.downloads import DownloadError, Report, first_line, no_route, reported
+from snows.config import first_line
+from snows.downloads import DownloadError, Report, no_route, reported
 
 ROOT = Path("~/.snows/data")
 

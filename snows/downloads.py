@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from snows.config import InputError
+from snows.config import InputError, first_line
 
 # What is fetched, bytes so far, bytes in all if known. May raise, which stops the download: what is whole by then stays.
 Report = Callable[[str, int, int | None], None]
@@ -153,11 +153,6 @@ def fetching(name: str, address: str, report: Report | None) -> Iterator[None]:
         if "invalid hash value" not in str(error):
             raise
         raise DownloadError(f"The weights of {name} arrived damaged from {address}. Try again.") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as a part of a sentence."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(" .")
 
 
 def _unreachable(name: str, address: str, reason: str) -> str:

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from snows.config import NM, AnyPath, InputError, as_path
+from snows.config import NM, AnyPath, InputError, as_path, first_line
+from snows.graph import evaluating, exporting
 from snows.sparsity import check_compliance
 
 _TWO_OF_FOUR = NM(n=2, m=4)
@@ -78,10 +79,8 @@ def save_onnx(path: AnyPath, module: nn.Module, example: Tensor) -> None:
         ) from error
     if example.shape[0] < 2:
         example = torch.cat([example, example])  # a batch of one would be taken for a constant
-    training = {part: part.training for part in module.modules()}
-    module.eval()
     try:
-        with torch.no_grad():
+        with exporting(), torch.no_grad(), evaluating(module):
             program = torch.onnx.export(
                 module,
                 (example,),
@@ -92,13 +91,9 @@ def save_onnx(path: AnyPath, module: nn.Module, example: Tensor) -> None:
                 dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             )
     except Exception as error:  # the exporter raises dozens of unrelated types, from any layer
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArtifactError(
-            f"The network cannot be translated to ONNX ({reason[:300]}). Save its weights as safetensors instead."
+            f"The network cannot be translated to ONNX ({first_line(error)}). Save its weights as safetensors instead."
         ) from error
-    finally:
-        for part, mode in training.items():
-            part.training = mode
     assert program is not None  # only the old exporter returns None
     _replace(as_path(path), lambda scratch: program.save(scratch, external_data=False))
 

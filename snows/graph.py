@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
-from snows.config import InputError
+from snows.config import InputError, first_line
 
 aten = torch.ops.aten
 
@@ -85,18 +85,32 @@ class ExportError(InputError):
 
 
 @contextmanager
-def _kernels_left_on() -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside the block; afterwards each part is in its own mode again, for a part may be frozen."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """One `torch.export` at a time, which leaves the kernels of other threads alone."""
     # While it traces, torch.export turns mkldnn, nnpack and cudnn off for the whole process, so that no operation is decomposed
     # into one of theirs: a run in another thread would compute other numbers meanwhile. Nothing is decomposed here, and the
     # graph is the same with the switches left alone. A test watches all of them while networks are exported.
     from torch.export import _trace
 
-    before = _trace._ignore_backend_decomps
-    _trace._ignore_backend_decomps = nullcontext  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        _trace._ignore_backend_decomps = before
+    with _EXPORTING:
+        before = _trace._ignore_backend_decomps
+        _trace._ignore_backend_decomps = nullcontext  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            _trace._ignore_backend_decomps = before
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,23 +331,17 @@ class NetworkGraph:
         """
         if example.shape[0] < 2:
             example = torch.cat([example, example])  # a batch of one would be taken for a constant
-        training = {m: m.training for m in module.modules()}  # a part may be frozen in eval mode
-        module.eval()
         try:
-            with _EXPORTING, torch.no_grad(), _kernels_left_on():
+            with exporting(), torch.no_grad(), evaluating(module):
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
                 # An empty table makes in-place operations functional and leaves everything else whole.
                 program = program.run_decompositions({})
         except Exception as error:  # the exporter raises dozens of unrelated types, from any layer
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise ExportError(
-                f"This network cannot be exported to a graph ({reason[:300]}). Networks whose Python code branches on the "
+                f"This network cannot be exported to a graph ({first_line(error)}). Networks whose Python code branches on the "
                 "values or the number of images (`len(x)`; `x.shape[0]` is fine) cannot be followed; rewrite that part, or "
                 "choose another network."
             ) from error
-        finally:
-            for part, mode in training.items():
-                part.training = mode
         graph = cls(program, layout)
         if layout is None and graph.layout is not torch.contiguous_format:
             try:
@@ -347,13 +355,8 @@ class NetworkGraph:
     def _check_answers(self, module: nn.Module) -> None:
         """Raise `ExportError` where the graph does not answer as `module` does, or not the same twice."""
         images = self.noise_images()
-        training = {part: part.training for part in module.modules()}
-        module.eval()
-        try:
+        with evaluating(module):
             expected = next(leaf for leaf in tree_leaves(module(images)) if isinstance(leaf, Tensor))
-        finally:
-            for part, mode in training.items():
-                part.training = mode
         first, second = self.run(images)[0], self.run(images)[0]
         if not _alike(first, second):
             random = [n for n in self.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]

@@ -76,12 +76,9 @@ def _by_two_pulls(
 
 
 def gradient_of(outputs: Sequence[Tensor], weight: Tensor, cotangents: Sequence[Tensor], **options: bool) -> Tensor:
-    """Jᵀu of `outputs` of which some may not depend on `weight`, since a value was detached on the way."""
+    """Jᵀu of a window's `outputs`. The first depends on `weight`; a later one may not, where all it has of it is an index."""
     pairs = [(y, u) for y, u in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    if not pairs:
-        return torch.zeros_like(weight)
-    (gradient,) = torch.autograd.grad([y for y, _ in pairs], weight, [u for _, u in pairs], allow_unused=True, **options)
-    return torch.zeros_like(weight) if gradient is None else gradient
+    return torch.autograd.grad([y for y, _ in pairs], weight, [u for _, u in pairs], **options)[0]
 
 
 class Linearization:

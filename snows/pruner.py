@@ -23,8 +23,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from snows import events
-from snows.config import MASKS, NM, Cancelled, Dense, InputError, PruneConfig, Unstructured
-from snows.graph import Frontier, NetworkGraph, Site, Window, move
+from snows.config import MASKS, NM, Cancelled, Dense, InputError, PruneConfig, Unstructured, first_line
+from snows.graph import Frontier, NetworkGraph, Site, Window, evaluating, move
 from snows.linearization import Linearization
 from snows.reconstruction import Batch, input_gram
 from snows.saliency import SCORERS
@@ -131,20 +131,16 @@ def try_window(window: Window, curved: bool) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # any operation may refuse, with any error of its own
-        return f"its window cannot be differentiated ({_first_line(error)}); a smaller K, or another update than snows, may do"
-    forwards = [u.double() * v.double() for u, v in zip(cotangents, moved, strict=True)]
-    backwards = pulled.double() * vector.double()
-    if not finite([*forwards, backwards]):
+        return f"its window cannot be differentiated ({first_line(error)}); a smaller K, or another update than snows, may do"
+    if not finite([*moved, pulled]):
         return "its window has a derivative that is NaN or infinite; a smaller K may do"
-    scale = sum(float(f.abs().sum()) for f in forwards) + float(backwards.abs().sum())
-    if abs(sum(float(f.sum()) for f in forwards) - float(backwards.sum())) > 1e-3 * scale:
+    forwards = sum(float((u.double() * v.double()).sum()) for u, v in zip(cotangents, moved, strict=True))
+    backwards = float((pulled.double() * vector.double()).sum())
+    # The products of random vectors are about as large as the norms, however many values are summed.
+    scale = sum(float(v.double().square().sum()) for v in moved) ** 0.5 + float(pulled.double().norm())
+    if abs(forwards - backwards) > 1e-3 * scale:
         return "its window's derivatives forwards and backwards disagree, so curvature cannot be trusted; a smaller K may do"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line[:200].rstrip(".")
 
 
 # What loaders of dicts call the images, the usual names first.
@@ -196,7 +192,7 @@ def _check_fit(model: nn.Module, images: Tensor) -> None:
         raise
     except Exception as error:  # any layer may refuse, with any error of its own
         raise PruneError(
-            f"The network cannot run on images of shape {shape}: {_first_line(error)}. Give images of the size and "
+            f"The network cannot run on images of shape {shape}: {first_line(error)}. Give images of the size and "
             "channels that it was made for."
         ) from error
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -254,20 +250,17 @@ def working_copy(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     copy = deepcopy(model, computed)
-    training = {part: part.training for part in copy.modules()}
-    copy.eval()  # spectral norm takes a step of its power iteration whenever it is asked in training
-    for part in copy.modules():
-        if parametrize.is_parametrized(part):
-            _fold_parametrizations(part)
-        for hook in list(part._forward_pre_hooks.values()):
-            if isinstance(hook, BasePruningMethod):
-                pruning.remove(part, hook._tensor_name)
-            elif isinstance(hook, WeightNorm):
-                remove_weight_norm(part, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(part, hook.name)
-    for part, mode in training.items():
-        part.training = mode
+    with evaluating(copy):  # spectral norm takes a step of its power iteration whenever it is asked in training
+        for part in copy.modules():
+            if parametrize.is_parametrized(part):
+                _fold_parametrizations(part)
+            for hook in list(part._forward_pre_hooks.values()):
+                if isinstance(hook, BasePruningMethod):
+                    pruning.remove(part, hook._tensor_name)
+                elif isinstance(hook, WeightNorm):
+                    remove_weight_norm(part, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    remove_spectral_norm(part, hook.name)
     return copy
 
 

@@ -446,10 +446,5 @@ def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
     outputs = objective.window.outputs(weight, objective.inputs(batch))
     targets = (t.to(objective.device) for t in batch.targets)
     losses = [c * F.mse_loss(y, t) for c, y, t in zip(objective.coefficients, outputs, targets, strict=True) if c]
-    total = torch.stack(losses).sum()
-    if not total.requires_grad:  # detached on the way: nothing depends on the weight
-        return torch.zeros_like
-    (gradient,) = torch.autograd.grad(total, weight, create_graph=True, materialize_grads=True)
-    if not gradient.requires_grad:
-        return torch.zeros_like
-    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True, materialize_grads=True)[0]
+    (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), weight, create_graph=True)
+    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]
