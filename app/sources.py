@@ -16,7 +16,7 @@ import streamlit as st
 from app import charts, fetching, frames
 from snows.config import InputError, RunConfig
 from snows.measure_names import size
-from snows.pictures import DataError
+from snows.pictures import DataError, left_out_words
 from snows.presets import PRESETS, wanted
 from snows.store import default_root
 
@@ -226,7 +226,7 @@ def own_images() -> None:
         if len(kept.classes) > 1:
             found += f" in {len(kept.classes)} folders"
         if kept.left_out:
-            found += f"; left out {frames.counted(len(kept.left_out), 'other file')}, such as {kept.left_out[0]}"
+            found += f"; {left_out_words(kept.left_out)}"
         if st.session_state["form.num_calibration"] > kept.count // 2:
             st.session_state["form.num_calibration"] = max(1, kept.count // 2)
             found += ". Half of them calibrate; the result is measured on the others"

@@ -256,12 +256,12 @@ def _brought(config: RunConfig) -> RunConfig:
     path = as_path(config.data)
     if not path.is_file():
         return config
-    from snows import uploads
+    from snows import pictures, uploads
 
     uploads.purge(default_root())
     kept = uploads.keep_archive(default_root(), path, path.name)
-    for name in kept.left_out[:3]:
-        sys.stderr.write(f"Left out, since it is no picture: {name}\n")
+    if kept.left_out:
+        sys.stderr.write(f"From {path.name}, {pictures.left_out_words(kept.left_out)}.\n")
     return config.model_copy(update={"data": str(kept.path)})
 
 

@@ -24,7 +24,7 @@ from snows.config import AnyPath, as_path, explain
 from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
 from snows.log import Log
 from snows.store import Run, RunStore, RunTakenError, new_id
-from snows.unpack import CHUNK, ArchiveError, Entry, check_name, open_zip, readable, zip_entries
+from snows.unpack import CHUNK, ArchiveError, Entry, check, open_zip, readable, zip_entries
 
 _PARTS = re.compile(r"(config|metrics|label)\.json|events\.jsonl|weights\.safetensors|sites/\d{4,6}\.safetensors")
 # What belongs to the worker that made the run, not to the run; and what file managers put into every folder.
@@ -96,7 +96,7 @@ def _checked(entries: list[Entry]) -> tuple[str, dict[str, Entry]]:
     if len(entries) > MAX_ENTRIES:
         raise ArchiveError(_too_many())
     for entry in entries:
-        check_name(entry, "the run's folder")
+        check(entry, "the run's folder")
     entries = [e for e in entries if not e.name.startswith("__MACOSX/")]
     configs = [e.name for e in entries if PurePosixPath(e.name).name == "config.json"]
     if len(configs) != 1 or configs[0].count("/") > 1:

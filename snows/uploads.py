@@ -16,20 +16,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from snows.config import AnyPath, as_path
-from snows.pictures import IMAGE_SUFFIXES, MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, check_picture
-from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, readable
+from snows.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, arrange, check_picture, is_picture_name
+from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, followed, normal_name, readable
 
 MAX_IMAGES = 20_000
 MAX_BYTES = 4 * 1000**3
 # As long as somebody may come back to what was tried, and longer than a deleted run can be had back.
 UNUSED_SECONDS = 30 * 24 * 3600.0
 MAX_CHECKPOINT_BYTES = 20 * 1000**3
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 LIMITS = (
     f"Up to {MAX_IMAGES:,} pictures and {MAX_BYTES / 1e9:g} GB, each up to {MAX_PICTURE_BYTES / 1e6:.0f} MB and "
@@ -39,7 +39,8 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Kept:
-    """Pictures that were taken in: where, how many, the folders they lie in if there are any, and the files left out."""
+    """Pictures that were taken in: where, how many, the folders they lie in if there are any, and the files left out, with
+    the reason where they are pictures by their names."""
 
     path: Path
     count: int
@@ -67,13 +68,18 @@ def keep_archive(root: AnyPath, source: AnyPath | BinaryIO, name: str) -> Kept:
         if len(offered) > MAX_IMAGES:
             raise ArchiveError(too_many)
         return _keep(
-            as_path(root), offered, re.sub(r"(\.(tar|zip|tgz|gz|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE)
+            as_path(root),
+            offered,
+            re.sub(r"(\.(tar|zip|tgz|gz|tbz2|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE),
         )
 
 
 def keep_pictures(root: AnyPath, files: Sequence[tuple[str, Any]]) -> Kept:
     """Take in single files, each with its name, which may be a path within a folder. Raises `DataError`."""
-    entries = [Entry(name, file.seek(0, 2), partial(_rewound, file)) for name, file in files]
+    entries = [
+        Entry(normal_name(name), file.seek(0, 2), partial(_rewound, file), position)
+        for position, (name, file) in enumerate(files)
+    ]
     if len(entries) > MAX_IMAGES:
         raise DataError(f"{len(entries):,} files are more than the {MAX_IMAGES:,} that can be taken in. Take a part of them.")
     with readable(Path("The pictures")):
@@ -105,63 +111,65 @@ def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str) -> Path:
 
 
 def _keep(root: Path, entries: list[Entry], name: str) -> Kept:
-    pictures, left_out = _arranged(entries)
-    size = sum(entry.size for entry in pictures.values())
+    offered: dict[str, Entry] = {}
+    faults = []
+    for entry in followed(entries):
+        check_name(entry.name, "the folder of the pictures")
+        if entry.fault:
+            faults.append(f"{entry.name} {entry.fault}")
+        elif offered.setdefault(entry.name, entry) is not entry and is_picture_name(entry.name):
+            raise ArchiveError(
+                f"There are two files {entry.name}, so it is unclear which one counts. Rename one, or pack it again."
+            )
+    if faults and not any(map(is_picture_name, offered)):
+        raise ArchiveError(f"No picture in it can be taken in: {faults[0]}.")
+    arrangement = arrange(offered, "it")
+    size = sum(offered[picture].size for picture in arrangement.pictures)
     if size > MAX_BYTES:
         raise DataError(f"The pictures have {size / 1e9:.1f} GB; {MAX_BYTES / 1e9:g} GB can be taken in. Take a part of them.")
-    digest = hashlib.sha256()
     with _scratch(root, size) as scratch:
-        for place in sorted(pictures):
-            entry, target = pictures[place], scratch / _clean(name) / place
+        places = {}
+        for picture, placed in arrangement.pictures.items():
+            places["/".join(filter(None, (placed.split, placed.label, picture.rpartition("/")[2])))] = offered[picture]
+        digests, unreadable = _copy_pictures(places, scratch / _clean(name))
+        left_out = [*arrangement.left_out, *unreadable, *faults]
+        folders = sorted({placed.label for placed in arrangement.pictures.values() if placed.label})
+        place = _settle(root, scratch, _digest_of_all(digests))
+        return Kept(place, len(digests), tuple(folders), tuple(left_out))
+
+
+def _copy_pictures(places: dict[str, Entry], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Each picture's digest by its place in `folder`, and what is wrong with those that cannot be used and are not kept."""
+    digests, unreadable = {}, []
+    fault: DataError | None = None
+    # In the order in which they lie in the archive: a compressed tar can only go back to its beginning.
+    for place, entry in sorted(places.items(), key=lambda item: item[1].position):
+        target, digest = folder / place, hashlib.sha256()
+        try:
             if entry.size > MAX_PICTURE_BYTES:
                 raise DataError(
                     f"{entry.name} has {entry.size / 1e6:,.0f} MB; a picture may have {MAX_PICTURE_BYTES / 1e6:.0f} MB."
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
-            digest.update(f"{place}\0{entry.size}\0".encode())
             with entry.open() as source:
                 _copy(source, target, entry.size, digest)
             check_picture(target, entry.name)
-        folders = sorted({PurePosixPath(place).parts[0] for place in pictures if "/" in place})
-        return Kept(_settle(root, scratch, digest.hexdigest()), len(pictures), tuple(folders), left_out)
+            digests[place] = digest.hexdigest()
+        except DataError as error:
+            target.unlink(missing_ok=True)
+            fault = fault or error
+            unreadable.append(str(error).rstrip("."))
+    if not digests:
+        assert fault is not None  # `arrange` lets none pass that holds no picture
+        raise fault
+    return digests, unreadable
 
 
-def _arranged(entries: list[Entry]) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """The pictures by their place, in one folder or in one a class; and the names of the files that are none."""
-    pictures: dict[str, Entry] = {}
-    left_out = []
-    for entry in entries:
-        check_name(entry, "the folder of the pictures")
-        path = PurePosixPath(entry.name)
-        if path.parts[0] == "__MACOSX" or path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini"):
-            continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            left_out.append(entry.name)
-        elif entry.name in pictures:
-            raise ArchiveError(f"There are two files {entry.name}, so it is unclear which one counts. Rename one.")
-        else:
-            pictures[entry.name] = entry
-    if not pictures:
-        found = f"; it holds {left_out[0]}{' and more' if len(left_out) > 1 else ''}" if left_out else ""
-        raise DataError(f"There are no pictures in it{found}. Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
-    # Folders around all of it say nothing; only the last one may be a class.
-    parents = [PurePosixPath(name).parent.parts for name in pictures]
-    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*parents, strict=False)))
-    if shared and len(set(parents)) == 1:
-        shared -= 1
-    arranged = {str(PurePosixPath(*PurePosixPath(name).parts[shared:])): entry for name, entry in pictures.items()}
-    deep = sorted({PurePosixPath(name).parts[0] for name in arranged if name.count("/") > 1})
-    if deep:
-        raise DataError(
-            f"The pictures lie in folders within folders ({', '.join(deep[:3])}{', …' if len(deep) > 3 else ''}), so it is not "
-            "clear which name the classes. Pack the one that holds one folder a class."
-        )
-    if len({"/" in name for name in arranged}) > 1:
-        raise DataError(
-            "Some pictures lie in folders and some beside them, so it is not clear which have a class. Move the loose ones "
-            "into a folder, or take them out."
-        )
-    return arranged, tuple(left_out)
+def _digest_of_all(digests: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    for place in sorted(digests):
+        digest.update(f"{place}\0{digests[place]}\0".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -146,7 +146,7 @@ class TestImages:
         app = open_form()
         uploader(app, "Your own").set_value([("shop.zip", archive(files), "application/zip")]).run()
         text = text_of(app)
-        assert "Took in 40 pictures in 2 folders; left out 1 other file, such as shop/readme.md" in text
+        assert "Took in 40 pictures in 2 folders; left out 1 file: shop/readme.md" in text
         assert "labels give an accuracy" in text
 
     @pytest.mark.parametrize(

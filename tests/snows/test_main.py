@@ -635,7 +635,7 @@ def test_an_archive_of_images_is_unpacked_beside_the_runs(
             archive.write(tmp_path / "a.png", f"bag/{i}.png")
         archive.writestr("evil.sh", "x")
     assert main(["prune", "--data", str(tmp_path / "shop.zip")]) == 0
-    assert "Left out, since it is no picture: evil.sh" in capsys.readouterr().err
+    assert "left out 1 file: evil.sh" in capsys.readouterr().err
     data = Path(store.list()[0].config().data)
     assert data.is_relative_to(store.root)
     assert len(list((data / "bag").iterdir())) == 4
