@@ -4,16 +4,20 @@
     fashion-mnist-full   the same test images, all 60,000 training images; read from the disk, not bundled
     cifar-10, cifar-100, imagenette, oxford-pets, flowers-102
                          torchvision's data sets, downloaded when first used: see `datasets`
-    FOLDER               pictures of one's own: in the folder itself (no labels), or in one folder a class
+    FOLDER               pictures of one's own: in the folder itself (no labels), or in one folder a class; in folders for the
+                         parts of the set (train, val, test), or all together
 
 A choice is a seeded permutation of a sorted list, so a seed names the same images in the same order on every machine, and a
 smaller choice is the beginning of a larger one. Calibration never looks at a label.
 """
 
 import gzip
+import itertools
 import os
+import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +31,17 @@ from torch import Tensor
 from snows import datasets
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.downloads import Report
-from snows.models import ASSETS, FASHION_CLASSES, LoadedModel
-from snows.pictures import IMAGE_SUFFIXES, DataError, read_picture
+from snows.models import ASSETS, FASHION_CLASSES, LoadedModel, has_names
+from snows.pictures import (
+    Arrangement,
+    DataError,
+    arrange,
+    is_clutter,
+    is_picture_name,
+    left_out_words,
+    read_picture,
+    split_role,
+)
 
 BUNDLE = ASSETS / "fashion-mnist.npz"
 BUNDLED_CALIBRATION = 3_000
@@ -38,6 +51,7 @@ MAX_FOLDER_IMAGES = 2_000_000
 # Agreement and accuracy on fewer images than this say nothing; then the calibration images are evaluated on too, and a note
 # says so.
 FEWEST_EVALUATION = 16
+_MOST_UNUSABLE = 50  # images in a row that are tried before a set is given up
 _GROUND_NOISE = 12  # grey levels by which a photograph's even background still varies
 
 
@@ -68,19 +82,26 @@ class Preview:
     notes: list[str]
 
 
+# Read the first so many of the images in an order: the tensor, the numbers of those it holds, and a sentence on each image that
+# was tried and cannot be used, by its number.
+_Read = Callable[[list[int], int], tuple[Tensor, list[int], dict[int, str]]]
+
+
 @dataclass(frozen=True)
 class _Choice:
-    """Which images of a set are used, none of them read yet."""
+    """Which images of a set are used, none of them read yet: by their numbers, in the order in which they are tried."""
 
     calibration: list[int]
+    num_calibration: int
     evaluation: list[int]
-    available: int  # to calibrate with
-    read_calibration: Callable[[list[int]], Tensor]
-    read_evaluation: Callable[[list[int]], Tensor]
+    num_evaluation: int
+    read_calibration: _Read
+    read_evaluation: _Read
     words: Callable[[int], str]  # of a calibration image
-    labels: Tensor | None
+    label: Callable[[int], int] | None  # of an evaluation image
     classes: tuple[str, ...]
     notes: list[str]
+    shared: bool = False  # whether what calibration takes in place of unusable images is then not evaluated on
 
 
 def load_configured(config: RunConfig, model: LoadedModel, report: Report | None = None) -> Data:
@@ -104,9 +125,32 @@ def load(
     if name in datasets.SETS:
         datasets.fetch(name, report)
     chosen = _choose(name, model, num_calibration, num_evaluation, seed)
-    _fits_memory(len(chosen.calibration) + len(chosen.evaluation), model)
-    calibration = chosen.read_calibration(chosen.calibration)
-    return Data(calibration, chosen.read_evaluation(chosen.evaluation), chosen.labels, chosen.notes)
+    _fits_memory(chosen.num_calibration + chosen.num_evaluation, model)
+    calibration, used, unusable = chosen.read_calibration(chosen.calibration, chosen.num_calibration)
+    if len(used) < num_calibration:
+        raise DataError(
+            f"{num_calibration:,} calibration images were asked for, but only {len(used):,} of {len(chosen.calibration):,} can "
+            f"be used; {left_out_words(list(unusable.values()))}. Replace these, or ask for fewer: --num-calibration."
+        )
+    taken = {*used, *unusable} - set(chosen.calibration[:num_calibration]) if chosen.shared else set()
+    rest = [number for number in chosen.evaluation if number not in taken]
+    evaluation, measured, more = chosen.read_evaluation(rest, chosen.num_evaluation)
+    if not measured:
+        raise DataError(f"No image is left to measure on; {left_out_words(list(more.values()))}. Bring more images.")
+    labels = None if chosen.label is None else torch.tensor([chosen.label(number) for number in measured])
+    faults = sorted({*unusable.values(), *more.values()})
+    notes = [*chosen.notes, *_notes_of_faults(faults), *_notes_of_equals(calibration, "calibration images")]
+    return Data(calibration, evaluation, labels, notes)
+
+
+def _notes_of_faults(faults: list[str]) -> list[str]:
+    return [f"Of the images, {left_out_words(faults)}."] if faults else []
+
+
+def _notes_of_equals(images: Tensor, what: str) -> list[str]:
+    if len(images) < 2 or not all(torch.equal(image, images[0]) for image in images):
+        return []
+    return [f"All {len(images):,} {what} are the same as the network gets them, so they tell nothing. Check the pictures."]
 
 
 def preview(name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, count: int) -> Preview:
@@ -118,15 +162,15 @@ def preview(name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluat
             f"{datasets.SETS[name].title} is not on this machine yet. Download it first: python -m snows fetch {name}."
         )
     chosen = _choose(name, model, num_calibration, num_evaluation, seed)
-    first = chosen.calibration[:count]
+    images, first, unusable = chosen.read_calibration(chosen.calibration, min(count, chosen.num_calibration))
     return Preview(
-        chosen.read_calibration(first),
-        [chosen.words(pick) for pick in first],
-        chosen.available,
-        len(chosen.evaluation),
+        images,
+        [chosen.words(number) for number in first],
+        len(chosen.calibration),
+        chosen.num_evaluation,
         chosen.classes,
-        chosen.labels is not None,
-        chosen.notes,
+        chosen.label is not None,
+        [*chosen.notes, *_notes_of_faults(list(unusable.values())), *_notes_of_equals(images, "first images")],
     )
 
 
@@ -166,13 +210,14 @@ def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_eval
     _enough("calibration", num_calibration, len(train), f"{name} has {len(train):,} training images")
     _enough("evaluation", num_evaluation, len(test), f"{name} has {len(test):,} test images")
     return _Choice(
-        calibration=_shuffled(len(train), seed)[:num_calibration].tolist(),
+        calibration=_shuffled(len(train), seed).tolist(),
+        num_calibration=num_calibration,
         evaluation=list(range(num_evaluation)),
-        available=len(train),
-        read_calibration=lambda picks: model.preprocess(train[picks]),
-        read_evaluation=lambda picks: model.preprocess(test[picks]),
-        words=lambda pick: FASHION_CLASSES[int(train_labels[pick])],
-        labels=labels[:num_evaluation].long(),
+        num_evaluation=num_evaluation,
+        read_calibration=lambda order, count: (model.preprocess(train[order[:count]]), order[:count], {}),
+        read_evaluation=lambda order, count: (model.preprocess(test[order[:count]]), order[:count], {}),
+        words=lambda number: FASHION_CLASSES[int(train_labels[number])],
+        label=lambda number: int(labels[number]),
         classes=FASHION_CLASSES,
         notes=[],
     )
@@ -259,34 +304,46 @@ def _named_set(name: str, model: LoadedModel, num_calibration: int, num_evaluati
     spec = datasets.SETS[name]
     train, test = datasets.open_sets(name)
     _enough("calibration", num_calibration, len(train), f"{spec.title} has {len(train):,} training images")
-    # These sets lie in the order of their classes; the first images would be of one class.
-    evaluation = _shuffled(len(test), 0)[:num_evaluation].tolist()
     classes = spec.names(train)
-    indices = _class_indices(classes, model)
-    labels, notes = None, []
-    if indices is None:
-        notes.append(
-            f"The classes of {spec.title} ({_first(classes)}) are not those of {model.name}, so there is no accuracy, only "
-            "agreement with the dense network."
-        )
-    else:
-        labels = torch.tensor([indices[classes[_label_of(test, pick)]] for pick in evaluation])
+    indices, notes = _class_indices(classes, model, f"The classes of {spec.title}")
 
-    def read(dataset: Any, role: str, picks: list[int]) -> Tensor:
-        named = ((dataset[pick][0], f"{role} image {pick + 1} of {spec.title}") for pick in picks)
-        return torch.cat([_prepared(picture, model.preprocess, name) for picture, name in named])
+    def read(dataset: Any, role: str, number: int) -> Tensor:
+        name = f"{role} image {number + 1} of {spec.title}"
+        try:
+            picture = dataset[number][0]
+        except OSError as error:  # what Pillow raises over a damaged picture, and a file that is gone
+            raise DataError(f"{name} cannot be read ({error})") from error
+        return _prepared(picture, model.preprocess, name)
 
     return _Choice(
-        calibration=_shuffled(len(train), seed)[:num_calibration].tolist(),
-        evaluation=evaluation,
-        available=len(train),
-        read_calibration=partial(read, train, "training"),
-        read_evaluation=partial(read, test, "test"),
-        words=lambda pick: _class_words(classes[_label_of(train, pick)], indices, model),
-        labels=labels,
+        calibration=_shuffled(len(train), seed).tolist(),
+        num_calibration=num_calibration,
+        # These sets lie in the order of their classes; the first images would be of one class.
+        evaluation=_shuffled(len(test), 0).tolist(),
+        num_evaluation=min(num_evaluation, len(test)),
+        read_calibration=partial(_read_usable, partial(read, train, "training")),
+        read_evaluation=partial(_read_usable, partial(read, test, "test")),
+        words=lambda number: _class_words(classes[_label_of(train, number)], indices, model),
+        label=None if indices is None else lambda number: indices[classes[_label_of(test, number)]],
         classes=tuple(classes),
         notes=notes,
     )
+
+
+def _read_usable(read: Callable[[int], Tensor], order: list[int], count: int) -> tuple[Tensor, list[int], dict[int, str]]:
+    """The first `count` usable images (N, C, H, W), see `_Read`. Raises `DataError` where none is; stops where most are not."""
+    images: dict[int, Tensor] = {}
+    unusable: dict[int, str] = {}
+    for number in order:
+        if len(images) == count or len(unusable) > max(_MOST_UNUSABLE, len(images)):
+            break
+        try:
+            images[number] = read(number)
+        except DataError as error:
+            unusable[number] = str(error).rstrip(".")
+    if not images and unusable:
+        raise DataError(f"{next(iter(unusable.values()))}.")
+    return torch.cat(list(images.values())), list(images), unusable
 
 
 def _label_of(dataset: Any, pick: int) -> int:
@@ -300,81 +357,187 @@ def _label_of(dataset: Any, pick: int) -> int:
 
 
 def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
-    files = _image_files(folder)
-    _enough("calibration", num_calibration, len(files), f"{folder} holds {len(files):,} images")
-    order = _shuffled(len(files), seed).tolist()
-    calibration, evaluation = order[:num_calibration], order[num_calibration:]
-    notes = []
-    if len(evaluation) < min(num_evaluation, FEWEST_EVALUATION):
+    names, left_out = _names_in(folder)
+    arrangement = arrange(names, str(folder))
+    left_out += arrangement.left_out
+    files = list(arrangement.pictures)
+    placed = list(arrangement.pictures.values())
+    notes = [f"Of the files in {folder}, {left_out_words(left_out)}."] if left_out else []
+    training, measured = _parts(arrangement)
+    to_calibrate = [number for number, at in enumerate(placed) if at.split == training]
+    _enough("calibration", num_calibration, len(to_calibrate), f"{folder} holds {len(to_calibrate):,} images")
+    calibration = [to_calibrate[i] for i in _shuffled(len(to_calibrate), seed).tolist()]
+    if measured:
+        notes.append(f"In {folder}, {training} calibrates and {measured} is measured on, as the folders are named.")
+        to_measure = [number for number, at in enumerate(placed) if at.split == measured]
+        # In the order of their classes the first would be of one class; the same ones whatever the seed.
+        evaluation = [to_measure[i] for i in _shuffled(len(to_measure), 0).tolist()]
+    else:
+        evaluation = calibration[num_calibration:]
+    again = not measured and len(evaluation) < min(num_evaluation, FEWEST_EVALUATION)
+    if again:
         notes.append(
             f"Calibration leaves only {len(evaluation)} of the {len(files)} images in {folder}, so the results are measured on "
             "all of them, calibration images included."
         )
-        evaluation = sorted(order)
-    evaluation = evaluation[:num_evaluation]
+        evaluation = sorted(calibration)
 
-    labels, indices = None, None
-    classes = sorted({file.parent.name for file in files if file.parent != folder})
-    if classes:
-        indices = _class_indices(classes, model)
-        if indices is not None:
-            labels = torch.tensor([indices[files[i].parent.name] for i in evaluation])
-        elif len(classes) > 1:  # a single folder is only where somebody keeps them
-            notes.append(
-                f"The folders in {folder} ({_first(classes)}) are not named like the classes of {model.name}, so there is no "
-                "accuracy, only agreement with the dense network."
-            )
+    classes = sorted({at.label for at in placed if at.label})
+    indices = None
+    if len(classes) > 1 or _matched(classes, model):  # a single folder is only where somebody keeps them
+        indices, said = _class_indices(classes, model, f"The folders in {folder}")
+        notes += said
+    if indices and not all(placed[number].label for number in evaluation):
+        indices = None
+        notes.append(f"The pictures in {measured} lie in no class folders, so there is no accuracy, only agreement.")
 
-    def read(picks: list[int]) -> Tensor:
-        return torch.cat([_prepared(read_picture(files[i], str(files[i])), model.preprocess, str(files[i])) for i in picks])
+    def read(number: int) -> Tensor:
+        path = folder / files[number]
+        return _prepared(read_picture(path, str(path)), model.preprocess, str(path))
 
-    def words(pick: int) -> str:
-        return _class_words(files[pick].parent.name, indices, model) if len(classes) > 1 else files[pick].name
+    def words(number: int) -> str:
+        label = placed[number].label
+        return _class_words(label, indices, model) if label and len(classes) > 1 else Path(files[number]).name
 
-    return _Choice(calibration, evaluation, len(files), read, read, words, labels, tuple(classes), notes)
+    return _Choice(
+        calibration=calibration,
+        num_calibration=num_calibration,
+        evaluation=evaluation,
+        num_evaluation=min(num_evaluation, len(evaluation)),
+        read_calibration=partial(_read_usable, read),
+        read_evaluation=partial(_read_usable, read),
+        words=words,
+        label=None if indices is None else lambda number: indices[placed[number].label],
+        classes=tuple(classes),
+        notes=notes,
+        shared=not measured and not again,
+    )
+
+
+def _parts(arrangement: Arrangement) -> tuple[str, str]:
+    """The folder to calibrate from and the one to measure on: with classes rather than without, validation rather than test.
+    Empty where the set is not divided."""
+    labelled = {at.split: bool(at.label) for at in arrangement.pictures.values()}
+    training = next((split for split in labelled if split_role(split) == "train"), "")
+    order = sorted(labelled.keys() - {training}, key=lambda split: (not labelled[split], split_role(split) != "val", split))
+    return training, order[0] if order else ""
+
+
+def _names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """The paths of the files in `folder` and below, relative to it; and what is wrong with what looks like a picture and is no
+    file. Links are followed, but not in circles."""
+    names: list[str] = []
+    faults: list[str] = []
+
+    def walk(here: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[None]:
+        status = here.stat()
+        if (place := (status.st_dev, status.st_ino)) in above:
+            return
+        with os.scandir(here) as entries:
+            for entry in entries:
+                yield
+                if is_clutter(entry.name):
+                    continue
+                name = prefix + entry.name
+                if _is(entry, "file"):
+                    names.append(name)
+                elif _is(entry, "dir"):
+                    yield from walk(Path(entry), name + "/", (*above, place))
+                elif is_picture_name(name):
+                    faults.append(f"{name} is {'a link to nothing' if entry.is_symlink() else 'no file'}")
+
+    try:
+        for count, _ in enumerate(walk(folder, "", ()), start=1):
+            if count > MAX_FOLDER_IMAGES:
+                raise DataError(f"{folder} holds more than {MAX_FOLDER_IMAGES:,} files. Name a folder of those to be used.")
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Check its permissions.") from error
+    return names, faults
+
+
+def _is(entry: "os.DirEntry[str]", kind: str) -> bool:
+    try:
+        return entry.is_file() if kind == "file" else entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _class_words(name: str, indices: dict[str, int] | None, model: LoadedModel) -> str:
-    return name if indices is None else model.class_names[indices[name]]
+    return model.class_names[indices[name]] if indices and name in indices else name
 
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, or in its folders (one a class), sorted by path. Hidden files and other kinds are left out."""
-    here, below = ([path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")] for pattern in ("*", "*/*"))
-    if len(here) + len(below) > MAX_FOLDER_IMAGES:
-        raise DataError(f"{folder} holds more than {MAX_FOLDER_IMAGES:,} files. Name a folder of those to be used.")
-    flat, nested = ([path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES] for paths in (here, below))
-    if flat and nested:
-        raise DataError(
-            f"{folder} holds images both beside its folders and in them, so it is not clear which have a class. Move the "
-            f"{len(flat):,} loose images into a folder, or name one of the folders."
-        )
-    if not (files := flat or nested):
-        found = f" (it holds {here[0].name}{' and more' if len(here) > 1 else ''})" if here else ""
-        raise DataError(
-            f"There are no images in {folder} or in its folders{found}. Images are files ending in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return files
+def _class_indices(classes: Sequence[str], model: LoadedModel, whose: str) -> tuple[dict[str, int] | None, list[str]]:
+    """The output of each class, and what a person should know of it. None where there is one whose output is not known.
 
-
-def _class_indices(classes: list[str], model: LoadedModel) -> dict[str, int] | None:
-    """Folder name -> class index: by the model's class names or ids, else by position where there is one folder a class."""
-    for known in (model.class_ids, model.class_names):
-        positions = {_plain(name): index for index, name in enumerate(known)}
-        if all(_plain(name) in positions for name in classes):
-            return {name: positions[_plain(name)] for name in classes}
+    By the model's class ids and names; by position only where its outputs have no names. `whose`: what the classes are, in
+    words: "The folders in …".
+    """
+    by_name = _matched(classes, model)
+    if len(by_name) == len(classes):
+        return by_name, []
+    agreement = "so there is no accuracy, only agreement with the dense network"
+    if has_names(model):
+        strange = [name for name in classes if name not in by_name]
+        return None, [
+            f"{whose} ({_first(strange)}{f'; {len(strange)} of {len(classes)}' if by_name else ''}) are not named like the "
+            f"classes of {model.name} ({_first([_synonyms(name)[0] for name in model.class_names])}), {agreement}. Name them "
+            "so, or give the network's own class names."
+        ]
     if len(classes) == len(model.class_names):
-        return {name: index for index, name in enumerate(classes)}  # the convention of torchvision's ImageFolder
-    return None
+        # The convention of torchvision's ImageFolder and of its data sets.
+        return {name: index for index, name in enumerate(classes)}, [
+            f"The outputs of {model.name} have no names, so {whose[0].lower()}{whose[1:]} are taken for them in their order: "
+            f"{classes[0]} for the first, {classes[-1]} for the last. If that is not so, give the network's class names."
+        ]
+    return None, [
+        f"The outputs of {model.name} have no names, and {whose[0].lower()}{whose[1:]} are {len(classes):,} where it has "
+        f"{len(model.class_names):,} outputs, {agreement}."
+    ]
+
+
+def _matched(classes: Sequence[str], model: LoadedModel) -> dict[str, int]:
+    """The output of each class that the model's ids and names tell: the nearest form that any of them shares, and only where
+    it is that of one output and of one class."""
+    whole = list(itertools.zip_longest(model.class_ids, model.class_names, fillvalue=""))
+    first = [(class_id, _synonyms(name)[0]) for class_id, name in whole]
+    every = [(class_id, *_synonyms(name)) for class_id, name in whole]
+    tables: list[tuple[Callable[[str], str], dict[str, set[int]]]] = []
+    for form in (_composed, _plain):
+        for known in (whole, first, every):
+            table: dict[str, set[int]] = {}
+            for index, words in enumerate(known):
+                for word in filter(None, map(form, words)):
+                    table.setdefault(word, set()).add(index)
+            tables.append((form, table))
+
+    indices: dict[str, int] = {}
+    for name in classes:
+        for said in dict.fromkeys((name, _synonyms(name)[0])):
+            candidates = next((table[form(said)] for form, table in tables if form(said) in table), set())
+            if len(candidates) == 1 and name not in indices:
+                (indices[name],) = candidates
+    taken, exact = Counter(indices.values()), tables[0][1]
+    return {name: index for name, index in indices.items() if taken[index] == 1 or index in exact.get(_composed(name), ())}
+
+
+def _synonyms(name: str) -> list[str]:
+    """ImageNet's classes are lists: "tench, Tinca tinca"."""
+    return [word for word in map(str.strip, name.split(",")) if word] or [name]
+
+
+def _composed(name: str) -> str:
+    # File systems and keyboards write an accent as a letter of its own or with the letter below it.
+    return unicodedata.normalize("NFC", name)
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    """Without case and signs; marks belong to their letters."""
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in letters if letter.isalnum() or unicodedata.category(letter).startswith("M"))
 
 
 def _prepared(picture: Image.Image, preprocess: Callable[[list[Image.Image]], Tensor], name: str) -> Tensor:

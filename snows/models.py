@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from snows import checkpoints, downloads
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.downloads import Report
+from snows.pictures import check_enlarged
 
 ASSETS = Path(__file__).parent.parent / "assets"
 FASHION_CLASSES = (
@@ -409,7 +410,7 @@ def _cifar(name: str, published: bool, report: Report | None, device: str) -> Lo
         checkpoints.load_into(module, checkpoints.read(path, module), path)
     steps = [transforms.Resize(32), transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
     words = _preparation(32, 32, "bilinear", spec.mean, spec.std)
-    preprocess = partial(_pictures, transforms.Compose(steps), 3)
+    preprocess = partial(_pictures, transforms.Compose(steps), 3, 32)
     return LoadedModel(name, module, preprocess, (3, 32, 32), spec.class_names, preprocessing=words)
 
 
@@ -452,7 +453,7 @@ def _timm(
     words = _preparation(resize, size[1], config["interpolation"], config["mean"], config["std"])
     if config["crop_mode"] != "center":
         words += f"; crop mode {config['crop_mode']}"
-    preprocess = partial(_pictures, create_transform(**config), size[0])
+    preprocess = partial(_pictures, create_transform(**config), size[0], resize)
     return LoadedModel(name, module, preprocess, tuple(size), class_names, class_ids, words)
 
 
@@ -505,7 +506,7 @@ def _torchvision(
     class_ids = _imagenet("imagenet-1k")[1] if num_classes is None else ()
     crop = transform.crop_size[0]
     words = _preparation(transform.resize_size[0], crop, transform.interpolation.value, transform.mean, transform.std)
-    preprocess = partial(_pictures, transform, 3)
+    preprocess = partial(_pictures, transform, 3, transform.resize_size[0])
     return LoadedModel(name, module, preprocess, (3, crop, crop), class_names, class_ids, words)
 
 
@@ -525,6 +526,11 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(count))
 
 
+def has_names(model: LoadedModel) -> bool:
+    """Whether it is known what the outputs mean."""
+    return model.class_names != _numbered(len(model.class_names))
+
+
 def _preparation(resize: int, crop: int, interpolation: str, mean: Sequence[float], std: Sequence[float]) -> str:
     cut = f", the middle {crop}x{crop}" if crop != resize else f", cut to {crop}x{crop}"
     return f"The shorter edge to {resize} pixels ({interpolation}){cut}, " + _normalization(mean, std)
@@ -535,12 +541,15 @@ def _normalization(mean: Sequence[float], std: Sequence[float]) -> str:
     return f"values from 0 to 1, less the mean ({means}), over the deviation ({deviations})"
 
 
-def _pictures(transform: Callable[[Image.Image], Tensor], channels: int, images: Images) -> Tensor:
-    """Any pictures, of any size, through the network's own resize, crop and normalization."""
+def _pictures(transform: Callable[[Image.Image], Tensor], channels: int, shorter_edge: int, images: Images) -> Tensor:
+    """Pictures through the network's own resize, crop and normalization: of any size, as long as the resize, `shorter_edge` to
+    so many pixels, leaves them within the limit of pixels."""
     if isinstance(images, Tensor):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise InputError(
                 f"images must be uint8 of shape (B, 1 or 3, H, W), not {images.dtype} of shape {tuple(images.shape)}"
             )
         images = [Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images]
+    for image in images:
+        check_enlarged(image, shorter_edge)
     return torch.stack([transform(image.convert("L" if channels == 1 else "RGB")) for image in images])

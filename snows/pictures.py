@@ -9,20 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from snows.config import InputError
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo"),
-        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-    }
-)
 # What Pillow may be asked to open: no format that hands the file to another program.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in (*_FORMATS, "MPO"))
 MAX_PICTURE_BYTES = 50 * 1000**2
 MAX_PICTURE_PIXELS = 50 * 1000**2
+_WHITE = 2**16 - 1
 
 
 class DataError(InputError):
@@ -172,9 +169,38 @@ def _first(names: Sequence[str], count: int = 3) -> str:
 
 
 def read_picture(source: Path | bytes, name: str) -> Image.Image:
-    """A picture from a file or its content, upright. Raises `DataError` naming `name` where it cannot be read."""
+    """A picture from a file or its content, upright, of 8 bits a channel (1, L, LA, P, PA, RGB or RGBA, as Pillow calls them).
+
+    Grey of 16 bits keeps its black and its white. Raises `DataError` naming `name` where it cannot be read.
+    """
     with _opened_picture(source, name) as opened:
-        return ImageOps.exif_transpose(opened)
+        return _eight_bits(ImageOps.exif_transpose(opened), name)
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        return picture
+    if picture.mode not in ("F", "I") and not picture.mode.startswith("I;"):
+        return picture.convert("RGB")
+    # Pillow's own conversion cuts off what is above 255.
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > _WHITE:
+        raise DataError(
+            f"{name} holds values from {values.min():g} to {values.max():g}, of which nothing says what is black and what is "
+            "white. Save it with 8 or 16 bits a pixel."
+        )
+    return Image.fromarray((values.astype(np.uint32) * 255 // _WHITE).astype(np.uint8))
+
+
+def check_enlarged(picture: Image.Image, shorter_edge: int) -> None:
+    """Raise `InputError` where the picture is beyond the limit of pixels once its shorter edge has `shorter_edge` pixels."""
+    short, long = sorted(picture.size)
+    enlarged = shorter_edge**2 * long // short
+    if enlarged > MAX_PICTURE_PIXELS:
+        raise InputError(
+            f"with its shorter edge at {shorter_edge} pixels, as this network takes it, an image of {picture.width:,} x "
+            f"{picture.height:,} pixels would have {enlarged:,}, where {MAX_PICTURE_PIXELS:,} are the limit"
+        )
 
 
 def check_picture(source: Path | bytes, name: str) -> None:

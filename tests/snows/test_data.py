@@ -1,7 +1,10 @@
 import gzip
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import torch
 from PIL import Image
 
 from snows import data
-from snows.data import BUNDLE, DataError, like_fashion_mnist, load, read_fashion_mnist, read_picture
-from snows.models import LoadedModel
+from snows.config import InputError
+from snows.data import BUNDLE, DataError, like_fashion_mnist, load, preview, read_fashion_mnist, read_picture
+from snows.models import CIFAR10_CLASSES, LoadedModel, outline
 from snows.models import load as load_model
 
 
@@ -165,7 +169,7 @@ def test_flat_folder_has_no_labels_and_evaluates_on_the_rest(grey: LoadedModel, 
     loaded = load(str(tmp_path), grey, 10, 1_000, seed=4)
     calibration, evaluation = _levels(loaded.calibration), _levels(loaded.evaluation)
     assert loaded.labels is None
-    assert loaded.notes == []
+    assert loaded.notes == [f"Of the files in {tmp_path}, left out 1 file: notes.txt."]
     assert len(calibration) == 10
     assert sorted(calibration + evaluation) == list(range(40))
     again = load(str(tmp_path), grey, 10, 5, seed=4)
@@ -184,7 +188,7 @@ def test_too_few_left_evaluates_on_all_and_says_so(grey: LoadedModel, tmp_path: 
     ("names", "expected"),
     [
         pytest.param(("bag", "ankle_boot"), (8, 9), id="class-names"),
-        pytest.param(tuple(f"{i:02d}" for i in range(10)), tuple(range(10)), id="one-a-class"),
+        pytest.param(("Sneaker", "T-SHIRT TOP"), (7, 0), id="case-and-signs"),
     ],
 )
 def test_one_folder_a_class(names: tuple[str, ...], expected: tuple[int, ...], grey: LoadedModel, tmp_path: Path) -> None:
@@ -211,7 +215,256 @@ def test_unknown_class_folders_give_no_labels_and_say_so(grey: LoadedModel, tmp_
         _fill(tmp_path / name, 20)
     loaded = load(str(tmp_path), grey, 4, 20, seed=0)
     assert loaded.labels is None
-    assert "(cats, dogs) are not named like the classes of resnet20-fashion" in loaded.notes[0]
+    assert "(cats, dogs) are not named like the classes of resnet20-fashion (T-shirt/top, Trouser" in loaded.notes[0]
+
+
+# --- whose class is whose ---
+
+
+def _labelled(folders: tuple[str, ...], model: LoadedModel, place: Path) -> tuple[dict[str, int] | None, list[str]]:
+    """Which output each folder is taken for, and the notes, measured by `load` itself."""
+    for index, name in enumerate(folders):
+        _fill(place / name, 17, first=20 * index)
+    loaded = load(place, model, 1, 1_000, seed=0)
+    if loaded.labels is None:
+        return None, loaded.notes
+    drawn_in = [folders[level // 20] for level in _levels(loaded.evaluation)]
+    return dict(zip(drawn_in, loaded.labels.tolist(), strict=True)), loaded.notes
+
+
+CIFAR_AS_OTHERS_SAY = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.mark.parametrize(
+    ("names", "folders", "said"),
+    [
+        pytest.param(CIFAR10_CLASSES, CIFAR_AS_OTHERS_SAY, "(car, plane; 2 of 10)", id="short-words"),
+        pytest.param(CIFAR10_CLASSES, tuple(map(str, range(10))), "(0, 1, 2, …)", id="numbers"),
+        pytest.param(("rose", "lily"), ("Rose", "tulip"), "(tulip; 1 of 2)", id="one-of-two"),
+        pytest.param(("a", "b"), ("A", "Á"), "(Á; 1 of 2)", id="an-accent-is-no-sign"),
+        pytest.param(("crane", "crane", "bag"), ("crane", "bag"), "(crane; 1 of 2)", id="two-outputs-of-one-name"),
+        pytest.param(("A", "B"), ("a", "a-"), "(a, a-)", id="two-folders-for-one-output"),
+        pytest.param(("किताब", "कताब"), ("किताब", "कूताब"), "(कूताब; 1 of 2)", id="vowel-signs"),
+    ],
+)
+def test_folders_that_do_not_name_the_classes_give_no_accuracy(
+    names: tuple[str, ...], folders: tuple[str, ...], said: str, grey: LoadedModel, tmp_path: Path
+) -> None:
+    labels, notes = _labelled(folders, replace(grey, class_names=names), tmp_path)
+    assert labels is None
+    (note,) = notes
+    assert said in note
+    assert "no accuracy" in note
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        pytest.param(("A", "a", "b-1", "b1"), ("a", "A", "b1", "b-1"), id="case-and-signs-tell-apart"),
+        pytest.param(("Cardigan, Welsh corgi", "cardigan"), ("cardigan", "Cardigan"), id="dog-and-cardigan"),
+        pytest.param(("Café", "naïf"), ("Cafe\u0301", "nai\u0308f"), id="decomposed"),
+        pytest.param(("Straße", "Weg"), ("STRASSE", "weg"), id="sharp-s"),
+        pytest.param(("tench, Tinca tinca", "English springer, springer"), ("English_springer", "tench"), id="synonyms"),
+        pytest.param(("tench, Tinca tinca", "goldfish"), ("Tinca tinca", "goldfish"), id="second-synonym"),
+        pytest.param(("tench", "goldfish"), ("tench, Tinca tinca", "goldfish, Carassius auratus"), id="synonyms-on-disk"),
+        pytest.param(("rose", "lily", "tulip"), ("TULIP", "rose"), id="some-of-them"),
+    ],
+)
+def test_folders_that_name_the_classes(
+    names: tuple[str, ...], folders: tuple[str, ...], grey: LoadedModel, tmp_path: Path
+) -> None:
+    def same(name: str) -> str:
+        return unicodedata.normalize("NFC", name)
+
+    labels, notes = _labelled(folders, replace(grey, class_names=names), tmp_path)
+    assert labels is not None
+    assert notes == []
+    for folder, index in labels.items():
+        if same(folder) in map(same, names):
+            assert same(names[index]) == same(folder)
+        else:
+            stem = folder.partition(",")[0].replace("_", " ").casefold().replace("ss", "ß")
+            assert stem in names[index].casefold().replace("ss", "ß")
+
+
+def test_timm_and_torchvision_know_the_same_names(colour: LoadedModel) -> None:
+    torchvision = outline("torchvision:squeezenet1_1")
+    folders = [
+        "tench",
+        "English springer",
+        "cassette player",
+        "chain saw",
+        "church",
+        "French horn",
+        "garbage truck",
+        "golf ball",
+    ]
+    assert data._matched(folders, colour) == data._matched(folders, torchvision)
+    assert len(data._matched(folders, colour)) == len(folders)
+
+
+def test_by_position_only_where_outputs_have_no_names_and_then_it_is_said(grey: LoadedModel, tmp_path: Path) -> None:
+    unnamed = replace(grey, class_names=("class 0", "class 1", "class 2"))
+    labels, notes = _labelled(("wolf", "ant", "Bee"), unnamed, tmp_path)
+    assert labels == {"Bee": 0, "ant": 1, "wolf": 2}
+    assert "have no names" in notes[0]
+    assert "Bee for the first, wolf for the last" in notes[0]
+    labels, notes = _labelled(("yak",), unnamed, tmp_path)
+    assert labels is None
+    assert "are 4 where it has 3 outputs" in notes[0]
+
+
+# --- parts of a set, hidden folders, and what cannot be used ---
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "train/{c}/{i}.png val/{c}/{i}.png",
+        "data/Training/{c}/{i}.png data/Test/{c}/{i}.png",
+        "train_set/{c}/{i}.png valid/{c}/{i}.png",
+    ],
+)
+def test_a_folder_with_parts_calibrates_on_one_and_measures_on_the_other(
+    layout: str, grey: LoadedModel, tmp_path: Path
+) -> None:
+    for start, part in zip((0, 100), layout.split(), strict=True):
+        for index, name in enumerate(("bag", "coat", ".ipynb_checkpoints")):
+            for i in range(8):
+                path = tmp_path / part.format(c=name, i=i)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (28, 28), start + 10 * index + i).save(path)
+    loaded = load(tmp_path, grey, 16, 1_000, seed=1)
+    assert sorted(_levels(loaded.calibration)) == [*range(8), *range(10, 18)]
+    assert sorted(_levels(loaded.evaluation)) == [*range(100, 108), *range(110, 118)]
+    assert loaded.labels is not None
+    assert [8 if level < 110 else 4 for level in _levels(loaded.evaluation)] == loaded.labels.tolist()
+    assert "calibrates and" in loaded.notes[0]
+
+
+def test_a_test_part_without_classes_gives_no_accuracy_and_says_so(grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path / "train" / "bag", 4)
+    _fill(tmp_path / "train" / "coat", 4, first=10)
+    _fill(tmp_path / "test", 20, first=100)
+    loaded = load(tmp_path, grey, 4, 20, seed=0)
+    assert loaded.labels is None
+    assert "test lie in no class folders" in loaded.notes[-1]
+    assert {word.partition(" ")[0] for word in preview(str(tmp_path), grey, 4, 20, 0, 4).words} <= {
+        "bag",
+        "coat",
+        "Bag",
+        "Coat",
+    }
+
+
+@pytest.mark.parametrize("clutter", [".ipynb_checkpoints", "__MACOSX", ".git", "@eaDir"])
+def test_hidden_folders_are_no_classes(clutter: str, grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path / clutter, 3)
+    labels, notes = _labelled(("Bag", "Coat"), grey, tmp_path)
+    assert labels == {"Bag": 8, "Coat": 4}
+    assert notes == []
+
+
+def test_what_cannot_be_used_is_left_out_by_name(grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path, 50)
+    (tmp_path / "007.png").write_bytes((tmp_path / "007.png").read_bytes()[:45])
+    (tmp_path / "008.png").write_bytes(b"")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "round.jpg").symlink_to("round.jpg")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    loaded = load(tmp_path, grey, 30, 1_000, seed=0)
+    assert len(loaded.calibration) == 30
+    levels = [*_levels(loaded.calibration), *_levels(loaded.evaluation)]
+    assert sorted(levels) == [level for level in range(50) if level not in (7, 8)]
+    files, images = loaded.notes
+    assert "left out 4 files" in files
+    for name in ("gone.jpg is a link to nothing", "pipe.png is no file", "round.jpg"):
+        assert name in files
+    assert "left out 3 files" in images
+    for name in ("007.png is not an image", "008.png is not an image", "small.png does not suit the model"):
+        assert name in images
+
+
+def test_a_choice_does_not_depend_on_what_lies_beside_it_unusable(grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path, 40)
+    (tmp_path / "005.png").write_bytes(b"damaged")
+    few, many = (load(tmp_path, grey, count, 20, seed=3) for count in (10, 20))
+    assert torch.equal(few.calibration, many.calibration[:10])
+    assert not set(_levels(many.calibration)) & set(_levels(many.evaluation))
+
+
+def test_too_many_unusable_images_name_the_way_out(grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path, 5)
+    (tmp_path / "000.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"only 4 of 5 can be used; left out 1 file: .*000.png is not .* or ask for fewer"):
+        load(tmp_path, grey, 5, 5, 0)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".webp", ".TIF", ".ppm", ".JPEG", ".bmp", ".apng"])
+def test_every_kind_that_can_be_read(suffix: str, colour: LoadedModel, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30), (200, 30, 30)).save(tmp_path / f"a{suffix}")
+    assert load(tmp_path, colour, 1, 1, 0).calibration.shape == (1, 3, 160, 160)
+
+
+def test_images_that_are_all_the_same_are_said(grey: LoadedModel, tmp_path: Path) -> None:
+    for i in range(20):
+        Image.new("L", (28, 28), 50).save(tmp_path / f"{i}.png")
+    assert "All 4 calibration images are the same" in load(tmp_path, grey, 4, 16, 0).notes[-1]
+    Image.new("L", (28, 28), 51).save(tmp_path / "other.png")
+    assert load(tmp_path, grey, 21, 21, 0).notes == [load(tmp_path, grey, 21, 21, 0).notes[0]]
+
+
+# --- depths and sizes ---
+
+
+def _sixteen_bits(form: str) -> bytes:
+    values = np.array([[0, 257, 32_896, 65_535]], np.uint16)
+    if form == "pgm":
+        return b"P5 4 1 65535\n" + values.astype(">u2").tobytes()
+    file = io.BytesIO()
+    if form == "big-endian":
+        Image.frombytes("I;16B", (4, 1), values.astype(">u2").tobytes()).save(file, "TIFF")
+    else:
+        Image.fromarray(values.astype(np.int32) if form == "int32" else values).save(file, "PNG" if form == "png" else "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "pgm", "big-endian", "int32"])
+def test_grey_of_sixteen_bits_keeps_black_and_white(form: str) -> None:
+    picture = read_picture(_sixteen_bits(form), "x")
+    assert picture.mode == "L"
+    assert np.asarray(picture).tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    "values", [np.array([[0.0, 1.0]], np.float32), np.array([[-1, 5]], np.int32), np.array([[0, 70_000]], np.int32)]
+)
+def test_values_without_a_black_and_a_white(values: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    with pytest.raises(DataError, match=r"x.tif holds values from .* Save it with 8 or 16 bits"):
+        read_picture(file.getvalue(), "x.tif")
+
+
+def test_print_colours_become_screen_colours() -> None:
+    file = io.BytesIO()
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(file, "JPEG", quality=100)
+    red = np.asarray(read_picture(file.getvalue(), "x.jpg"))
+    assert red.shape == (4, 4, 3)
+    assert red[0, 0, 0] > 240 > 20 > red[0, 0, 1]
+
+
+@pytest.mark.parametrize("size", [(1, 400_000), (60_000, 3)])
+def test_a_strip_that_would_grow_beyond_all_limits(size: tuple[int, int], colour: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path, 3, size=(40, 30))
+    Image.new("L", size).save(tmp_path / "strip.png")
+    loaded = load(tmp_path, colour, 3, 3, 0)
+    assert "left out 1 file" in loaded.notes[-1]
+    assert "strip.png does not suit the model: with its shorter edge at" in loaded.notes[-1]
+    with pytest.raises(InputError, match="are the limit"):
+        colour.preprocess(torch.zeros(1, 3, *size, dtype=torch.uint8))
 
 
 def test_grey_and_palette_pictures_suit_a_colour_network(colour: LoadedModel, tmp_path: Path) -> None:
@@ -250,11 +503,11 @@ def _mixed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        pytest.param(lambda folder: None, "There are no images in", id="empty"),
-        pytest.param(lambda folder: (folder / "a.csv").write_text("x"), r"\(it holds a.csv\)", id="no-images"),
+        pytest.param(lambda folder: None, "There are no pictures in", id="empty"),
+        pytest.param(lambda folder: (folder / "a.csv").write_text("x"), "it holds a.csv. Pictures end in", id="no-images"),
         pytest.param(_text, "fake.png is not an image that can be read", id="text"),
         pytest.param(_cut, "cut.png is not an image that can be read", id="cut"),
-        pytest.param(_mixed, "both beside its folders and in them", id="mixed"),
+        pytest.param(_mixed, "lie in folders and some beside them", id="mixed"),
         pytest.param(partial(_fill, count=2, size=(32, 28)), r"000.png|001.png.*28x28 grey images, not 32x28", id="size"),
         pytest.param(partial(_fill, count=2, mode="RGB"), "28x28 grey images, not 28x28 of kind RGB", id="channels"),
     ],

@@ -289,7 +289,7 @@ def test_labels_are_the_networks_classes(
     assert ids == set(torchvision.datasets.Imagenette._WNID_TO_CLASS)
     foreign = data.load("cifar-10", colour, 4, 20, 0)
     assert foreign.labels is None
-    assert "not those of timm:test_vit, so there is no accuracy" in foreign.notes[0]
+    assert "not named like the classes of timm:test_vit" in foreign.notes[0]
     own = data.load("cifar-10", models.outline("resnet20-cifar10"), 4, 20, 0)
     level = ((own.evaluation[:, 0, 5, 5] * 0.2023 + 0.4914) * 255).round().int()
     assert own.labels is not None
