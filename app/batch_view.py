@@ -7,7 +7,7 @@ import streamlit as st
 from app import compare, frames, panels, state
 from app.compare import Entry
 from snows.measure_names import duration
-from snows.store import ACTIVE, Batch, Run, StoreError
+from snows.store import ACTIVE, Batch, Run, RunTakenError, StoreError
 
 
 def batch_words(batch: Batch) -> str:
@@ -73,7 +73,7 @@ def _buttons(batch: Batch, far: compare.BatchProgress, entries: list[Entry]) -> 
         ):
             try:
                 state.jobs().resume_batch(batch.id)
-            except StoreError as error:
+            except (RunTakenError, StoreError) as error:
                 st.error(str(error), icon=":material/error:")
             else:
                 st.rerun()

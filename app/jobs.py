@@ -77,9 +77,15 @@ class JobManager:
         return batch.id
 
     def resume_batch(self, batch_id: str) -> None:
-        """Queue again what is not finished of a batch. Raises `KeyError` for an unknown id."""
+        """Queue again what is not finished of a batch. Raises `KeyError` for an unknown id, else as `resume`, of the last."""
+        refusal = None
         for run in self._store.batch(batch_id).runs():
-            self.resume(run.id)
+            try:
+                self.resume(run.id)
+            except RunTakenError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
 
     def cancel_batch(self, batch_id: str) -> None:
         """Ask every run of a batch that is not finished to stop. Raises `KeyError` for an unknown id."""
@@ -89,12 +95,21 @@ class JobManager:
                 self.cancel(run.id)
 
     def resume(self, run_id: str) -> None:
-        """Queue a failed, cancelled or interrupted run again; any other is left alone. Raises `KeyError` for an unknown id."""
+        """Queue a failed, cancelled or interrupted run again; any other is left alone.
+
+        Raises `KeyError` for an unknown id, `RunTakenError` for one that is being copied, `StoreError` if the disk refuses.
+        """
         run = self._store.get(run_id)
         device = device_of(run.config())
-        if run.state() not in ACTIVE:
-            with suppress(RunTakenError):  # two tabs may press the button at once
-                self._enqueue(run.queue(), device)
+        if run.state() in (*ACTIVE, "finished"):
+            return
+        try:
+            hold = run.queue()
+        except RunTakenError:
+            if run.state() in (*ACTIVE, "finished"):  # two tabs may press the button at once
+                return
+            raise
+        self._enqueue(hold, device)
 
     def cancel(self, run_id: str) -> None:
         """Ask a run to stop. A waiting run ends at once, a running one at its worker's next look. Raises `KeyError`."""

@@ -18,7 +18,7 @@ from app.runs import run_label
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
 from snows.measure_names import MEASURES, duration, size
-from snows.store import ACTIVE, Run, StoreError
+from snows.store import ACTIVE, Run, RunTakenError, StoreError
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -176,7 +176,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: frames.Pro
     if st.button("Resume", type="primary", icon=":material/play_arrow:", key=f"resume-{run.id}"):
         try:
             state.jobs().resume(run.id)
-        except StoreError as error:
+        except (RunTakenError, StoreError) as error:
             st.error(str(error), icon=":material/error:")
         else:
             st.rerun()

@@ -7,7 +7,6 @@ Exit codes: 0 finished, 1 failed, 2 bad input, 130 cancelled (the run can be res
 """
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from snows import events, study
 from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, labels, method_name, summarize
@@ -82,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return _fail("Stopped.", CANCELLED)
+
+
+def _json(record: dict[str, Any]) -> str:
+    """One line of JSON, in which a NaN or an infinity is a text: JSON has no such numbers."""
+    return to_json(record, inf_nan_mode="strings").decode()
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -303,7 +308,7 @@ def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
 def _report(run: Run, ending: events.Event, *, as_json: bool) -> int:
     match ending:
         case events.RunFinished(metrics=metrics):
-            result = json.dumps({"run_id": run.id, **metrics}) if as_json else _summary(run, metrics)
+            result = _json({"run_id": run.id, **metrics}) if as_json else _summary(run, metrics)
             sys.stdout.write(result + "\n")
             return FINISHED
         case events.RunFailed(message=message, bad_input=bad_input):
@@ -483,7 +488,7 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
     found = [(run, run.config(), metrics) for run in runs if (metrics := run.metrics())]
     if as_json:
         for run, config, metrics in found:
-            sys.stdout.write(json.dumps({"run_id": run.id, "method": method_name(config.prune), **metrics}) + "\n")
+            sys.stdout.write(_json({"run_id": run.id, "method": method_name(config.prune), **metrics}) + "\n")
         return FINISHED
     if not found:
         return _fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
@@ -516,7 +521,7 @@ def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
     for name, curve in zip(study.names(found), found, strict=True):
         advice = study.recommend(curve, outcomes)
         if as_json:
-            sys.stdout.write(json.dumps(_curve_record(name, curve, advice)) + "\n")
+            sys.stdout.write(_json(_curve_record(name, curve, advice)) + "\n")
         for row in curve.rows:
             k = row.config.prune.k_steps
             of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
@@ -551,7 +556,7 @@ def _list(given: argparse.Namespace) -> int:
     if given.json:
         for run in runs:
             record = {"run_id": run.id, "state": run.state(), **(run.metrics() or {})}
-            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.write(_json(record) + "\n")
     elif not runs:
         sys.stdout.write(f"There are no runs in {default_root()} yet. Start one with `python -m snows prune`.\n")
     else:
@@ -728,7 +733,7 @@ def _train(given: argparse.Namespace) -> int:
         root=given.root,
         report=report,
     )
-    sys.stdout.write(json.dumps(card) + "\n")
+    sys.stdout.write(_json(card) + "\n")
     return FINISHED
 
 

@@ -12,13 +12,13 @@ import stat
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from snows.config import AnyPath, as_path, explain
 from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
@@ -38,7 +38,12 @@ MAX_EVENTS_BYTES = 500 * 1000**2
 
 def pack(run: Run, file: BinaryIO) -> None:
     """Write a run's files as a zip of one folder, named by the run's id. A run in work is packed as far as it is."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
+    with ExitStack() as stack:
+        with suppress(RunTakenError):  # a worker has it; in either case nobody deletes it meanwhile
+            stack.enter_context(run.at_rest())
+        archive = stack.enter_context(
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False)
+        )
         for path in sorted(run.path.rglob("*")):
             name = path.relative_to(run.path).as_posix()
             if _PARTS.fullmatch(name):
@@ -157,7 +162,7 @@ def _read_through(run: Run) -> None:
     """Raise `ArchiveError` unless every file says what its format promises, so that no reader stumbles over it later."""
     _valid("config.json", run.config)
     _valid("label.json", run.labels)
-    _valid("metrics.json", lambda: TypeAdapter(dict[str, float | None] | None).validate_python(run.metrics()))
+    _valid("metrics.json", run.metrics)
     log = _log(run.path / "events.jsonl")
     for path in sorted(run.path.glob("sites/*")):
         shapes = _shapes(path)

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from snows import lock
 from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
 _TAIL_BYTES = 4096
+# A diverged network may have a NaN among its measures, for which JSON has no number, see `events`.
+_METRICS = TypeAdapter(dict[str, float | None], config=ConfigDict(ser_json_inf_nan="strings"))
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 
@@ -256,7 +258,10 @@ class Run:
                 raise RunTakenError(f"Run {self.id} {refusal.format(state=state, holder=holder)}") from None
             if (self.path / "config.json").exists():
                 return held
-            held.release()  # it was put into the trash meanwhile
+            held.release()  # it was put into the trash meanwhile, and the lock made a folder of its own
+            with suppress(OSError):
+                self._lock_path.unlink()
+                self.path.rmdir()
         raise RunTakenError(f"Run {self.id} is no longer in {self.path.parent}. Look for it in the trash.")
 
     @property
@@ -337,11 +342,12 @@ class Run:
         return self.path / "weights.safetensors"
 
     def save_metrics(self, metrics: dict[str, float | None]) -> None:
-        _write(self.path / "metrics.json", json.dumps(metrics, indent=2).encode())
+        _write(self.path / "metrics.json", _METRICS.dump_json(metrics, indent=2))
 
     def metrics(self) -> dict[str, float | None] | None:
+        """None until the run has finished. Raises `ValidationError` for a file that somebody else wrote."""
         try:
-            return json.loads((self.path / "metrics.json").read_text())
+            return _METRICS.validate_json((self.path / "metrics.json").read_bytes())
         except FileNotFoundError:
             return None
 

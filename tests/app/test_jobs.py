@@ -16,7 +16,7 @@ from app.jobs import JobManager, device_of
 from snows.config import PruneConfig, RunConfig
 from snows.events import Queued, RunCancelled, RunFailed, RunFinished
 from snows.log import Log
-from snows.store import ACTIVE, Run, RunStore
+from snows.store import ACTIVE, Run, RunStore, RunTakenError
 from tests.app import helpers
 
 ON_CPU = RunConfig(prune=PruneConfig(device="cpu"))
@@ -132,6 +132,23 @@ def test_what_another_process_works_on_is_left_to_it(store: RunStore) -> None:
     with elsewhere:
         elsewhere.work(gate)
     assert batch.runs()[1].state() == "cancelled"
+
+
+def test_a_run_that_is_being_copied_is_resumed_with_a_sentence_or_later(store: RunStore) -> None:
+    gate = Gate()
+    manager = JobManager(store, gate)
+    batch = store.create_batch([ON_CPU] * 2)
+    first, second = batch.runs()
+    first.queue().__exit__()
+    with first.at_rest():
+        with pytest.raises(RunTakenError, match="is in use: process"):
+            manager.resume(first.id)
+        with pytest.raises(RunTakenError, match="is in use: process"):
+            manager.resume_batch(batch.id)
+        assert second.state() == "queued"  # that one is no reason to leave out the others
+    manager.resume(first.id)
+    gate.release.release(2)
+    until(lambda: [run.state() for run in batch.runs()] == ["finished"] * 2)
 
 
 def test_each_device_has_a_line_of_its_own(store: RunStore) -> None:

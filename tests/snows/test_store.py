@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from snows import lock
 from snows.config import Cancelled, InputError, PruneConfig, RunConfig, explain
 from snows.events import (
     CGIteration,
@@ -282,30 +283,43 @@ def execute(run):
 sys.modules["snows.runner"] = snows.runner = types.SimpleNamespace(execute=execute)
 print("ready", flush=True)
 sys.stdin.readline()
-sys.exit(main(["prune", "--resume", sys.argv[1], "--json"]))
+sys.exit(main([sys.argv[1], "--resume", sys.argv[2], "--json"]))
 """
 
 
-def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sentence(run: Run) -> None:
-    command = [sys.executable, "-c", RESUMER, run.id]
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
-    shells = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]
+def two_shells(command: str, name: str) -> tuple[list[int], list[str]]:
+    """Resume `name` in two shells at once: their exit codes, and what each said on stderr."""
+    pipes = {stream: subprocess.PIPE for stream in ("stdin", "stdout", "stderr")}
+    line = [sys.executable, "-c", RESUMER, command, name]
+    shells = [subprocess.Popen(line, text=True, **pipes) for _ in range(2)]
     for shell in shells:
         assert shell.stdout.readline() == "ready\n"
-    said = []
     for shell in shells:
         shell.stdin.write("go\n")
         shell.stdin.flush()
-    for shell in shells:
-        said.append(shell.communicate(timeout=60))
-    codes = [shell.returncode for shell in shells]
+    said = [shell.communicate(timeout=120)[1] for shell in shells]
+    return [shell.returncode for shell in shells], said
+
+
+def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sentence(run: Run) -> None:
+    codes, said = two_shells("prune", run.id)
     assert sorted(codes) == [0, 2], said
-    refused = said[codes.index(2)][1]
+    refused = said[codes.index(2)]
     assert re.fullmatch(
         rf"Run {run.id} is (queued|running): process \d+ on .* works on it\. Wait for it, or cancel it\.\n", refused
     )
     assert [event.name for event in run.events()[0] if isinstance(event, Phase)] == [str(number) for number in range(200)]
     assert kinds(run).count("Queued") == 1
+
+
+def test_two_shells_that_resume_a_batch_at_once_work_on_each_run_once(store: RunStore) -> None:
+    batch = store.create_batch([RunConfig(), RunConfig(num_calibration=64), RunConfig(num_calibration=32)])
+    codes, said = two_shells("compare", batch.id)
+    assert 0 in codes, said
+    assert any("Another process works on" in words for words in said)
+    for run in batch.runs():
+        assert run.state() == "finished"
+        assert kinds(run) == ["Queued", *["Phase"] * 200, "RunFinished"]
 
 
 @pytest.mark.parametrize(
@@ -420,6 +434,23 @@ def test_a_run_that_was_deleted_meanwhile_is_not_brought_back_by_half(store: Run
     assert not run.path.exists()
 
 
+def test_a_run_that_is_deleted_while_somebody_takes_it_can_be_had_back(
+    store: RunStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, trashed = lock.take, []
+
+    def too_late(path: Path) -> Any:
+        monkeypatch.undo()
+        trashed.append(store.trash(run.id))
+        return take(path)
+
+    monkeypatch.setattr(lock, "take", too_late)
+    with pytest.raises(RunTakenError, match="is no longer in"):
+        run.queue()
+    assert store.restore(trashed[0]) == run
+    assert run.events() == ([], 0)
+
+
 def test_a_disk_without_room_refuses_a_run_and_lets_it_go(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", no_space)
@@ -480,6 +511,18 @@ def test_metrics_come_back(run: Run) -> None:
     assert run.metrics() is None
     run.save_metrics({"accuracy": 0.9, "accuracy_dense": None})
     assert run.metrics() == {"accuracy": 0.9, "accuracy_dense": None}
+
+
+def test_metrics_that_are_no_numbers_come_back_and_the_file_is_strict_json(run: Run) -> None:
+    run.save_metrics({"divergence": float("nan"), "seconds": float("inf"), "accuracy": None})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads((run.path / "metrics.json").read_text(), parse_constant=refuse)
+    assert repr(run.metrics()) == "{'divergence': nan, 'seconds': inf, 'accuracy': None}"
+    (run.path / "metrics.json").write_text('{"divergence": NaN}')  # as an older version wrote it
+    assert repr(run.metrics()) == "{'divergence': nan}"
 
 
 def test_no_scratch_file_stays_or_is_read(run: Run) -> None:
