@@ -12,14 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from snows.attention import Similarity, TokenGrid, attention_maps, rollout, spatial_attention, token_grid
+from snows.attention import MapTokens, Similarity, TokenGrid, attention_maps, map_tokens, rollout, spatial_attention, token_grid
 
 if TYPE_CHECKING:
     from snows.inspection import Inspection
 
 ALL_PATCHES, ONE_PATCH, ROLLOUT = "All patches", "One patch", "Rollout"
 CLASS_TOKEN = "Class token"
-_TOKEN_WORDS = {"cls": CLASS_TOKEN, "class": CLASS_TOKEN, "dist": "Distillation token", "reg": "Register"}
+_TOKEN_WORDS = {
+    **{"cls": CLASS_TOKEN, "class": CLASS_TOKEN, "dist": "Distillation token", "reg": "Register", "average": "Average token"},
+    **{"latent": "Pooling query", "probe": "Pooling query", "query": "Pooling query"},
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class Look:
     """What one network makes of one image.
 
     `maps`: by block, (H, T, T) each with rows that sum to one; of a convolutional network by stage, (rows, columns) each.
-    `probabilities`: (C,), of the classes.
+    `missing`: what attends and has no map, by module path, with the reason. `probabilities`: (C,), of the classes.
     """
 
     maps: dict[str, Tensor]
+    missing: dict[str, str]
     probabilities: Tensor
 
 
@@ -38,24 +42,26 @@ def look(inspection: "Inspection", image: Tensor, stage: str) -> Look:
     """`image`: (C, H, W), preprocessed. `stage`: one of `snows.inspection.STAGES`."""
     parameters = inspection.parameters(stage)
     batch = image[None]
-    maps = attention_maps(inspection.graph, batch, parameters) or spatial_attention(inspection.graph, batch, parameters)
+    attended = attention_maps(inspection.graph, batch, parameters)
+    maps = attended or spatial_attention(inspection.graph, batch, parameters)
     logits, _ = inspection.run_network(batch, stage)
-    return Look({name: found[0] for name, found in maps.items()}, logits[0].softmax(0))
+    return Look({name: values[0] for name, values in maps.items()}, attended.missing, logits[0].softmax(0))
 
 
 @dataclass(frozen=True)
 class Questions:
     """What can be asked of a network.
 
-    `blocks`: whose maps there are, in order; with `stages` they are the stages of a convolutional network. `heads`: how many
-    each block has, `grid` and `queries`: from where one can look at the whole image; empty and None where that is undefined.
-    `note`: what this network lacks, and what is shown in its place; empty for one that lacks nothing.
+    `blocks`: whose maps there are, in order; with `stages` they are the stages of a convolutional network. Of those that can be
+    laid over an image, by block: `heads`, how many they have, and `tokens`, what they are about. `queries`: from where one can
+    look at the whole image, in any block. `note`: what this network lacks, and what is shown in its place; empty for one that
+    lacks nothing.
     """
 
     blocks: list[str]
     stages: bool
     heads: dict[str, int]
-    grid: TokenGrid | None
+    tokens: dict[str, MapTokens]
     queries: list[str]
     note: str
 
@@ -64,37 +70,86 @@ class Questions:
         """Whether there are maps that can be laid over an image."""
         return self.stages or bool(self.queries)
 
+    def blocks_with(self, query: str | None) -> list[str]:
+        """The blocks that can be looked at from `query`."""
+        if self.stages or query == ROLLOUT:
+            return self.blocks
+        return [block for block, tokens in self.tokens.items() if query in _queries(tokens)]
 
-def questions(inspection: "Inspection", maps: dict[str, Tensor]) -> Questions:
-    """`maps`: those of any `Look` with this network."""
-    grid, blocks = token_grid(inspection.graph), list(maps)
+    def grid(self, block: str) -> TokenGrid | None:
+        """The patches that a click on the block's map can look from; None where patches ask about other ones than they are."""
+        tokens = self.tokens.get(block)
+        return tokens.keys if tokens is not None and ONE_PATCH in _queries(tokens) else None
+
+
+def questions(inspection: "Inspection", look: Look) -> Questions:
+    """`look`: any with this network."""
+    maps, unseen = look.maps, _unseen(look.missing)
+    blocks = list(maps)
     if not blocks:
         note = "This network has neither attention nor convolutional stages, so nothing shows where it looks."
-        return Questions([], False, {}, None, [], note)
+        return Questions([], False, {}, {}, [], " ".join([note, *unseen]))
     if maps[blocks[0]].ndim == 2:
+        first = "This network, as shown," if unseen else "A convolutional network"
         note = (
-            "A convolutional network has no queries and no heads. Shown is where each stage's channels are most active: the "
-            "sum of their squares, at the stage's own resolution (spatial attention: Zagoruyko & Komodakis, 2017)."
+            f"{first} has no queries and no heads. Shown is where each stage's channels are most active: the sum of their "
+            "squares, at the stage's own resolution (spatial attention: Zagoruyko & Komodakis, 2017)."
         )
-        return Questions(blocks, True, {}, None, [], note)
-    if grid is None:
+        return Questions(blocks, True, {}, {}, [], " ".join([note, *unseen]))
+    kinds = map_tokens(inspection.graph)
+    tokens = {block: kinds[block] for block in blocks if kinds[block].kind == "image"}
+    others = _others([kinds[block].kind for block in blocks if block not in tokens])
+    if not tokens:
         note = (
-            "No query of this network sees the whole image: its blocks attend within windows, or over tokens that change on "
-            "the way. So there is no class token, no patch and no rollout to lay over an image; how alike the networks attend "
-            "is measured all the same."
+            f"No query of this network sees the whole image: {others}. How alike the networks attend is measured all the same."
         )
-        return Questions(blocks, False, {}, None, [], note)
-    learned, heads = _learned(grid), {name: len(found) for name, found in maps.items()}
-    if CLASS_TOKEN in learned:
-        return Questions(blocks, False, heads, grid, [*learned, ONE_PATCH, ROLLOUT], "")
-    note = "This network has no class token to look from. The mean over all patches stands in for it, in rollout too."
-    return Questions(blocks, False, heads, grid, [*learned, ALL_PATCHES, ONE_PATCH, ROLLOUT], note)
+        return Questions(blocks, False, {}, {}, [], " ".join([note, *unseen]))
+    offered = list(dict.fromkeys(query for block in tokens.values() for query in _queries(block)))
+    queries = [query for query in offered if query not in (ALL_PATCHES, ONE_PATCH)]
+    notes = []
+    if others:
+        notes.append(f"{len(tokens)} of {len(blocks)} maps can be laid over the image: {others}. All are compared below.")
+    rolled = token_grid(inspection.graph) is not None
+    if CLASS_TOKEN not in queries and ALL_PATCHES in offered:
+        rollout_too = ", in rollout too" if rolled else ""
+        notes.append(f"This network has no class token to look from. The mean over all patches stands in for it{rollout_too}.")
+    queries += [query for query in (ALL_PATCHES, ONE_PATCH) if query in offered] + [ROLLOUT] * rolled
+    return Questions(blocks, False, {name: len(maps[name]) for name in tokens}, tokens, queries, " ".join([*notes, *unseen]))
+
+
+def _unseen(missing: dict[str, str]) -> list[str]:
+    """What attends and is not shown, as a sentence, if there is any."""
+    reasons = {reason: [path for path, why in missing.items() if why == reason] for reason in missing.values()}
+    words = [f"{len(paths)} ({paths[0]}{', …' * (len(paths) > 1)}: {reason})" for reason, paths in reasons.items()]
+    return [f"Not shown, of what attends: {'; '.join(words)}."] if words else []
+
+
+def _others(kinds: Sequence[str]) -> str:
+    """Why maps of these kinds cannot be laid over an image."""
+    why = {
+        "windows": "attend within windows",
+        "other": "attend between channels, to something learned, or over tokens that are no grid of patches",
+    }
+    words = [f"{kinds.count(kind)} {words}" for kind, words in why.items() if kind in kinds]
+    return " and ".join(words)
+
+
+def _queries(tokens: MapTokens) -> list[str]:
+    """From where a map that lies over the image can be looked at."""
+    queries, keys = tokens.queries, tokens.keys
+    assert queries is not None
+    assert keys is not None
+    learned = [word for word in _learned(queries) if word]
+    if not queries.patches:
+        return learned
+    one = [ONE_PATCH] if (queries.rows, queries.columns) == (keys.rows, keys.columns) else []
+    return [*learned, *([ALL_PATCHES] if CLASS_TOKEN not in learned else []), *one]
 
 
 def _learned(grid: TokenGrid) -> list[str]:
-    """The learned tokens as a person knows them, numbered where there are several of a kind."""
+    """The tokens that are no patches as a person knows them, numbered where there are several of a kind; "" for padding."""
     words = [next((word for key, word in _TOKEN_WORDS.items() if key in name), name) for name in grid.extra]
-    return [f"{word} {words[: i + 1].count(word)}" if words.count(word) > 1 else word for i, word in enumerate(words)]
+    return [f"{word} {words[: i + 1].count(word)}" if word and words.count(word) > 1 else word for i, word in enumerate(words)]
 
 
 def attended(
@@ -106,21 +161,24 @@ def attended(
     ROLLOUT goes through all blocks and heads and ends at the class token, or at all patches where there is none. Of a
     convolutional network the activity of the stage `block`; the rest means nothing there.
     """
-    if asked.grid is None:
+    if asked.stages:
         return maps[block].numpy()
-    learned = _learned(asked.grid)
+    queries, keys = asked.tokens[block].queries, asked.tokens[block].keys
+    assert queries is not None
+    assert keys is not None
+    learned = _learned(queries)
     if query == ROLLOUT:
-        weights = rollout(found[None] for found in maps.values())[0]
+        weights = rollout(values[None] for values in maps.values())[0]
         query = CLASS_TOKEN if CLASS_TOKEN in learned else ALL_PATCHES
     else:
         weights = maps[block].mean(0) if head is None else maps[block][head - 1]
     if query == ALL_PATCHES:
-        row = weights[len(learned) :].mean(0)
+        row = weights[list(queries.patches)].mean(0)
     elif query == ONE_PATCH:
-        row = weights[asked.grid.token(patch[0] - 1, patch[1] - 1)]
+        row = weights[queries.token(patch[0] - 1, patch[1] - 1)]
     else:
-        row = weights[learned.index(query)]
-    return asked.grid.on_patches(row).numpy()
+        row = weights[queries.others[learned.index(query)]]
+    return keys.on_patches(row).numpy()
 
 
 def limits(maps: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -80,7 +80,7 @@ def _questions(path: Path, created: float, _inspection: "Inspection") -> "Questi
     from app import attention_view
 
     blank = attention_view.look(_inspection, torch.zeros(_inspection.model.input_size), "dense")
-    return attention_view.questions(_inspection, blank.maps)
+    return attention_view.questions(_inspection, blank)
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
@@ -355,9 +355,8 @@ def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[in
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
     from app.attention_view import ONE_PATCH, ROLLOUT
 
-    for name, options in (("block", asked.blocks), ("query", asked.queries)):
-        if st.session_state.get(name) not in options:
-            st.session_state.pop(name, None)
+    if st.session_state.get("query") not in asked.queries:
+        st.session_state.pop("query", None)
     query, head = None, None
     if asked.queries:
         query = st.segmented_control(
@@ -372,18 +371,20 @@ def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[in
             **LINKED,
         )
     through_all = query == ROLLOUT
-    block = st.select_slider(
-        "Stage" if asked.stages else "Block",
-        asked.blocks,
-        asked.blocks[-1],
-        key="block",
-        width=220,
-        disabled=through_all,
-        help="A convolutional network works in stages, each at a coarser resolution."
+    blocks = asked.blocks_with(query)
+    if st.session_state.get("block") not in blocks:
+        st.session_state.pop("block", None)
+    about_block = (
+        "A convolutional network works in stages, each at a coarser resolution."
         if asked.stages
-        else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them.",
-        **LINKED,
+        else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them."
     )
+    shared: dict[str, Any] = {"key": "block", "width": 220, "help": about_block, **LINKED}
+    name = "Stage" if asked.stages else "Block"
+    if len(blocks) > 1:
+        block = st.select_slider(name, blocks, blocks[-1], disabled=through_all, **shared)
+    else:  # a slider has two ends
+        block = st.selectbox(name, blocks, disabled=True, **shared)
     if asked.heads:
         heads = [MEAN, *map(str, range(1, asked.heads[block] + 1))]
         if st.session_state.get("head") not in heads:
@@ -400,8 +401,9 @@ def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[in
         )
         head = None if picked == MEAN else int(picked)
     patch = (1, 1)
-    if asked.grid is not None and query == ONE_PATCH:
-        rows, columns = asked.grid.rows, asked.grid.columns
+    grid = asked.grid(block)
+    if grid is not None and query == ONE_PATCH:
+        rows, columns = grid.rows, grid.columns
         for name, most in (("row", rows), ("column", columns)):
             if not 1 <= st.session_state.get(name, 1) <= most:
                 st.session_state.pop(name, None)
@@ -477,7 +479,7 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
                     True,
                     key=f"{key}-map",
                     alt=f"{seen.caption}: where this network looks: {column.name}",
-                    on_click=_patch_asker(asked.grid) if asked.grid is not None else None,
+                    on_click=_patch_asker(grid) if (grid := asked.grid(block)) is not None else None,
                 )
                 panels.draw(
                     charts.top_chart(attention_view.top(look.probabilities, names), column.method, seen.label),
@@ -610,11 +612,14 @@ def _opener(asked: "Questions") -> Callable[[float, float], None]:
 
     def open_head(head: float, row: float) -> None:
         block = asked.blocks[_cell(row, len(asked.blocks)) - 1]
+        queries = [query for query in asked.queries if query != ROLLOUT and block in asked.blocks_with(query)]
+        if not asked.stages and not queries:
+            return  # its maps cannot be laid over the image
         st.session_state["block"] = block
         if asked.heads:
             st.session_state["head"] = str(_cell(head, asked.heads[block]))
-        if st.session_state.get("query") == ROLLOUT:  # it has no head of its own
-            st.session_state["query"] = asked.queries[0]
+        if queries and st.session_state.get("query") not in queries:
+            st.session_state["query"] = queries[0]
 
     return open_head
 

@@ -1,22 +1,25 @@
 """Where a network looks, before and after pruning.
 
-For transformers: the attention maps of every attention node in the graph, fused or written out; which token is which patch;
-rollout. For convolutional networks: the energy of the channels at each position, stage by stage. For both: how much a pruned
-network's maps resemble the dense ones. All from `NetworkGraph`: no hooks, no patched modules.
+For transformers: the attention maps of every softmax that values are summed by, fused or written out; which token is which
+patch; rollout. For convolutional networks: the energy of the channels at each position, stage by stage. For both: how much a
+pruned network's maps resemble the dense ones. All from `NetworkGraph`: no hooks, no patched modules.
 
 Shapes: N images, H heads, T tokens (queries by keys). Windowed attention (Swin) has maps for each window: they are listed along
-the head axis, window by window.
+the head axis, window by window. A map is the softmax itself, as it is before its heads are mixed or subtracted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from snows.graph import FUSED_ATTENTION, NetworkGraph, fused_attention_map
+from snows.config import InputError
+from snows.graph import NetworkGraph, fused_attention_map
+from snows.places import FIRST, FUSED_ATTENTION, IMAGES, MapPlaces, contraction, given_arguments, learned, sizes, softmax_axis
 
 aten = torch.ops.aten
 
@@ -24,114 +27,279 @@ aten = torch.ops.aten
 # --- maps ---
 
 
-def attention_maps(
-    graph: NetworkGraph, images: Tensor, parameters: Mapping[str, Tensor] | None = None, *, batch_size: int = 32
-) -> dict[str, Tensor]:
+class AttentionMaps(dict[str, Tensor]):
     """Attention maps (N, H, T, T), float32 on the CPU, by module path in graph order; each row sums to one.
 
-    `images` (N, C, height, width); `parameters` replace the module's own tensors by name, for a pruned network. A network
-    without attention gives an empty dict.
+    `missing`: what attends and has no map here, by module path, with the reason.
     """
-    batches = [_maps(graph, batch, parameters) for batch in images.split(batch_size)]
-    return {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
+
+    def __init__(self, maps: Mapping[str, Tensor], missing: Mapping[str, str]) -> None:
+        super().__init__(maps)
+        self.missing = dict(missing)
 
 
-def _maps(graph: NetworkGraph, images: Tensor, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    nodes = [n for n in graph.nodes if graph.kind(n) == "attention"]
-    arguments = {n: _map_arguments(graph, n) for n in nodes}
-    needed = {v for values in arguments.values() for v in values.values() if isinstance(v, fx.Node)}
+def attention_maps(
+    graph: NetworkGraph, images: Tensor, parameters: Mapping[str, Tensor] | None = None, *, batch_size: int = 32
+) -> AttentionMaps:
+    """Where each block attends; empty for a network without attention.
+
+    `images` (N, C, height, width); `parameters` replace the module's own tensors by name, for a pruned network.
+    """
+    blocks, missing = _blocks(graph)
+    batches = [_maps(graph, blocks, batch, parameters) for batch in images.split(batch_size)]
+    return AttentionMaps({name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}, missing)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A softmax, or fused attention, and how its value becomes a map.
+
+    Its value has axes `rest` (images, windows, heads), `queries` and `keys`. In the flattened rest two images lie `inner`
+    apart, None for a value that all images share. What is left of it comes in `order`: window by window, `heads` each. The
+    places of an image's rows and columns are (windows, queries) and (windows, keys).
+    """
+
+    name: str
+    node: fx.Node
+    product: fx.Node
+    rest: tuple[int, ...]
+    queries: tuple[int, ...]
+    keys: int
+    inner: int | None
+    order: Tensor
+    heads: int
+    query_places: Tensor
+    key_places: Tensor
+
+    def as_map(self, value: Tensor, images: int) -> Tensor:
+        """(N, windows * heads, queries, keys) from the node's weights."""
+        rest, queries = ([value.shape[axis] for axis in axes] for axes in (self.rest, self.queries))
+        weights = value.permute(*self.rest, *self.queries, self.keys)
+        weights = weights.reshape(prod(rest), prod(queries), value.shape[self.keys])
+        if self.inner is None:
+            return weights[self.order].expand(images, -1, -1, -1)
+        weights = weights.unflatten(0, (-1, images, self.inner)).movedim(1, 0).flatten(1, 2)
+        return weights if torch.equal(self.order, torch.arange(len(self.order))) else weights[:, self.order]
+
+
+def _blocks(graph: NetworkGraph) -> tuple[list[_Block], dict[str, str]]:
+    """What has a map, in graph order; and what attends without one, by module path, with the reason."""
+    products = {softmax: next((use for use in uses if use.is_summed), None) for softmax, (uses, _) in graph.softmaxes.items()}
+    nodes = [n for n in graph.nodes if n.target is FUSED_ATTENTION or products.get(n) is not None]
+    names = _unique_names(graph, [use.product if (use := products.get(n)) is not None else n for n in nodes])
+    blocks, untold = [], []
+    keys: int
+    free: tuple[int, ...]
+    for name, node in zip(names, nodes, strict=True):
+        if (use := products.get(node)) is None:
+            query, key = (sizes(n) for n in node.args[:2])  # type: ignore[arg-type]
+            shape, keys, free = torch.Size([*query[:-1], key[-2]]), len(query) - 1, (len(query) - 2,)
+        else:
+            shape, keys, free = sizes(node), use.keys, use.free
+        block = _block(name, node, use.product if use else node, shape, keys, free, graph.map_places.get(node))
+        if block is not None:
+            blocks.append(block)
+        else:
+            untold.append(node)
+    return blocks, _missing(graph, untold)
+
+
+def _block(
+    name: str, node: fx.Node, product: fx.Node, shape: torch.Size, keys: int, free: Sequence[int], places: MapPlaces | None
+) -> _Block | None:
+    """None where the images cannot be told apart."""
+    if places is None:
+        return None
+    # Heads that share their values are free axes too, but one is asked the same in all heads.
+    queries = tuple(axis for axis in free if places.query.shape[axis] > 1) or tuple(free[-1:])
+    rest = tuple(axis for axis in range(len(shape)) if axis != keys and axis not in queries)
+    mine = places.image.amax((*queries, keys), keepdim=True)
+    if not torch.where(places.image >= FIRST, places.image, mine).eq(mine).all():
+        return None  # attention from image to image
+
+    def rows(of: Tensor, *axes: int) -> Tensor:
+        """`of` by rest, and by what lies along `axes`, flattened: (rest, axes)."""
+        others = [axis for axis in range(len(shape)) if axis not in rest and axis not in axes]
+        of = of.amax(others, keepdim=True) if others else of
+        of = of.expand([1 if axis in others else length for axis, length in enumerate(shape)])
+        of = of.permute(*rest, *axes, *others)
+        return of.reshape(prod(shape[axis] for axis in rest), prod(shape[axis] for axis in axes))
+
+    images, query_places, key_places = rows(places.image)[:, 0], rows(places.query, *queries), rows(places.key, keys)
+    batched = any(not isinstance(length, int) for length in _lengths(node))
+    groups: dict[tuple[float, ...], list[int]] = {}
+    about = torch.stack([images, query_places.amax(1), key_places.amax(1)], 1).tolist()
+    if batched and not (images >= FIRST).any():  # made of the network's own tensors, once for each image: images are outermost
+        half = len(about) // IMAGES
+        about = [[FIRST + i // half, *row[1:]] for i, row in enumerate(about)]
+    for i, row in enumerate(about):
+        groups.setdefault(tuple(row), []).append(i)
+    parts = [[group for (image, *_), group in groups.items() if not batched or image == FIRST + i] for i in range(IMAGES)]
+    heads = len(parts[0][0]) if parts[0] else 0
+    if any(len(group) != heads for part in parts for group in part) or len(parts[0]) != len(parts[1]) or not heads:
+        return None
+    first, second = (torch.tensor([i for group in part for i in group]) for part in parts)
+    inner = int(second[0] - first[0]) if batched else None
+    order = first
+    if inner is not None:
+        if inner <= 0 or not bool((second - first == inner).all()) or len(about) % (IMAGES * inner):
+            return None
+        order = first // (IMAGES * inner) * inner + first % inner
+    starts = torch.tensor([group[0] for group in parts[0]])
+    return _Block(name, node, product, rest, queries, keys, inner, order, heads, query_places[starts], key_places[starts])
+
+
+def _lengths(node: fx.Node) -> list[Any]:
+    """The sizes of a value, or of the query of fused attention: symbols where they depend on the number of images."""
+    return list((node.args[0] if node.target is FUSED_ATTENTION else node).meta["val"].shape)  # type: ignore[union-attr]
+
+
+def _maps(
+    graph: NetworkGraph, blocks: Sequence[_Block], images: Tensor, parameters: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    fused = {block.node: _fused_arguments(block.node) for block in blocks if block.node.target is FUSED_ATTENTION}
+    needed = {v for given in fused.values() for v in given.values() if isinstance(v, fx.Node)}
+    needed |= {block.node for block in blocks if block.node not in fused}
     _, values = graph.run(images, parameters, capture=needed)
     maps = {}
-    for name, node in zip(_unique_names(graph, nodes), nodes, strict=True):
-        given = {k: values[v] if isinstance(v, fx.Node) else v for k, v in arguments[node].items()}
-        weights = given["weights"] if "weights" in given else fused_attention_map(**given)
-        # Batches are outermost in every layout met: (N, H, T, T), (N * H, T, T) and (N * windows, H, T, T).
-        maps[name] = weights.reshape(len(images), -1, *weights.shape[-2:]).float()
+    for block in blocks:
+        if (given := fused.get(block.node)) is not None:
+            weights = fused_attention_map(**{k: values[v] if isinstance(v, fx.Node) else v for k, v in given.items()})
+        else:
+            weights = values[block.node]
+        maps[block.name] = block.as_map(weights, len(images)).float()
     return maps
 
 
-def _map_arguments(graph: NetworkGraph, node: fx.Node) -> dict[str, Any]:
-    if node.target is not FUSED_ATTENTION:
-        return {"weights": graph.attention_softmax(node)}
-    schema = node.target._schema.arguments
-    given = (
-        {a.name: a.default_value for a in schema} | dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
-    )
-    return {k: given[k] for k in ("query", "key", "attn_mask", "is_causal", "scale", "enable_gqa")}
+def _fused_arguments(node: fx.Node) -> dict[str, Any]:
+    given = given_arguments(node)
+    return {name: given[name] for name in ("query", "key", "attn_mask", "is_causal", "scale", "enable_gqa")}
 
 
-def _map_shape(graph: NetworkGraph, node: fx.Node) -> list[Any]:
-    """The shape of an attention node's weights: sizes, symbols where they depend on the number of images."""
-    given = _map_arguments(graph, node)
-    if "weights" in given:
-        return list(given["weights"].meta["val"].shape)
-    return [*given["query"].meta["val"].shape[:-1], given["key"].meta["val"].shape[-2]]
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Which token is which: first the learned ones, `extra` (the names of their parameters), then the image's patches,
-    `rows` x `columns`, row by row.
+    """Which token is which.
+
+    `extra`: those that are no patch, in order, by the tensor they were learned as; "average" for one that is made of others,
+    "" for padding. The image's patches are `rows` x `columns`, 0 x 0 where there are none; row by row they are the tokens
+    `patches`.
     """
 
     extra: tuple[str, ...]
     rows: int
     columns: int
+    patches: tuple[int, ...]
 
     def token(self, row: int, column: int) -> int:
         """The token of a patch."""
-        return len(self.extra) + row * self.columns + column
+        return self.patches[row * self.columns + column]
+
+    @property
+    def others(self) -> list[int]:
+        """The tokens of `extra`."""
+        return sorted(set(range(len(self.extra) + len(self.patches))) - set(self.patches))
 
     def on_patches(self, weights: Tensor) -> Tensor:
         """The part of `weights` (..., T) that falls on patches, as (..., rows, columns)."""
-        return weights[..., len(self.extra) :].unflatten(-1, (self.rows, self.columns))
+        return weights[..., list(self.patches)].unflatten(-1, (self.rows, self.columns))
+
+
+@dataclass(frozen=True)
+class MapTokens:
+    """What the rows and the columns of a map are; `kind` says why it cannot be laid over the image.
+
+    `image`: every query sees the whole image (`keys`). `windows`: only a part of it. `other`: attention between channels, to a
+    learned memory, or over tokens that cannot be traced to the image. Without `image` both grids are None.
+    """
+
+    kind: str
+    queries: TokenGrid | None
+    keys: TokenGrid | None
+
+
+def map_tokens(graph: NetworkGraph) -> dict[str, MapTokens]:
+    """What each of the graph's attention maps is about, by the maps' names."""
+    blocks, _ = _blocks(graph)
+    names = list(graph.tensors_by_use.values())
+    shape = graph.input.meta["val"].shape
+    width = int(shape[3]) if len(shape) == 4 else 0
+    return {block.name: _map_tokens(block, width, names) for block in blocks}
+
+
+def _map_tokens(block: _Block, width: int, names: Sequence[str]) -> MapTokens:
+    if len(block.key_places) > 1:
+        return MapTokens("windows", None, None)
+    queries, keys = (_token_grid(places[0].tolist(), width, names) for places in (block.query_places, block.key_places))
+    if (
+        queries is None
+        or keys is None
+        or not keys.patches
+        or not (queries.patches or any(queries.extra) or len(queries.extra) == 1)
+    ):
+        return MapTokens("other", None, None)
+    return MapTokens("image", queries, keys)
+
+
+def _token_grid(places: Sequence[float], width: int, names: Sequence[str]) -> TokenGrid | None:
+    """None where the patches among `places` are not one grid."""
+    token = {int(place - FIRST): i for i, place in enumerate(places) if place >= FIRST}
+    extra = tuple(learned(place, names) for place in places if place < FIRST)
+    if len(token) + len(extra) < len(places) or (token and not width):
+        return None  # several tokens of one place
+    rows, columns = (sorted({at(pixel, width) for pixel in token}) for at in (int.__floordiv__, int.__mod__))
+    if len(rows) * len(columns) != len(token):
+        return None
+    return TokenGrid(extra, len(rows), len(columns), tuple(token[row * width + column] for row in rows for column in columns))
 
 
 def token_grid(graph: NetworkGraph) -> TokenGrid | None:
-    """The tokens of the maps, where all blocks attend over the same ones and those are one image's patches.
+    """The tokens of the maps, where all blocks attend from and to the same ones, among them all of one image's patches.
 
-    None for windows (Swin), for tokens that are pooled or added on the way, and without attention.
+    That is what `rollout` needs. None for windows (Swin), for tokens that are pooled or added on the way, where attention is
+    missing or several maps serve one product, and without attention.
     """
-    nodes = [n for n in graph.nodes if graph.kind(n) == "attention"]
-    if not nodes:
+    blocks, missing = _blocks(graph)
+    grids = {grid for tokens in map_tokens(graph).values() for grid in (tokens.queries, tokens.keys)}
+    if missing or len(grids) != 1 or len({block.product for block in blocks}) < len(blocks):
         return None
-    images = str(graph.input.meta["val"].shape[0])
-    shapes = [_map_shape(graph, node) for node in nodes]
-    tokens = shapes[0][-1]
-    if any(shape[-2:] != [tokens, tokens] or (len(shape) > 3 and str(shape[0]) != images) for shape in shapes):
-        return None
-    before = graph.nodes[: graph.index[nodes[0]]]
-    extra = _learned_tokens(graph, before)
-    sizes = [n.meta["val"].shape[2:] for n in before if graph.kind(n) == "convolution"]
-    if not sizes or len(sizes[-1]) != 2 or extra is None or len(extra) + sizes[-1].numel() != tokens:
-        return None
-    return TokenGrid(tuple(extra), *map(int, sizes[-1]))
+    return grids.pop()
 
 
-def _learned_tokens(graph: NetworkGraph, nodes: Iterable[fx.Node]) -> list[str] | None:
-    """The parameters that `nodes` put before the image's own tokens, one name a token; None where they put some behind."""
-    names = {graph.tensor_node(name): name for name in graph.parameters}
-    seen, extra = {graph.input}, list[str]()
-    for node in nodes:
-        if isinstance(node.meta["val"], torch.SymInt):
-            continue  # the batch size comes from the images, their content does not
-        if seen.isdisjoint(node.all_input_nodes):
+def _missing(graph: NetworkGraph, untold: Sequence[fx.Node]) -> dict[str, str]:
+    """What attends and gives no map, by module path, with the reason."""
+    reasons = dict.fromkeys(untold, "it attends from image to image, or its images cannot be told apart")
+    for softmax, (uses, passed) in graph.softmaxes.items():
+        if any(use.is_summed for use in uses) or graph.output in passed:
+            continue  # the probabilities of classes are no attention
+        reasons[softmax] = (
+            "its product sums over another axis than the one on which its softmax adds up to one"
+            if uses
+            else "its softmax scales values one by one, no product sums them by it"
+        )
+    reasons |= dict.fromkeys(
+        _products_of_products(graph), "it multiplies values of the image with each other without a softmax"
+    )
+    nodes = sorted(reasons, key=graph.index.__getitem__)
+    return {name: reasons[node] for name, node in zip(_unique_names(graph, nodes), nodes, strict=True)}
+
+
+def _products_of_products(graph: NetworkGraph) -> list[fx.Node]:
+    """Products of the images' values with an earlier product of them: linear, sigmoid or ReLU attention."""
+    found: list[fx.Node] = []
+    made: set[fx.Node] = set()  # of products so far, with nothing learned in between
+    for node in graph.nodes:
+        if graph.kind(node) not in (None, "activation"):
             continue
-        seen.add(node)
-        if node.target is not aten.cat.default or node.meta["val"].ndim != 3 or node.args[1:] not in ((1,), (-2,)):
-            continue
-        parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-        learned = [part for part in parts if part not in seen]
-        if parts[: len(learned)] != learned:
-            return None
-        found: list[str] = []
-        for part in learned:
-            count, source = part.meta["val"].shape[1], part
-            while source not in names:
-                source = source.args[0]  # type: ignore[assignment]
-            found += [names[source]] * count
-        extra = found + extra
-    return extra
+        product = contraction(node)
+        if product is not None and len(product.factors) == 2 and graph.depends_on_images.issuperset(product.factors):
+            if not made.isdisjoint(product.factors):
+                found.append(node)
+            made.add(node)
+        elif not made.isdisjoint(node.all_input_nodes) and softmax_axis(node) is None:
+            made.add(node)
+    return found
 
 
 def _unique_names(graph: NetworkGraph, nodes: Sequence[fx.Node]) -> list[str]:
@@ -148,20 +316,24 @@ def rollout(maps: Iterable[Tensor]) -> Tensor:
 
     Abnar & Zuidema (2020), "Quantifying Attention Flow in Transformers", section 3: the maps' mean over heads, plus the
     identity for the residual connection, normalized by row, multiplied from the first block to the last. `maps`: (N, H, T, T)
-    each, in order. Raises `ValueError` where the number of tokens changes between blocks (windowed or pooled attention).
+    each, in order. Raises `InputError`, a `ValueError`, where a block attends from more or fewer tokens than to, where their
+    number changes between blocks (windowed or pooled attention), and for no maps.
     """
     result: Tensor | None = None
     for block in maps:
-        step = block.mean(1) + torch.eye(block.shape[-1], dtype=block.dtype, device=block.device).expand(block.shape[-2:])
-        step = step / step.sum(-1, keepdim=True)
-        if result is not None and step.shape != result.shape:
-            raise ValueError(
-                f"Rollout follows the same tokens through all blocks, but their maps change from {tuple(result.shape[1:])} to "
-                f"{tuple(step.shape[1:])}. It is undefined for windowed or pooled attention; compare the maps block by block."
+        step = block.mean(1)
+        if step.shape[-2] != step.shape[-1] or (result is not None and step.shape != result.shape):
+            before = "" if result is None else f" after one of {tuple(result.shape[1:])}"
+            raise InputError(
+                f"Rollout follows the same tokens through all blocks, but here is a map of {tuple(step.shape[1:])}{before}. "
+                "It is undefined for windowed or pooled attention, and where only a class token attends. Compare the maps block "
+                "by block."
             )
+        step = step + torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
+        step = step / step.sum(-1, keepdim=True)
         result = step if result is None else step @ result
     if result is None:
-        raise ValueError("Rollout needs at least one attention map; this network has none.")
+        raise InputError("Rollout needs at least one attention map; this network has none.")
     return result
 
 
@@ -225,10 +397,11 @@ def similarity(
     A transformer's attention; of a convolutional network the spatial attention, each map as shares of its sum. Holds the maps
     of one batch only. Raises `ValueError` for a network with neither.
     """
-    nodes = [n for n in graph.nodes if graph.kind(n) == "attention"]
-    shapes = zip(_unique_names(graph, nodes), (_map_shape(graph, node) for node in nodes), strict=True)
-    heads = {name: int(shape[-3]) for name, shape in shapes if len(shape) > 3}  # of three sizes the first holds images too
-    look = _maps if nodes else _spatial_shares
+    blocks, _ = _blocks(graph)
+    heads = {block.name: block.heads for block in blocks}
+
+    def look(batch: Tensor, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        return _maps(graph, blocks, batch, parameters) if blocks else _spatial_shares(graph, batch, parameters)
 
     def by_head(measure: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor, name: str) -> Tensor:
         score = measure(before, after)
@@ -236,7 +409,7 @@ def similarity(
 
     parts = []
     for batch in images.split(batch_size):
-        before, after = look(graph, batch, dense), look(graph, batch, pruned)
+        before, after = look(batch, dense), look(batch, pruned)
         if not before:
             raise ValueError("This network has neither attention nor convolutional stages, so it has no maps to compare.")
         cosines = {name: by_head(cosine, before[name], after[name], name) for name in before}

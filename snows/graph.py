@@ -29,6 +29,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves
 
 from snows.config import InputError, first_line
+from snows.places import FUSED_ATTENTION, MapPlaces, SoftmaxUse, map_places, softmax_axis, softmax_uses
 
 aten = torch.ops.aten
 
@@ -61,19 +62,7 @@ ACTIVATIONS = {
 }
 _NORMS = {aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default}
 BATCH_NORM = aten._native_batch_norm_legit_no_training.default
-FUSED_ATTENTION = aten.scaled_dot_product_attention.default
-SOFTMAX = {aten.softmax.int, aten._softmax.default}
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
-_MATMUL = {aten.matmul.default, aten.bmm.default}
-# Operations that hand the attention weights on unchanged between the softmax and the product with the values.
-_TRANSPARENT = {
-    aten.dropout.default,
-    aten.clone.default,
-    aten.to.dtype,
-    aten._to_copy.default,
-    aten.expand.default,
-    aten.reshape.default,
-}
 
 
 # Two exports at once leave torch.export (2.14) broken until the process ends.
@@ -394,16 +383,43 @@ class NetworkGraph:
             return "activation"
         if node.target in _NORMS:
             return "layer_norm"
-        if node.target is FUSED_ATTENTION or (node.target in _MATMUL and self.attention_softmax(node) is not None):
-            return "attention"
-        return None
+        return "attention" if node.target is FUSED_ATTENTION or node in self._softmax_products else None
 
-    def attention_softmax(self, node: fx.Node) -> fx.Node | None:
-        """The softmax whose result `node` multiplies with the values, where attention is written out."""
-        source = node.args[0]
-        while isinstance(source, fx.Node) and source.target in _TRANSPARENT:
-            source = source.args[0]
-        return source if isinstance(source, fx.Node) and source.target in SOFTMAX else None
+    @cached_property
+    def depends_on_images(self) -> set[fx.Node]:
+        """The values that the images' content goes into."""
+        dependent = {self.input}
+        for node in self.nodes:
+            # The batch size comes from the images, their content does not.
+            if not isinstance(node.meta["val"], torch.SymInt) and not dependent.isdisjoint(node.all_input_nodes):
+                dependent.add(node)
+        return dependent
+
+    @cached_property
+    def softmaxes(self) -> dict[fx.Node, tuple[list[SoftmaxUse], set[fx.Node]]]:
+        """Every softmax that depends on the images or that a product reads, in order, with the `softmax_uses` of it."""
+        data, constants, uses = self.depends_on_images, self.bind({}), {}
+        for i, node in enumerate(self.nodes):
+            if softmax_axis(node) is not None:
+                uses[node] = softmax_uses(node, self.nodes[i + 1 :], data, constants)
+        return {node: found for node, found in uses.items() if node in data or found[0]}
+
+    @cached_property
+    def _softmax_products(self) -> set[fx.Node]:
+        return {use.product for uses, _ in self.softmaxes.values() for use in uses}
+
+    @cached_property
+    def map_places(self) -> dict[fx.Node, MapPlaces]:
+        """What the rows and columns of every attention map are about."""
+        uses = [use for uses, _ in self.softmaxes.values() for use in uses]
+        return map_places(self.input, self.nodes, self.bind({}), list(self.tensors_by_use), uses)
+
+    @cached_property
+    def tensors_by_use(self) -> dict[fx.Node, str]:
+        """The names of the network's tensors by node, the one that is used first before the others."""
+        first = {node: self.index[users[0]] for node, users in self.users.items() if users}
+        used = [(node, name) for name, node in self._tensor_nodes.items() if node in first]
+        return dict(sorted(used, key=lambda tensor: first[tensor[0]]))
 
     def value_node(self, node: fx.Node) -> fx.Node:
         """Where a counted operation hands on its value: after the batch norm of a convolution, else at the node itself."""

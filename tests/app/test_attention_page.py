@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from app import attention_view, charts
 from app.attention_view import ALL_PATCHES, ONE_PATCH, ROLLOUT, Look, Questions
 from snows import models
-from snows.attention import Similarity, TokenGrid, rollout
+from snows.attention import MapTokens, Similarity, TokenGrid, rollout
 from snows.data import as_pixels
 from snows.events import Phase, RunStarted, SiteFinished
 from snows.graph import NetworkGraph
@@ -90,11 +90,13 @@ def random_maps(blocks: int = 2, heads: int = 2, tokens: int = 7) -> dict[str, T
 
 
 def asked(grid: TokenGrid, queries: list[str]) -> Questions:
-    return Questions(["blocks.0", "blocks.1"], False, {"blocks.0": 2, "blocks.1": 2}, grid, queries, "")
+    blocks = ["blocks.0", "blocks.1"]
+    tokens = {block: MapTokens("image", grid, grid) for block in blocks}
+    return Questions(blocks, False, {"blocks.0": 2, "blocks.1": 2}, tokens, queries, "")
 
 
-WITH_CLASS = asked(TokenGrid(("cls_token",), 2, 3), [attention_view.CLASS_TOKEN, ONE_PATCH, ROLLOUT])
-WITHOUT = asked(TokenGrid((), 2, 3), [ALL_PATCHES, ONE_PATCH, ROLLOUT])
+WITH_CLASS = asked(TokenGrid(("cls_token",), 2, 3, (1, 2, 3, 4, 5, 6)), [attention_view.CLASS_TOKEN, ONE_PATCH, ROLLOUT])
+WITHOUT = asked(TokenGrid((), 2, 3, (0, 1, 2, 3, 4, 5)), [ALL_PATCHES, ONE_PATCH, ROLLOUT])
 
 
 def test_a_query_s_row_is_laid_out_as_patches() -> None:
@@ -118,7 +120,7 @@ def test_rollout_ends_at_the_class_token_or_at_all_patches() -> None:
 
 
 def test_all_patches_leave_out_registers() -> None:
-    grid = TokenGrid(("reg_token",), 2, 3)
+    grid = TokenGrid(("reg_token",), 2, 3, (1, 2, 3, 4, 5, 6))
     maps = random_maps()
     seen = attention_view.attended(maps, asked(grid, ["Register", ALL_PATCHES]), "blocks.0", 1, ALL_PATCHES, (1, 1))
     np.testing.assert_allclose(seen, maps["blocks.0"][0, 1:, 1:].mean(0).reshape(2, 3), rtol=1e-6)
@@ -134,7 +136,7 @@ def inspect(network: nn.Module, *size: int) -> Inspection:
 
 def questions(inspection: Inspection) -> Questions:
     look = attention_view.look(inspection, torch.zeros(inspection.model.input_size), "dense")
-    return attention_view.questions(inspection, look.maps)
+    return attention_view.questions(inspection, look)
 
 
 def transformer(**arguments: object) -> Inspection:
@@ -153,7 +155,7 @@ def test_questions_of_a_transformer_that_pools_its_patches() -> None:
     found = questions(transformer(class_token=False, global_pool="avg"))
     assert found.queries == [ALL_PATCHES, ONE_PATCH, ROLLOUT]
     assert "no class token" in found.note
-    assert (found.grid.rows, found.grid.columns) == (2, 3)
+    assert found.grid("blocks.0.attn") == TokenGrid((), 2, 3, (0, 1, 2, 3, 4, 5))
 
 
 def test_questions_of_a_transformer_with_registers() -> None:
@@ -164,7 +166,7 @@ def test_questions_of_a_transformer_with_registers() -> None:
 def test_questions_of_windows_are_none_and_the_note_says_so() -> None:
     sizes = {"img_size": 56, "patch_size": 4, "window_size": 7, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
     found = questions(inspect(timm.models.swin_transformer.SwinTransformer(**sizes, num_classes=3), 3, 56, 56))
-    assert (found.queries, found.heads, found.grid, found.mapped) == ([], {}, None, False)
+    assert (found.queries, found.heads, found.tokens, found.mapped) == ([], {}, {}, False)
     assert len(found.blocks) == 2
     assert "attend within windows" in found.note
 

@@ -23,6 +23,7 @@ from snows.attention import (
     spatial_attention,
     token_grid,
 )
+from snows.config import InputError
 from snows.graph import NetworkGraph, fused_attention_map
 from snows.models import ResNet20
 
@@ -247,7 +248,7 @@ def test_tokens_of_timm_transformers(arguments: dict[str, Any], extra: list[str]
     sizes = {"img_size": (12, 20), "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
     network = timm.models.vision_transformer.VisionTransformer(**sizes, **arguments).eval()
     grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 12, 20)))
-    assert grid == TokenGrid(tuple(extra), rows=3, columns=5)
+    assert grid == TokenGrid(tuple(extra), 3, 5, tuple(range(len(extra), len(extra) + 15)))
 
 
 def test_tokens_of_a_distilled_transformer() -> None:
@@ -256,27 +257,27 @@ def test_tokens_of_a_distilled_transformer() -> None:
         "deit_tiny_distilled_patch16_224", img_size=32, embed_dim=16, depth=1, num_heads=2, num_classes=3
     ).eval()
     grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 32, 32)))
-    assert grid == TokenGrid(("cls_token", "dist_token"), rows=2, columns=2)
+    assert grid == TokenGrid(("cls_token", "dist_token"), 2, 2, (2, 3, 4, 5))
 
 
 def test_tokens_of_a_torchvision_transformer() -> None:
     torch.manual_seed(0)
     network = torchvision.models.VisionTransformer(16, 4, 1, 2, 8, 16, num_classes=3).eval()
     grid = token_grid(NetworkGraph.export(network, torch.randn(2, 3, 16, 16)))
-    assert grid == TokenGrid(("class_token",), rows=4, columns=4)
+    assert grid == TokenGrid(("class_token",), 4, 4, tuple(range(1, 17)))
 
 
 def test_a_patchs_token_is_the_one_that_changes_with_it() -> None:
     network, graph, images = example(fused=True)
     grid = token_grid(graph)
-    assert grid == TokenGrid((), rows=4, columns=4)
+    assert grid == TokenGrid((), 4, 4, tuple(range(16)))
     changed = images.clone()
     changed[:, :, 2:4, 6:8] += 1  # the patch in row 1, column 3
     before, after = (network.embed(x).flatten(2).transpose(1, 2) for x in (images, changed))
     assert (before != after).any(-1).nonzero()[:, 1].unique().tolist() == [grid.token(1, 3)]
     weights = torch.arange(16.0)[None]
     assert grid.on_patches(weights)[0, 1, 3] == grid.token(1, 3)
-    assert TokenGrid(("cls_token",), 2, 2).on_patches(torch.arange(5)).tolist() == [[1, 2], [3, 4]]
+    assert TokenGrid(("cls_token",), 2, 2, (4, 2, 0, 1)).on_patches(torch.arange(5)).tolist() == [[4, 2], [0, 1]]
 
 
 def test_tokens_that_change_between_blocks_have_no_grid() -> None:
@@ -318,8 +319,13 @@ def test_rollout_rows_sum_to_one(seed: int, depth: int) -> None:
 def test_rollout_names_what_it_cannot_follow() -> None:
     with pytest.raises(ValueError, match="undefined for windowed or pooled attention"):
         rollout([random_maps(0, tokens=5), random_maps(0, tokens=4)])
-    with pytest.raises(ValueError, match="needs at least one attention map"):
+    with pytest.raises(InputError, match="needs at least one attention map"):
         rollout([])
+    # A class token alone, queries of another stage, a pyramid's reduced keys: first, last, alone, and of one token.
+    for shapes in ([(1, 5)], [(5, 4)], [(4, 5), (4, 5)], [(5, 5), (1, 5)], [(1, 5), (5, 5)], [(5, 1)], [(1, 1), (5, 5)]):
+        maps = [torch.rand(2, 3, *shape).softmax(-1) for shape in shapes]
+        with pytest.raises(InputError, match=r"but here is a map of \(\d, \d\)"):
+            rollout(maps)
 
 
 # --- similarity ---
