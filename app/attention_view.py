@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from snows import metrics
 from snows.attention import MapTokens, Similarity, TokenGrid, attention_maps, map_tokens, rollout, spatial_attention, token_grid
 
 if TYPE_CHECKING:
@@ -182,14 +183,17 @@ def attended(
 
 
 def limits(maps: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The ends of the color scale on which all of `maps` are drawn."""
-    low = min((float(values.min()) for values in maps), default=0.0)
-    high = max((float(values.max()) for values in maps), default=1.0)
+    """The ends of the color scale on which all of `maps` are drawn, whatever of them is a number."""
+    numbers = [values[np.isfinite(values)] for values in maps]
+    low = min((float(values.min()) for values in numbers if values.size), default=0.0)
+    high = max((float(values.max()) for values in numbers if values.size), default=1.0)
     return low, max(high, low + 1e-6)  # a scale has two ends, even where all is alike
 
 
 def top(probabilities: Tensor, class_names: Sequence[str], count: int = 5) -> pd.DataFrame:
-    """The likeliest classes, likeliest first: index, class, probability."""
+    """The likeliest classes, likeliest first: index, class, probability. None where the probabilities are not numbers."""
+    if probabilities.isnan().any():
+        return pd.DataFrame({"index": [], "class": [], "probability": []})
     values, indices = probabilities.topk(min(count, len(probabilities)))
     names = [class_names[i] if class_names else f"output {i}" for i in indices.tolist()]
     return pd.DataFrame({"index": indices.tolist(), "class": names, "probability": values.double().tolist()})
@@ -223,5 +227,5 @@ def spread(values: pd.Series) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def answers(inspection: "Inspection", images: Tensor, stage: str, batch_size: int = 64) -> list[int]:
-    """The class a network answers for each of `images` (N, C, H, W)."""
-    return [int(i) for batch in images.split(batch_size) for i in inspection.run_network(batch, stage)[0].argmax(1)]
+    """The class a network answers for each of `images` (N, C, H, W), as `metrics.answers` does."""
+    return [int(i) for batch in images.split(batch_size) for i in metrics.answers(inspection.run_network(batch, stage)[0])]

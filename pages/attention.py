@@ -481,8 +481,12 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
                     alt=f"{seen.caption}: where this network looks: {column.name}",
                     on_click=_patch_asker(grid) if (grid := asked.grid(block)) is not None else None,
                 )
+                top = attention_view.top(look.probabilities, names)
+                if top.empty:
+                    st.caption("No answer: the network's outputs are not numbers (NaN).")
+                    continue
                 panels.draw(
-                    charts.top_chart(attention_view.top(look.probabilities, names), column.method, seen.label),
+                    charts.top_chart(top, column.method, seen.label),
                     True,
                     key=f"{key}-top",
                     alt=f"{seen.caption}: the five likeliest classes: {column.name}",

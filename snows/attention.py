@@ -326,8 +326,8 @@ def rollout(maps: Iterable[Tensor]) -> Tensor:
             before = "" if result is None else f" after one of {tuple(result.shape[1:])}"
             raise InputError(
                 f"Rollout follows the same tokens through all blocks, but here is a map of {tuple(step.shape[1:])}{before}. "
-                "It is undefined for windowed or pooled attention, and where only a class token attends. Compare the maps block "
-                "by block."
+                "It is undefined for windowed or pooled attention, and where only a class token attends. Compare the maps "
+                "block by block."
             )
         step = step + torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
         step = step / step.sum(-1, keepdim=True)

@@ -3,8 +3,8 @@
 A **place** is a pixel of the image, say, or an index along an axis of a softmax. Every operation hands on the places of what it
 is made of. One that moves values moves the places alike; one that works on each value by itself leaves them where they are;
 a linear layer, a convolution or a product gives each result the place that its inputs have in common. So the places at a token
-say which patch it is, whatever was cut, rolled, put in front or reordered on the way, and the places of a softmax's axes, at the
-product that reads it, say which of them is summed over. Nothing is computed but places, and no image is needed.
+say which patch it is, whatever was cut, rolled, put in front or reordered on the way, and the places of a softmax's axes, at
+the product that reads it, say which of them is summed over. Nothing is computed but places, and no image is needed.
 
 A tensor of places has size 1 along axes on which they do not vary, so a network's take less memory than its values.
 """

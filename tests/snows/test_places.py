@@ -13,11 +13,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from snows.attention import MapTokens, TokenGrid, attention_maps, map_tokens, rollout, similarity, token_grid
-from snows.config import InputError
+from snows.attention import MapTokens, TokenGrid, attention_maps, map_tokens, similarity, token_grid
 from snows.graph import NetworkGraph
 
 T, C, H, D = 6, 8, 2, 4  # tokens of the 2 x 3 patches, channels, heads and channels of each
