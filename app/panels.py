@@ -15,6 +15,7 @@ from plotly.graph_objects import Figure
 
 from app import charts, form, frames, live, state
 from app.runs import run_label
+from snows import measure_names
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
 from snows.measure_names import MEASURES, duration, size
@@ -127,14 +128,14 @@ def _running(run: Run, progress: frames.Progress) -> None:
 
 def _finished(run: Run, config: RunConfig) -> None:
     metrics = run.metrics() or {}
-    measured = {name: value for name in _TILES if (value := metrics.get(name)) is not None}
-    for column, (name, value) in zip(st.columns(len(measured) or 1), measured.items(), strict=False):
-        measure, delta = MEASURES[name], None
-        if name == "accuracy" and (dense := metrics.get("accuracy_dense")) is not None:
+    measured = [name for name in _TILES if name in metrics]
+    for column, name in zip(st.columns(len(measured) or 1), measured, strict=False):
+        measure, value, delta = MEASURES[name], metrics[name], None
+        if name == "accuracy" and value is not None and (dense := metrics.get("accuracy_dense")) is not None:
             delta = f"{MEASURES['change'].say(value - dense)} from {measure.say(dense)}"
         column.metric(
             measure.title,
-            measure.say(value),
+            measure_names.said(name, metrics),
             delta,
             delta_color="off",
             delta_arrow="off",
@@ -337,8 +338,14 @@ def follow(run: Run, draw: Callable[[bool], None]) -> None:
 
 
 def said(table: pd.DataFrame) -> "Styler":
-    """The table with each measure's values said as everywhere else; they sort as numbers."""
-    return table.style.format({name: MEASURES[name].say for name in table.columns if name in MEASURES}, na_rep="")
+    """The table with each measure's values said as everywhere else, and why a finished run has none; they sort as numbers."""
+    measures = [name for name in table.columns if name in MEASURES]
+    styled = table.style.format({name: MEASURES[name].say for name in measures}, na_rep="")
+    if "state" in table:
+        finished = table.index[table["state"] == "finished"]
+        for name in measures:
+            styled.format(MEASURES[name].say, na_rep=measure_names.missing(name), subset=(finished, [name]))
+    return styled
 
 
 def measure_columns(table: pd.DataFrame, widths: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from app import charts, convergence, frames, layers
 from snows.config import RunConfig, as_path, explain
 from snows.events import Event, RunFailed
-from snows.measure_names import MEASURES, duration, number
+from snows.measure_names import MEASURES, duration, number, said
 from snows.store import Run, RunStore, default_root
 
 _TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
@@ -79,8 +79,7 @@ def _did(config: RunConfig, progress: frames.Progress) -> str:
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
     metrics = run.metrics() or {}
-    measured = [(MEASURES[name], metrics.get(name)) for name in _TILES]
-    return [(measure.title, measure.say(value)) for measure, value in measured if value is not None]
+    return [(MEASURES[name].title, said(name, metrics)) for name in _TILES if name in metrics]
 
 
 def _notes(events: list[Event], state: str, progress: frames.Progress) -> list[tuple[str, bool]]:

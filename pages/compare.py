@@ -387,7 +387,7 @@ def _logits(
 
 
 def answer_view(entries: list[Entry]) -> None:
-    from snows import comparison
+    from snows import comparison, metrics
     from snows.data import as_pixels
 
     networks = opened(entries)
@@ -419,7 +419,7 @@ def answer_view(entries: list[Entry]) -> None:
             },
         )
         if labels is not None and len(entries) > 1:
-            right_by = {label: found.argmax(1) == labels for label, found in logits.items()}
+            right_by = {label: metrics.right(found, labels) for label, found in logits.items()}
             best = max(right_by, key=lambda label: int(right_by[label].sum()))
             st.markdown(f"**Is {best} really better?** Image by image")
             tests = {o: comparison.sign_test(right_by[best], correct) for o, correct in right_by.items() if o != best}
@@ -481,6 +481,8 @@ def answer_view(entries: list[Entry]) -> None:
     classes = first.model.class_names
 
     def named(answer: int | None) -> str:
+        if answer == metrics.NO_ANSWER:
+            return "no answer (not a number)"
         return "" if answer is None or pd.isna(answer) else classes[int(answer)] if classes else f"output {int(answer)}"
 
     said = changed.drop(columns="image").map(named)

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -35,7 +35,7 @@ from snows.config import (
     as_path,
     explain,
 )
-from snows.measure_names import MEASURES
+from snows.measure_names import MEASURES, missing, said
 from snows.presets import PRESETS, Preset
 from snows.store import Batch, Run, RunStore, RunTakenError, StoreError, default_root
 from snows.threads import share_cores
@@ -82,11 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return _fail("Stopped.", CANCELLED)
-
-
-def _json(record: dict[str, Any]) -> str:
-    """One line of JSON, in which a NaN or an infinity is a text: JSON has no such numbers."""
-    return to_json(record, inf_nan_mode="strings").decode()
 
 
 def _fail(sentence: str, code: int) -> int:
@@ -525,7 +520,10 @@ def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
         for row in curve.rows:
             k = row.config.prune.k_steps
             of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
-            values = [row.values[name].said(name) if name in row.values else "-" for name in measured]
+            values = [
+                row.values[name].said(name) if name in row.values else missing(name) if name in row.missing else "-"
+                for name in measured
+            ]
             level = advice is not None and any(row is other for other in advice.level)
             mark = BEST if advice is not None and row is advice.row else LEVEL if level else ""
             rows.append((name, str(k), of_all, *values, mark))
@@ -568,7 +566,7 @@ def _list(given: argparse.Namespace) -> int:
             except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
                 rows.append((run.id, "unreadable", *"-----"))
                 continue
-            shares = [_said(name, metrics.get(name)) for name in measured]
+            shares = [said(name, metrics) for name in measured]
             rows.append((run.id, run.state(), config.model, str(config.prune.pattern), _method(config.prune), *shares))
         sys.stdout.write(_table(rows))
     return FINISHED
@@ -608,13 +606,18 @@ def _method(config: PruneConfig) -> str:
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
-    names = ("accuracy_dense", "accuracy", "agreement", "density", "seconds", "num_products")
-    rows = [(MEASURES[name].title, _said(name, metrics.get(name))) for name in names]
+    names = ("accuracy_dense", "accuracy", "agreement", "divergence", "density", "seconds", "num_products")
+    rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
     return _table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()
 
 
 def _heads(measures: Sequence[str]) -> list[str]:
     return [MEASURES[name].title.upper() for name in measures]
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """In JSON, which has no NaN and no infinity: they are null."""
+    return to_json(record, inf_nan_mode="null").decode()
 
 
 def _said(measure: str, value: float | None) -> str:

@@ -176,8 +176,6 @@ def _fused_arguments(node: fx.Node) -> dict[str, Any]:
     return {name: given[name] for name in ("query", "key", "attn_mask", "is_causal", "scale", "enable_gqa")}
 
 
-
-
 @dataclass(frozen=True)
 class TokenGrid:
     """Which token is which.

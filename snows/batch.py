@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from snows.config import InputError, PruneConfig, RunConfig
-from snows.measure_names import MEASURES, Measure
+from snows.measure_names import MEASURES, Measure, missing
 
 MOST_RUNS = 200
 
@@ -120,7 +120,7 @@ class Spread:
 @dataclass(frozen=True)
 class Row:
     """One setting over its seeds. `runs`: their places in what was given. `values` by name of a measure; also
-    `accuracy_dense` and `change` (of accuracy, against the dense network).
+    `accuracy_dense` and `change` (of accuracy, against the dense network). `missing`: those that a run has no value of.
 
     `best`: the measures in which no row is better. `level`: those in which a better row's lead is within the noise, see
     `is_level`.
@@ -129,6 +129,7 @@ class Row:
     config: RunConfig
     runs: list[int]
     values: dict[str, Spread]
+    missing: set[str]
     num_evaluation: int
     best: set[str] = field(default_factory=set)
     level: set[str] = field(default_factory=set)
@@ -162,7 +163,10 @@ def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], place
     if "accuracy" in values and "accuracy_dense" in values:
         values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
     images = min(int(metrics.get("num_evaluation") or 0) for metrics in measured)
-    return Row(finished[places[0]][0], places, values, images)
+    without = {name for metrics in measured for name, value in metrics.items() if value is None}
+    if {"accuracy", "accuracy_dense"} & without:
+        without.add("change")
+    return Row(finished[places[0]][0], places, values, without, images)
 
 
 def _mark(rows: list[Row], name: str, measure: Measure) -> None:
@@ -261,7 +265,7 @@ def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 def _cell(row: Row, name: str) -> str:
     if name not in row.values:
-        return ""
+        return missing(name) if name in row.missing else ""
     measure = "accuracy" if name == "change" else name
     mark = BEST if measure in row.best else LEVEL if measure in row.level else ""
     return f"{row.values[name].said(name)} {mark}".rstrip()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snows import metrics
 from snows.config import NM, Dense, Unstructured
 from snows.export import semi_structured_shape_obstacle
 from snows.graph import Frontier, NetworkGraph, Site
@@ -22,7 +23,8 @@ from snows.graph import Frontier, NetworkGraph, Site
 
 @dataclass(frozen=True)
 class Flip:
-    """An image that two networks answer differently: its number, both answers, and its label where there is one."""
+    """An image that two networks answer differently: its number, both answers as `metrics.answers` gives them, and its label
+    where there is one."""
 
     image: int
     dense: int
@@ -38,8 +40,8 @@ class Flip:
 
 
 def flips(dense: Tensor, pruned: Tensor, labels: Tensor | None = None) -> list[Flip]:
-    """The images whose highest logit changed, in their order. `dense`, `pruned`: (N, C); `labels`: (N,)."""
-    before, after = dense.argmax(1), pruned.argmax(1)
+    """The images whose answer changed, in their order. `dense`, `pruned`: (N, C); `labels`: (N,)."""
+    before, after = metrics.answers(dense), metrics.answers(pruned)
     places = (before != after).nonzero()[:, 0].tolist()
     return [Flip(i, int(before[i]), int(after[i]), None if labels is None else int(labels[i])) for i in places]
 
@@ -47,7 +49,7 @@ def flips(dense: Tensor, pruned: Tensor, labels: Tensor | None = None) -> list[F
 def class_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """The share of each class's images that logits (N, C) get right: (C,), NaN for a class without images."""
     count = logits.shape[1]
-    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=count)
+    right = torch.bincount(labels[metrics.right(logits, labels)], minlength=count)
     return right.double() / torch.bincount(labels, minlength=count)  # 0 / 0 is NaN
 
 

@@ -5,7 +5,7 @@ The names are those of `metrics.json`, of the rows that `snows.batch` and `snows
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 # --- numbers as people read them ---
@@ -175,3 +175,16 @@ MEASURES = {
         words=percent,
     ),
 }
+
+
+def missing(measure: str) -> str:
+    """Why a run that has finished has no value of a measure."""
+    return "no labels" if measure in ("accuracy", "accuracy_dense", "change") else "not a number"
+
+
+def said(measure: str, metrics: Mapping[str, float | None]) -> str:
+    """A run's measure as people read it; where it has none, why, and `-` where nothing was measured yet."""
+    if measure not in metrics:
+        return "-"
+    value = metrics[measure]
+    return missing(measure) if value is None else MEASURES[measure].say(value)

@@ -22,19 +22,36 @@ def _cpu_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: ob
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
 
 
+NO_ANSWER = -1
+
+
+def answers(logits: Tensor) -> Tensor:
+    """The class of each image's highest logit (N, C): (N,). `NO_ANSWER` where one of them is NaN."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), NO_ANSWER)
+
+
+def right(logits: Tensor, truth: Tensor) -> Tensor:
+    """Which images logits (N, C) answer as `truth` (N,) says, their labels or another network's answers: (N,), bool.
+
+    What gives no answer is never right, and where there is no true one nobody is.
+    """
+    given = answers(logits)
+    return (given == truth.to(given.device)) & (given != NO_ANSWER)
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose highest logit (N, C) is their label (N,). Logits with a NaN predict nothing and count as wrong."""
-    return _share(_predictions(logits) == labels.to(logits.device))
+    """Share of images whose label (N,) logits (N, C) answer, see `right`."""
+    return _share(right(logits, labels))
 
 
 def agreement(logits: Tensor, dense_logits: Tensor) -> float:
-    """Share of images on which both networks (N, C) predict the same class. Needs no labels; a NaN agrees with nothing."""
-    predictions = _predictions(logits)
-    return _share((predictions == _predictions(dense_logits.to(logits.device))) & (predictions >= 0))
+    """Share of images to which both networks (N, C) give the same answer, see `right`. Needs no labels."""
+    return _share(right(logits, answers(dense_logits)))
 
 
 def divergence(logits: Tensor, dense_logits: Tensor) -> float:
-    """Mean over images of KL(dense || pruned) between the class probabilities of logits (N, C), in nats; 0 means equal.
+    """Mean over images of KL(dense || pruned) between the class probabilities of logits (N, C), in nats; 0 means equal. NaN
+    where one network has no probabilities, infinite where the pruned one rules out what the dense one does not.
 
     Summed in float64: the divergence of two close networks is far below float32's resolution of the logits' softmax.
     """
@@ -47,10 +64,6 @@ def divergence(logits: Tensor, dense_logits: Tensor) -> float:
 def density(weights: Mapping[str, Tensor]) -> float:
     """Share of all weights or mask entries that are not zero."""
     return sum(int(w.count_nonzero()) for w in weights.values()) / sum(w.numel() for w in weights.values())
-
-
-def _predictions(logits: Tensor) -> Tensor:
-    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 
 def _share(hits: Tensor) -> float:

@@ -73,6 +73,13 @@ def _execute(run: Run) -> events.RunFinished:
     pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
     pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
     size = metrics.size_bytes(result.model.state_dict(), result.patterns)
+    for name, given in (("dense", dense_logits), ("pruned", pruned_logits)):
+        if unanswered := int((metrics.answers(given) == metrics.NO_ANSWER).sum()):
+            message = (
+                f"The {name} network gives no answer to {unanswered:,} of {len(given):,} evaluation images: its outputs are "
+                "not numbers (NaN). They count as wrong."
+            )
+            run.append(events.Note(message=message))
     found: dict[str, float | None] = {
         "accuracy_dense": None if images.labels is None else metrics.accuracy(dense_logits, images.labels),
         "accuracy": None if images.labels is None else metrics.accuracy(pruned_logits, images.labels),
@@ -87,8 +94,8 @@ def _execute(run: Run) -> events.RunFinished:
     }
     run.append(events.Phase(name="save"))
     run.save_weights(result.model.state_dict())
-    run.save_metrics(found)
-    right = pruned_logits.argmax(1) == (dense_logits.argmax(1) if images.labels is None else images.labels)
+    found = run.save_metrics(found)
+    right = metrics.right(pruned_logits, metrics.answers(dense_logits) if images.labels is None else images.labels)
     return events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex())
 
 

@@ -27,13 +27,14 @@ on which file systems this holds between hosts.
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,7 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from snows import lock
 from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
@@ -55,7 +56,6 @@ ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
 _TAIL_BYTES = 4096
 # A diverged network may have a NaN among its measures, for which JSON has no number, see `events`.
-_METRICS = TypeAdapter(dict[str, float | None], config=ConfigDict(ser_json_inf_nan="strings"))
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 
@@ -341,13 +341,17 @@ class Run:
     def weights_path(self) -> Path:
         return self.path / "weights.safetensors"
 
-    def save_metrics(self, metrics: dict[str, float | None]) -> None:
-        _write(self.path / "metrics.json", _METRICS.dump_json(metrics, indent=2))
+    def save_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+        """Write what was measured and return it as written: what is not finite has no number in JSON, and is None."""
+        finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+        _write(self.path / "metrics.json", json.dumps(finite, indent=2, allow_nan=False).encode())
+        return finite
 
     def metrics(self) -> dict[str, float | None] | None:
-        """None until the run has finished. Raises `ValidationError` for a file that somebody else wrote."""
+        """What was measured at the end, None for what could not be (`measure_names.said` has the reason); None before."""
         try:
-            return _METRICS.validate_json((self.path / "metrics.json").read_bytes())
+            # Until November 2026 a NaN was written as it is.
+            return json.loads((self.path / "metrics.json").read_text(), parse_constant=lambda _: None)
         except FileNotFoundError:
             return None
 

@@ -11,6 +11,7 @@ from snows import comparison
 from snows.comparison import OUTPUT, Flip
 from snows.config import NM, Unstructured
 from snows.graph import NetworkGraph
+from snows.metrics import NO_ANSWER
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 1.0]])  # answers 0, 1, 2, 0
 
@@ -23,6 +24,20 @@ class TestAnswers:
         found = comparison.flips(LOGITS, self.pruned, labels)
         assert found == [Flip(0, 0, 1, 0), Flip(2, 2, 0, 0), Flip(3, 0, 2, 1)]
         assert [flip.kind for flip in found] == ["lost", "won", "other"]
+
+    def test_no_answer_is_another_answer_than_any_and_right_for_nobody(self) -> None:
+        nothing = torch.full_like(LOGITS, math.nan)
+        before, labels = LOGITS.argmax(1).tolist(), LOGITS.argmax(1)
+        found = comparison.flips(LOGITS, nothing, labels)
+        assert found == [Flip(i, before[i], NO_ANSWER, before[i]) for i in range(len(LOGITS))]
+        assert {flip.kind for flip in found} == {"lost"}
+        assert {flip.kind for flip in comparison.flips(nothing, LOGITS, labels)} == {"won"}
+        assert comparison.flips(nothing, nothing, labels) == []
+        # argmax of NaN is a class like any other: each of them, in turn, must not be right.
+        for place in range(LOGITS.shape[1]):
+            logits = LOGITS.clone()
+            logits[:, place] = math.nan
+            assert comparison.class_accuracy(logits, torch.full((len(LOGITS),), place))[place] == 0
 
     def test_without_labels_nobody_knows_who_is_right(self) -> None:
         assert {flip.kind for flip in comparison.flips(LOGITS, self.pruned)} == {"other"}

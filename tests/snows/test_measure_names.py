@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snows import batch, study
-from snows.measure_names import MEASURES, duration, number, percent, size
+from snows.measure_names import MEASURES, duration, number, percent, said, size
 
 ROOT = Path(__file__).parents[2]
 MINUS = "\N{MINUS SIGN}"
@@ -81,3 +81,15 @@ def test_what_a_measure_means_stands_nowhere_else() -> None:
             texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
             again = [text for text in texts if isinstance(text, str) and any(meaning in text for meaning in meanings)]
             assert again == [], path
+
+
+def test_a_missing_value_has_a_reason() -> None:
+    measured = {"accuracy": None, "accuracy_dense": None, "divergence": None, "agreement": 0.5}
+    words = {name: said(name, measured) for name in (*measured, "seconds")}
+    assert words == {
+        "accuracy": "no labels",
+        "accuracy_dense": "no labels",
+        "divergence": "not a number",
+        "agreement": "50.00 %",
+        "seconds": "-",  # nothing has measured it yet
+    }

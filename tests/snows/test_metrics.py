@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snows.config import NM, Dense, Unstructured
 from snows.graph import NetworkGraph
-from snows.metrics import accuracy, agreement, density, divergence, multiply_adds, size_bytes
+from snows.metrics import NO_ANSWER, accuracy, agreement, answers, density, divergence, multiply_adds, right, size_bytes
 
 logit_pairs = st.tuples(st.integers(1, 8), st.integers(2, 5), st.integers(0, 2**31)).map(
     lambda t: tuple(torch.randn(2, t[0], t[1], generator=torch.Generator().manual_seed(t[2])) * 5)
@@ -27,6 +27,21 @@ def test_a_network_that_diverged_predicts_nothing() -> None:
     broken = torch.full((4, 3), torch.nan)
     assert accuracy(broken, torch.zeros(4, dtype=torch.long)) == 0
     assert agreement(broken, broken) == 0
+
+
+NAN, INF = math.nan, math.inf
+# One logit that is not a number among others, wherever it stands; an infinite one is a large one.
+ODD = torch.tensor([[NAN, 1.0, 0.0], [0.0, NAN, 1.0], [NAN, NAN, NAN], [0.0, INF, 1.0], [2.0, -INF, 1.0], [0.0, 3.0, 1.0]])
+
+
+def test_what_gives_no_answer_is_never_right() -> None:
+    assert answers(ODD).tolist() == [NO_ANSWER] * 3 + [1, 0, 1]
+    for label in range(3):
+        truth = torch.full((6,), label)
+        assert right(ODD, truth).tolist() == [False] * 3 + [answer == label for answer in (1, 0, 1)]
+        assert accuracy(ODD, truth) == sum(answer == label for answer in (1, 0, 1)) / 6
+    assert right(ODD, answers(ODD)).tolist() == [False] * 3 + [True] * 3
+    assert agreement(ODD, ODD) == 0.5
 
 
 def test_agreement_compares_predictions_not_logits() -> None:

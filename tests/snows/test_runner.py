@@ -1,5 +1,6 @@
 """A run folder from its config to its last event, on the bundled network and a few images."""
 
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -422,3 +423,41 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_outputs_that_are_not_numbers_are_never_right(labelled: bool, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, loaded = runner.logits, data.load_configured
+    truth: list[torch.Tensor] = []
+
+    def broken(*args: Any) -> torch.Tensor:
+        result = really(*args)
+        result[3:7] = math.nan  # of both networks: argmax of NaN is class 0, so they would agree, and be right on that class
+        result[11, 2] = math.nan
+        truth.append(result)
+        return result
+
+    def load(*args: Any, **kwargs: Any) -> data.Data:
+        images = loaded(*args, **kwargs)
+        return replace(images, labels=torch.zeros_like(images.labels) if labelled else None)
+
+    monkeypatch.setattr(runner, "logits", broken)
+    monkeypatch.setattr(data, "load_configured", load)
+    run = store.create(config())
+    execute(run)
+    last, found = happened(run)[-1], run.metrics()
+    assert isinstance(last, events.RunFinished)
+    assert found == last.metrics
+    assert found["divergence"] is None
+    dense, pruned = (logits.argmax(1) for logits in truth)
+    answered = torch.ones(40, dtype=torch.bool)
+    answered[[3, 4, 5, 6, 11]] = False
+    assert found["agreement"] == float((answered & (dense == pruned)).double().mean())
+    right = answered & (pruned == (0 if labelled else dense))
+    assert np.unpackbits(np.frombuffer(bytes.fromhex(last.right), np.uint8)).tolist() == right.int().tolist()
+    if labelled:
+        assert found["accuracy"] == float(right.double().mean())
+    notes = [event.message for event in happened(run) if isinstance(event, events.Note)]
+    said = [note for note in notes if "no answer to 5 of 40 evaluation images" in note]
+    assert [note.split()[1] for note in said] == ["dense", "pruned"]
+    json.loads((run.path / "metrics.json").read_text(), parse_constant=pytest.fail)

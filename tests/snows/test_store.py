@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -513,16 +514,20 @@ def test_metrics_come_back(run: Run) -> None:
     assert run.metrics() == {"accuracy": 0.9, "accuracy_dense": None}
 
 
-def test_metrics_that_are_no_numbers_come_back_and_the_file_is_strict_json(run: Run) -> None:
-    run.save_metrics({"divergence": float("nan"), "seconds": float("inf"), "accuracy": None})
-
+@given(st.dictionaries(st.text(min_size=1), st.none() | st.floats()))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_metrics_are_json_whatever_was_measured(run: Run, measured: dict[str, float | None]) -> None:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
+        raise AssertionError(f"{constant} is no JSON")
 
-    json.loads((run.path / "metrics.json").read_text(), parse_constant=refuse)
-    assert repr(run.metrics()) == "{'divergence': nan, 'seconds': inf, 'accuracy': None}"
-    (run.path / "metrics.json").write_text('{"divergence": NaN}')  # as an older version wrote it
-    assert repr(run.metrics()) == "{'divergence': nan}"
+    saved = run.save_metrics(measured)
+    assert json.loads((run.path / "metrics.json").read_text(), parse_constant=refuse) == saved == run.metrics()
+    assert saved == {n: v if v is not None and math.isfinite(v) else None for n, v in measured.items()}
+
+
+def test_metrics_of_before_are_read_without_their_nan(run: Run) -> None:
+    (run.path / "metrics.json").write_text('{"accuracy": 0.5, "divergence": NaN, "seconds": Infinity, "density": -Infinity}')
+    assert run.metrics() == {"accuracy": 0.5, "divergence": None, "seconds": None, "density": None}
 
 
 def test_no_scratch_file_stays_or_is_read(run: Run) -> None:
