@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ALL_PATCHES, ONE_PATCH, ROLLOUT = "All patches", "One patch", "Rollout"
 CLASS_TOKEN = "Class token"
+GLOBAL = "Global query"  # a softmax over the image that nothing in it asks for
 _TOKEN_WORDS = {
     **{"cls": CLASS_TOKEN, "class": CLASS_TOKEN, "dist": "Distillation token", "reg": "Register", "average": "Average token"},
     **{"latent": "Pooling query", "probe": "Pooling query", "query": "Pooling query"},
@@ -149,6 +150,8 @@ def _queries(tokens: MapTokens) -> list[str]:
 
 def _learned(grid: TokenGrid) -> list[str]:
     """The tokens that are no patches as a person knows them, numbered where there are several of a kind; "" for padding."""
+    if grid.extra == ("",) and not grid.patches:
+        return [GLOBAL]
     words = [next((word for key, word in _TOKEN_WORDS.items() if key in name), name) for name in grid.extra]
     return [f"{word} {words[: i + 1].count(word)}" if word and words.count(word) > 1 else word for i, word in enumerate(words)]
 

@@ -81,8 +81,10 @@ def _core(places: Tensor) -> Tensor:
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
     """The places of a value made of `parts`: of the first part that has one."""
-    result = parts[0]
-    for other in parts[1:]:
+    # A learned scale, bias or position says nothing of what it is applied to, not even where that is padding.
+    placed = [part for part in parts if bool((part >= FIRST).any())]
+    result, *others = placed or parts
+    for other in others:
         result = torch.where(result >= FIRST, result, torch.maximum(result, other))
     return result
 

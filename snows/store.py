@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
 _TAIL_BYTES = 4096
-# A diverged network may have a NaN among its measures, for which JSON has no number, see `events`.
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 

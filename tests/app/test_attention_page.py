@@ -163,9 +163,95 @@ def test_questions_of_a_transformer_with_registers() -> None:
     assert found.queries == ["Class token", "Register 1", "Register 2", ONE_PATCH, ROLLOUT]
 
 
+def swin(size: int) -> Inspection:
+    sizes = {"img_size": size, "patch_size": 4, "window_size": 7, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
+    return inspect(timm.models.swin_transformer.SwinTransformer(**sizes, num_classes=3), 3, size, size)
+
+
+def test_where_one_window_is_the_whole_image_its_block_can_be_looked_at() -> None:
+    found = questions(swin(56))
+    assert list(found.tokens) == ["layers.1.blocks.0.attn"]
+    assert found.queries == [ALL_PATCHES, ONE_PATCH]  # of rollout there is none: it would go through the windows
+    assert found.blocks_with(ONE_PATCH) == ["layers.1.blocks.0.attn"]
+    assert "1 of 2 maps can be laid over the image: 1 attend within windows." in found.note
+
+
+def test_a_block_offers_what_its_own_tokens_can_be_asked() -> None:
+    sizes = {"img_size": (32, 48), "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+    inspection = inspect(timm.create_model("cait_xxs24_224", **sizes), 3, 32, 48)
+    found = questions(inspection)
+    patches, alone = [f"blocks.{i}.attn" for i in range(2)], [f"blocks_token_only.{i}.attn" for i in range(2)]
+    assert found.blocks == [*patches, *alone]
+    assert found.queries == [attention_view.CLASS_TOKEN, ALL_PATCHES, ONE_PATCH]
+    assert (found.blocks_with(ALL_PATCHES), found.blocks_with(attention_view.CLASS_TOKEN)) == (patches, alone)
+    assert (found.grid(patches[0]), found.grid(alone[0])) == (TokenGrid((), 2, 3, tuple(range(6))), None)
+    assert found.note == ""
+    maps = attention_view.look(inspection, torch.randn(3, 32, 48), "dense").maps
+    seen = attention_view.attended(maps, found, alone[1], 2, attention_view.CLASS_TOKEN, (1, 1))
+    assert seen.tolist() == maps[alone[1]][1, 0, 1:].reshape(2, 3).tolist()
+    seen = attention_view.attended(maps, found, patches[0], 1, ONE_PATCH, (2, 1))
+    assert seen.tolist() == maps[patches[0]][0, 3].reshape(2, 3).tolist()
+
+
+def test_a_pyramid_s_patches_look_at_fewer_than_they_are() -> None:
+    network = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64), num_classes=3)
+    inspection = inspect(network, 3, 64, 96)
+    found = questions(inspection)
+    assert found.queries == [ALL_PATCHES, ONE_PATCH]
+    assert found.blocks_with(ONE_PATCH) == ["stages.3.blocks.0.attn"]
+    assert len(found.blocks_with(ALL_PATCHES)) == 4
+    maps = attention_view.look(inspection, torch.randn(3, 64, 96), "dense").maps
+    seen = attention_view.attended(maps, found, "stages.0.blocks.0.attn", None, ALL_PATCHES, (1, 1))
+    np.testing.assert_allclose(seen, maps["stages.0.blocks.0.attn"][0].mean(0).reshape(2, 3), rtol=1e-5)
+
+
+class Attends(nn.Module):
+    """A convolution, then attention of one of four kinds on its 2 x 2 positions."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.score, self.fc = kind, nn.Conv2d(1, 4, 4, 4), nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images).relu()
+        tokens = x.flatten(2).mT
+        match self.kind:
+            case "sigmoid":
+                tokens = tokens + (tokens @ tokens.mT).sigmoid() @ tokens
+            case "gate":
+                tokens = tokens * self.score(tokens).softmax(1)
+            case "global":
+                tokens = tokens + self.score(tokens).softmax(1).mT @ tokens
+            case "channels":
+                tokens = tokens + tokens @ (tokens.mT @ tokens).softmax(-1)
+        return self.fc(tokens.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries", "note"),
+    [
+        ("sigmoid", [], "Not shown, of what attends: 1 (network: it multiplies values of the image with each other without a"),
+        ("gate", [], "Not shown, of what attends: 1 (network: its softmax scales values one by one"),
+        ("global", [attention_view.GLOBAL], ""),
+        ("channels", [], "No query of this network sees the whole image: 1 attend between channels"),
+    ],
+)
+def test_attention_that_is_no_map_of_the_image_is_said_not_hidden(kind: str, queries: list[str], note: str) -> None:
+    inspection = inspect(Attends(kind), 1, 8, 8)
+    found = questions(inspection)
+    assert found.queries == queries
+    assert note in found.note
+    assert found.stages == (kind in ("sigmoid", "gate"))
+    assert "A convolutional network" not in found.note
+    if kind == "global":
+        maps = attention_view.look(inspection, torch.rand(1, 8, 8), "dense").maps
+        seen = attention_view.attended(maps, found, "network", None, attention_view.GLOBAL, (1, 1))
+        assert seen.shape == (2, 2)
+        assert seen.sum() == pytest.approx(1)
+
+
 def test_questions_of_windows_are_none_and_the_note_says_so() -> None:
-    sizes = {"img_size": 56, "patch_size": 4, "window_size": 7, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 4)}
-    found = questions(inspect(timm.models.swin_transformer.SwinTransformer(**sizes, num_classes=3), 3, 56, 56))
+    found = questions(swin(112))
     assert (found.queries, found.heads, found.tokens, found.mapped) == ([], {}, {}, False)
     assert len(found.blocks) == 2
     assert "attend within windows" in found.note

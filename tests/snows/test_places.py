@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snows.attention import MapTokens, TokenGrid, attention_maps, map_tokens, similarity, token_grid
+from snows.attention import MapTokens, TokenGrid, attention_maps, map_tokens, rollout, similarity, token_grid
+from snows.config import InputError
 from snows.graph import NetworkGraph
 
 T, C, H, D = 6, 8, 2, 4  # tokens of the 2 x 3 patches, channels, heads and channels of each
@@ -636,30 +637,66 @@ def tiny(name: str, fused: bool = False, **arguments: Any) -> tuple[nn.Module, T
 
 
 VIT = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 3}
+FOUR = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}
+# How many of its maps are over the whole image, within windows, and over something else; and what attends without a map.
 FAMILIES: list[tuple[str, dict[str, Any], Counter[str]]] = [
-    # How many of its maps are over the whole image, within windows, and over something else.
-    ("cait_xxs24_224", VIT, Counter(image=4)),
-    ("xcit_nano_12_p16_224", {**VIT, "num_heads": 4, "embed_dim": 32}, Counter(image=2, other=2)),
-    ("crossvit_9_240", {"img_size": 240, "depth": ([1, 1, 0],), "embed_dim": (24, 24), "num_heads": (3, 3)}, Counter(image=4)),
-    ("convit_tiny", {**VIT, "local_up_to_layer": 1}, Counter(image=2, other=1)),
+    ("cait_xxs24_224", VIT, Counter(image=4)),  # talking heads, then a class token alone
+    ("xcit_nano_12_p16_224", {**VIT, "embed_dim": 32, "num_heads": 4}, Counter(image=2, other=2)),  # between channels
+    ("convit_tiny", {**VIT, "local_up_to_layer": 1}, Counter(image=2, other=1)),  # a second softmax, over positions
+    ("crossvit_9_240", {}, Counter(image=18)),  # two branches, and class tokens that cross over
     ("vit_small_patch16_dinov3", VIT, Counter(image=2)),
+    ("vit_dlittle_patch16_reg1_gap_256", VIT, Counter(image=2)),  # differential attention
     ("deit_tiny_distilled_patch16_224", {**VIT, "img_size": (32, 64)}, Counter(image=2)),
-    ("levit_128s", {}, Counter(image=11)),
-    ("pvt_v2_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}, Counter(image=4)),
-    (
-        "twins_svt_small",
-        {"depths": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4)},
-        Counter(image=2, windows=3),
-    ),
-    (
-        "tnt_s_legacy_patch16_224",
-        {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 3, "inner_dim": 8},
-        Counter(image=2, windows=2),
-    ),
-    ("mvitv2_tiny", {}, Counter()),
-    ("volo_d1_224", {}, Counter()),
-    ("mobilevit_xxs", {}, Counter()),
-    ("coat_lite_tiny", {"serial_depths": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "img_size": 64}, Counter(other=4)),
-    ("lambda_resnet26t", {}, Counter()),
-    ("csatv2", {}, Counter()),
+    ("vit_relpos_base_patch16_clsgap_224", VIT, Counter(image=2)),
+    ("levit_128s", {}, Counter(image=11)),  # fewer queries than keys between stages
+    ("pvt_v2_b0", {**FOUR, "embed_dims": (8, 16, 40, 64)}, Counter(image=4)),  # fewer keys than queries
+    ("twins_svt_small", {**FOUR, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 3, 4)}, Counter(image=4, windows=3)),
+    ("tnt_s_legacy_patch16_224", {"img_size": 64, "depth": 2}, Counter(image=2, windows=2)),  # pixels within patches
+    ("hiera_tiny_224", {}, Counter(image=8, windows=4)),  # windows of tokens that were reordered beforehand
+    ("mobilevit_xxs", {}, Counter(windows=9)),
+    ("mobilevitv2_050", {}, Counter(missing=9)),  # products of single values
+    ("efficientvit_b0", {}, Counter(missing=4)),  # ReLU attention
+    ("lambda_resnet26t", {}, Counter(other=3)),
+    ("coat_lite_tiny", {"img_size": 64}, Counter(other=8)),
+    ("resnest14d", {}, Counter(missing=4)),  # branches
+    ("gcresnet33ts", {}, Counter(image=10)),  # one query a block, which is no token
+    ("resnet50_clip", {}, Counter(image=1)),  # from the average of all patches
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arguments", "expected"), FAMILIES, ids=[name for name, *_ in FAMILIES])
+def test_families_of_timm(name: str, arguments: dict[str, Any], expected: Counter[str]) -> None:
+    before = timm.layers.use_fused_attn()
+    timm.layers.set_fused_attn(False)  # fused, there is nothing to follow
+    try:
+        torch.manual_seed(0)
+        network = timm.create_model(name, num_classes=5, **arguments).eval()
+    finally:
+        timm.layers.set_fused_attn(bool(before))
+    size = arguments.get("img_size", network.default_cfg["input_size"][1:])
+    images = torch.randn(2, 3, *(size if isinstance(size, tuple) else (size, size)))
+    with torch.no_grad(), caught_softmaxes() as caught:
+        network(images)
+    graph = NetworkGraph.export(network, images)
+    maps = attention_maps(graph, images)
+    kinds = Counter(tokens.kind for tokens in map_tokens(graph).values())
+    if maps.missing:
+        kinds["missing"] = len(maps.missing)
+    assert kinds == expected
+    if "missing" not in expected:
+        assert len(maps) == len(caught)
+    # Value by value, whatever the order of images, windows and heads; then each image by itself.
+    for weights, plain in zip(maps.values(), (c for c in caught if len(maps) == len(caught)), strict=False):
+        assert weights.shape[-1] == plain.shape[-1]
+        direction = torch.randn(plain.shape[-1], generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(*((w @ direction).flatten().sort().values for w in (weights, plain)), rtol=1e-3, atol=1e-4)
+    for place in range(2):
+        for weights, alone in zip(maps.values(), attention_maps(graph, images[place : place + 1]).values(), strict=True):
+            torch.testing.assert_close(weights[place], alone[0], rtol=1e-3, atol=1e-5)
+    grid = token_grid(graph)
+    if grid is not None:
+        assert torch.isfinite(rollout(maps.values())).all()
+    else:
+        with pytest.raises(InputError):
+            rollout(maps.values())
