@@ -8,13 +8,14 @@ from app import compare, frames, panels, state
 from app.compare import Entry
 from snows.measure_names import duration
 from snows.store import ACTIVE, Batch, Run, RunTakenError, StoreError
+from snows.words import network_name
 
 
 def batch_words(batch: Batch) -> str:
     """A batch as a list of batches names it: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
     runs = batch.runs()
     configs = [config for run in runs if (config := state.config_of(run)) is not None]
-    networks = list(dict.fromkeys(config.model for config in configs))
+    networks = list(dict.fromkeys(network_name(config) for config in configs))
     of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
     return f"{frames.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
 
@@ -84,7 +85,7 @@ def _member(entry: Entry) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with st.container(width=120):
             panels.badge(entry.state)
-        st.page_link(state.page("prune"), label=entry.label, query_params={"run": entry.run.id}, width=330)
+        st.page_link(state.page("prune"), label=frames.plain(entry.label), query_params={"run": entry.run.id}, width=330)
         if entry.state == "running":
             st.caption(f"{100 * state.log(entry.run).share:.0f} % of its layers", width="content")
         if entry.state in ACTIVE:

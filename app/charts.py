@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from snows.measure_names import MEASURES
+from snows.words import UPDATE_NAMES
 
 COLORS = {
     "dense": "#8A929C",
@@ -27,13 +28,7 @@ COLORS = {
     "sparsegpt": "#CC79A7",
     "snows": "#0077BB",
 }
-LABELS = {
-    "dense": "Dense network",
-    "none": "Mask only",
-    "least-squares": "Least squares",
-    "sparsegpt": "SparseGPT",
-    "snows": "SNOWS",
-}
+LABELS = {"dense": "Dense network", **UPDATE_NAMES}
 _SYMBOLS = {"none": "circle-open", "least-squares": "diamond", "sparsegpt": "square", "snows": "circle"}
 TROUBLE = "#DB4453"  # what needs attention; no method's color
 _LINE = "rgba(128, 136, 146, 0.45)"

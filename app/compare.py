@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from app import charts, frames
-from snows.batch import COLUMNS, Row, cells, labels, pareto, row_names, summarize
+from snows.batch import Row, pareto, summarize
 from snows.config import RunConfig
 from snows.events import RunFailed
 from snows.log import Log
 from snows.measure_names import MEASURES, number, size
 from snows.store import ACTIVE, Run
+from snows.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
 
 if TYPE_CHECKING:
     from snows.comparison import Flip, Likeness, SignTest
@@ -37,15 +38,15 @@ class Entry:
 
 def entries(runs: Iterable[Run]) -> list[Entry]:
     """Those of the runs that this version can read, in the order given."""
-    found = []
+    readable = []
     for run in runs:
         try:
-            found.append((run, run.config(), run.state(), run.metrics() or {}))
+            readable.append((run, as_called(run), run.state(), run.metrics() or {}))
         except ValueError:  # written by another version, or damaged
             continue
-    configs = [config for _, config, _, _ in found]
+    configs = [config for _, config, _, _ in readable]
     apart = zip(labels(configs), marks(configs), strict=True)
-    return [Entry(*parts, label, mark) for parts, (label, mark) in zip(found, apart, strict=True)]
+    return [Entry(*parts, label, mark) for parts, (label, mark) in zip(readable, apart, strict=True)]
 
 
 def marks(configs: Sequence[RunConfig]) -> list[charts.Mark]:
@@ -63,12 +64,19 @@ def marks(configs: Sequence[RunConfig]) -> list[charts.Mark]:
 
 def networks(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Runs by network and images: only runs of one network, on the same images, can be set side by side."""
-    found: dict[str, list[Entry]] = {}
+    by_network: dict[str, list[Entry]] = {}
     for entry in entries:
         config = entry.config
-        name = config.model + (f" from {config.checkpoint}" if config.checkpoint else "") + f" on {config.data}"
-        found.setdefault(name, []).append(entry)
-    return found
+        whose = f" from {config.checkpoint}" if config.checkpoint else ""  # the whole path: names of files repeat
+        by_network.setdefault(f"{config.model}{whose} on {config.data}", []).append(entry)
+    return by_network
+
+
+def network_titles(by_network: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
+    """What to call each of `networks`."""
+    configs = [entries[0].config for entries in by_network.values()]
+    titles = set_apart([(f"{network_name(config)} on {data_name(config)}",) for config in configs])
+    return dict(zip(by_network, titles, strict=True))
 
 
 # --- a batch at work ---
@@ -121,7 +129,7 @@ def finished(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows as numbers to sort by, and as the texts of `snows.batch.cells` to show; one shape, the same titles."""
+    """The rows as numbers to sort by, and as the texts of `snows.words.cells` to show; one shape, the same titles."""
     texts = pd.DataFrame(cells(rows))
     numbers = texts.copy()
     for name in COLUMNS:
@@ -142,9 +150,9 @@ def verdict(rows: Sequence[Row]) -> str:
     level = [name for name, row in named if measure in row.level]
     seeds = min(len(row.runs) for row in rows)
     value = next(row.values[measure].mean for name, row in named if name == best[0])
-    says = f"**{best[0]}** has the best {measure}, {MEASURES[measure].say(value)}."
+    says = f"**{frames.plain(best[0])}** has the best {measure}, {MEASURES[measure].say(value)}."
     if level:
-        says += f" The lead on {', '.join(level)} may be chance: “Answers” below compares them image by image."
+        says += f" The lead on {frames.plain(', '.join(level))} may be chance: “Answers” below compares them image by image."
     if seeds == 1:
         says += " Each is one seed; add seeds to see how far another choice of calibration images moves them."
     return says

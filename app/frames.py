@@ -3,14 +3,14 @@
 Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.log` says.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from app import charts
-from snows.config import NM, Dense, RunConfig, Unstructured
+from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
     Event,
@@ -183,14 +183,9 @@ def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
     return np.concatenate([kept, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]
 
 
-def method(config: RunConfig) -> str:
-    """What fills the mask: `SNOWS, K = 3`."""
-    return charts.LABELS[config.prune.update] + (f", K = {config.prune.k_steps}" if config.prune.update == "snows" else "")
-
-
-def title(config: RunConfig) -> str:
-    """A run in a line: network, pattern, method."""
-    return f"{config.model} · {config.prune.pattern} · {method(config)}"
+def plain(text: str) -> str:
+    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image."""
+    return re.sub(r"([\\`*_\[\]<>$~])", r"\\\1", text)
 
 
 def pattern_words(pattern: NM | Unstructured | Dense) -> str:

@@ -14,12 +14,12 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from app import charts, form, frames, live, state
-from app.runs import run_label
 from snows import measure_names
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
 from snows.measure_names import MEASURES, duration, size
 from snows.store import ACTIVE, Run, RunTakenError, StoreError
+from snows.words import name_of
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -64,7 +64,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     progress = frames.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(run_label(run), anchor=False, width="content")
+        st.subheader(frames.plain(name_of(run)), anchor=False, width="content")
         badge(run_state)
     where = f" in {frames.counted(len(progress.sites), 'layer')}" if progress.sites else ""
     st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
@@ -262,7 +262,7 @@ def example_figure() -> None:
     whose = "your newest finished run" if finished else "a recorded run"
     st.markdown(f"**Each layer's error, before and after re-fitting**, in {whose}")
     _loss_chart(events, config, frames.progress(events, events[-1].time).sites)
-    st.caption(frames.title(config))
+    st.caption(frames.plain(name_of(run)))
 
 
 # --- pages that look into a run ---
@@ -294,7 +294,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
                 options.index(current) if current and not problem else None,
                 key=f"inspected-{page_name}-{current}-{bool(problem)}",
                 width=400,
-                format_func=lambda run_id: f"{run_label(runs[run_id])} · {_origin(runs[run_id])}",
+                format_func=lambda run_id: f"{name_of(runs[run_id])} · {_origin(runs[run_id])}",
             )
         if picked is not None and (picked != current or problem):
             state.open_run(picked, page_name)
@@ -372,7 +372,7 @@ def run_picker(opened: Run | None) -> None:
         options.index(current),
         key=f"picker-{current}",
         width=400,
-        format_func=lambda run_id: f"{run_label(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
+        format_func=lambda run_id: f"{name_of(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
     )
     if picked != current:
         state.open_run(picked)
@@ -394,7 +394,7 @@ def recent_runs(limit: int = 8) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.page_link(
                 state.page("prune"),
-                label=run_label(run),
+                label=frames.plain(name_of(run)),
                 icon=":material/arrow_forward:",
                 query_params={"run": run.id},
                 width=330,

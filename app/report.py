@@ -24,6 +24,7 @@ from snows.config import RunConfig, as_path, explain
 from snows.events import Event, RunFailed
 from snows.measure_names import MEASURES, duration, number, said
 from snows.store import Run, RunStore, default_root
+from snows.words import name_of
 
 _TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
 _STAGES = {"mask_only": "Mask only", "least_squares": "Least squares", "final": "At the end"}
@@ -35,12 +36,10 @@ def report(run: Run) -> str:
     config, (events, _), labels = run.config(), run.events(), run.labels()
     state = run.state_after(events[-1] if events else None)
     progress = frames.progress(events, events[-1].time if events else 0.0)
-    heading = frames.title(config)
     made = datetime.fromtimestamp(run.created()).strftime("%d %B %Y, %H:%M").lstrip("0")
-    name = labels.name or config.name
     return _template().render(
-        name=name or heading,
-        about=list(filter(None, (heading if name else "", run.id, made, state, *labels.tags))),
+        name=name_of(run),
+        about=[run.id, made, state, *labels.tags],
         did=_did(config, progress),
         tiles=_tiles(run),
         notes=_notes(events, state, progress),

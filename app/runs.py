@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from app import frames, report
+from app import report
 from snows import archive
 from snows.config import RunConfig
 from snows.store import Run
+from snows.words import as_called, method_name, network_name
 
 COLUMNS = {
     "id": "str",
@@ -39,15 +40,6 @@ UNREADABLE = "unreadable"
 _WORDS = ("id", "name", "network", "pattern", "method", "state")
 
 
-def run_label(run: Run) -> str:
-    """A run as a list of runs names it: what a person called it, and its title. Its id if this version cannot read it."""
-    try:
-        config, name = run.config(), run.labels().name
-    except ValueError:
-        return run.id
-    return " · ".join(filter(None, (name or config.name, frames.title(config))))
-
-
 def table(runs: Iterable[Run], recorded: Iterable[Run] = ()) -> pd.DataFrame:
     """One row a run, in the order given, those that come with the app last; columns as in `COLUMNS`, NaN where not measured."""
     rows = [*(_row(run, False) for run in runs), *(_row(run, True) for run in recorded)]
@@ -68,7 +60,7 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "recorded": recorded,
     }
     try:
-        config, labels, metrics = run.config(), run.labels(), run.metrics() or {}
+        config, labels, metrics = as_called(run), run.labels(), run.metrics() or {}
         state = run.state()
     except (ValueError, TypeError):  # written by another version, or damaged
         return row
@@ -76,10 +68,10 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
     accuracy, dense = metrics.get("accuracy"), metrics.get("accuracy_dense")
     return row | {
         "compare": labels.compare,
-        "name": labels.name or config.name,
-        "network": config.model,
+        "name": config.name,
+        "network": network_name(config),
         "pattern": str(config.prune.pattern),
-        "method": frames.method(config),
+        "method": method_name(config.prune),
         "state": state + done,
         "accuracy": accuracy,
         "change": None if accuracy is None or dense is None else accuracy - dense,

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import charts, frames, gallery, panels, runs, state
+from app import charts, frames, gallery, panels, state
 from snows.config import InputError
 from snows.measure_names import MEASURES, duration, size
 from snows.store import Run
+from snows.words import as_called, labels, name_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -320,7 +321,7 @@ def _second_run(run: Run) -> Run | None:
         persist_state="session",
         width=300,
         disabled=not others,
-        format_func=lambda other: f"{runs.run_label(others[other])} · {panels.when(others[other])}" if other else "None",
+        format_func=lambda other: f"{name_of(others[other])} · {panels.when(others[other])}" if other else "None",
         help="Another run of the same network, beside this one."
         + ("" if others else " There is none yet: prune this network once more, with other settings."),
     )
@@ -335,20 +336,18 @@ def _second_run(run: Run) -> Run | None:
 
 
 def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
-    def pruned(of: Run) -> Column:
-        config = of.config().prune
-        return Column(f"{frames.method(of.config())} · {config.pattern}", config.update, "pruned", state.inspection(of))
-
-    first = pruned(run)
-    columns = [
+    compared = [run] if second is None else [run, second]
+    configs = [as_called(run) for run in compared]
+    first, *others = (
+        Column(label, config.prune.update, "pruned", state.inspection(of))
+        for of, config, label in zip(compared, configs, labels(configs), strict=True)
+    )
+    return [
         Column("Dense network", "dense", "dense", first.inspection),
         Column("Mask only", "none", "mask_only", first.inspection),
         replace(first, name=f"{first.name}, so far") if is_live else first,
+        *others,
     ]
-    if second is not None:
-        other = pruned(second)
-        columns.append(replace(other, name=f"{other.name} (second run)") if other.name == first.name else other)
-    return columns
 
 
 def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
@@ -473,7 +472,7 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
         for place, column, look, values in zip(places, columns, seen.looks, seen.maps or [None] * len(columns), strict=True):
             key, names = f"{seen.image}-{column.name}", column.inspection.model.class_names
             with place:
-                st.markdown(f"**{column.name}**")
+                st.markdown(f"**{frames.plain(column.name)}**")
                 panels.draw(
                     charts.attention_picture(seen.pixels, values, limits, opacity, marked, height),
                     True,
@@ -586,7 +585,7 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
     for place, column in zip(places, columns[1:], strict=True):
         mean, low, high = spreads[column.name]
         with place:
-            st.markdown(f"**{column.name}**")
+            st.markdown(f"**{frames.plain(column.name)}**")
             st.metric(
                 score.title,
                 score.say(mean),

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from app import batch_form, batch_view, charts, compare, frames, layers, panels, state
 from app.compare import Entry
-from snows.batch import BEST, COLUMNS, LEVEL, Row, row_names
+from snows.batch import Row
 from snows.config import InputError
 from snows.measure_names import MEASURES
 from snows.store import ACTIVE, Batch, Run
+from snows.words import BEST, COLUMNS, LEVEL, name_of, row_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +155,7 @@ def pick_runs(now: Choice) -> None:
         "Runs",
         list(known),
         chosen,
-        format_func=lambda run_id: panels.run_label(known[run_id]),
+        format_func=lambda run_id: name_of(known[run_id]),
         key=f"compare-runs-{chosen}",
         placeholder="Choose runs to set side by side",
         wrap=True,
@@ -190,6 +191,7 @@ def comparison(now: Choice) -> None:
         network = st.selectbox(
             "Network",
             options := list(networks),
+            format_func=compare.network_titles(networks).get,
             width=400,
             help="Only runs of one network, on the same images, can be set side by side.",
             **state.addressed("network", options, network),
@@ -421,7 +423,7 @@ def answer_view(entries: list[Entry]) -> None:
         if labels is not None and len(entries) > 1:
             right_by = {label: metrics.right(found, labels) for label, found in logits.items()}
             best = max(right_by, key=lambda label: int(right_by[label].sum()))
-            st.markdown(f"**Is {best} really better?** Image by image")
+            st.markdown(f"**Is {frames.plain(best)} really better?** Image by image")
             tests = {o: comparison.sign_test(right_by[best], correct) for o, correct in right_by.items() if o != best}
             st.dataframe(
                 compare.sign_tests(tests),
@@ -592,7 +594,7 @@ def attention_view(entries: list[Entry]) -> None:
         for entry in entries[:4]:
             st.page_link(
                 state.page("attention"),
-                label=f"See the maps of {entry.label}",
+                label=f"See the maps of {frames.plain(entry.label)}",
                 icon=":material/visibility:",
                 query_params={"run": entry.run.id},
             )

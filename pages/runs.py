@@ -13,6 +13,7 @@ from app import form, frames, panels, runs, state
 from snows import archive
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.store import ACTIVE, TRASH_SECONDS, Labels, Run, StoreError
+from snows.words import name_of
 
 STATES = ("running", "queued", "finished", "failed", "cancelled", "interrupted")
 # What "again, with one change" offers: the setting, its name, values one may want, and their words.
@@ -162,7 +163,7 @@ def details(run: Run) -> None:
         return
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.subheader(runs.run_label(run), anchor=False, width="content")
+            st.subheader(frames.plain(name_of(run)), anchor=False, width="content")
             panels.badge(run_state)
         st.caption(
             f"{run.id} · made {panels.when(run)}"
@@ -316,7 +317,7 @@ def again(run: Run, config: RunConfig) -> None:
 
 def delete_button(found: list[Run]) -> None:
     with st.popover("Delete", icon=":material/delete:", disabled=not found):
-        st.markdown("  \n".join(["**Delete?**", *map(runs.run_label, found)]))
+        st.markdown("  \n".join(["**Delete?**", *(frames.plain(name_of(run)) for run in found)]))
         st.caption(f"You can have it back for {DAYS} days; after that its files are gone.")
         if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
             deleted = done(state.store().trash, [run.id for run in found])
@@ -343,7 +344,7 @@ def trash() -> None:
                 with st.container(horizontal=True, vertical_alignment="center"):
                     if st.button("Restore", icon=":material/undo:", key=f"restore-{run.path}"):
                         restore([run])
-                    st.markdown(f"{runs.run_label(run)} · {run.id}", width="content")
+                    st.markdown(f"{frames.plain(name_of(run))} · {run.id}", width="content")
 
 
 def restore(deleted: list[Run]) -> None:

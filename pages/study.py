@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import batch_view, charts, panels, state, study, study_form
+from app import batch_view, charts, frames, panels, state, study, study_form
 from app.study import DRAWN, LOSSES, Study
 from snows.measure_names import MEASURES
 from snows.store import ACTIVE, Batch, Run
@@ -100,7 +100,7 @@ def curves(runs: list[Run]) -> None:
     so_far = any(run.state() in ACTIVE for run in runs)
     for name, advice in zip(found.names, found.advice, strict=True):
         if advice is not None:
-            whose = f"**{name}.** " if len(found.names) > 1 else ""
+            whose = f"**{frames.plain(name)}.** " if len(found.names) > 1 else ""
             icon = ":gray[:material/hourglass_empty:] So far:" if so_far else ":green[:material/check_circle:]"
             st.markdown(f"{icon} {whose}{advice.reason}")
     points, lines = study.points(found), study.marks(found)

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from snows import events, study
-from snows.batch import BEST, LEVEL, METHODS, cells, combinations, expand, labels, method_name, summarize
+from snows.batch import METHODS, combinations, expand, summarize
 from snows.config import (
     MASKS,
     REFINEMENTS,
@@ -39,6 +39,7 @@ from snows.measure_names import MEASURES, missing, said
 from snows.presets import PRESETS, Preset
 from snows.store import Batch, Run, RunStore, RunTakenError, StoreError, default_root
 from snows.threads import share_cores
+from snows.words import BEST, LEVEL, as_called, cells, labels, method_name, run_name
 
 # torch and timm take seconds to import; only the commands that compute import them, inside.
 
@@ -460,7 +461,7 @@ def _work_through(batch: Batch) -> int:
             raise InputError(f"Another process works on the runs of {batch.id}. Wait for it, or cancel them.")
         if elsewhere := len(unfinished) - len(holds):
             sys.stderr.write(f"Another process works on {elsewhere} of them; these are left to it.\n")
-        for hold, label in zip(holds, labels([hold.run.config() for hold in holds]), strict=True):
+        for hold, label in zip(holds, labels([as_called(hold.run) for hold in holds]), strict=True):
             with hold:
                 if stopped:
                     endings.append(hold.cancel())
@@ -480,14 +481,14 @@ def _work_through(batch: Batch) -> int:
 
 
 def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
-    found = [(run, run.config(), metrics) for run in runs if (metrics := run.metrics())]
+    finished = [(run, as_called(run), metrics) for run in runs if (metrics := run.metrics())]
     if as_json:
-        for run, config, metrics in found:
+        for run, config, metrics in finished:
             sys.stdout.write(_json({"run_id": run.id, "method": method_name(config.prune), **metrics}) + "\n")
         return FINISHED
-    if not found:
+    if not finished:
         return _fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
-    table = cells(summarize([(config, metrics) for _, config, metrics in found]))
+    table = cells(summarize([(config, metrics) for _, config, metrics in finished]))
     sys.stdout.write(_table([[title.upper() for title in table], *zip(*table.values(), strict=True)]))
     sys.stdout.write(f"\n{BEST} the best of a column, {LEVEL} within the noise of it (two standard errors)\n")
     return FINISHED
@@ -559,23 +560,23 @@ def _list(given: argparse.Namespace) -> int:
         sys.stdout.write(f"There are no runs in {default_root()} yet. Start one with `python -m snows prune`.\n")
     else:
         measured = ("accuracy", "agreement")
-        rows: list[tuple[str, ...]] = [("RUN", "STATE", "MODEL", "PATTERN", "METHOD", *_heads(measured))]
+        rows: list[tuple[str, ...]] = [("RUN", "STATE", *_heads(measured), "NAME")]
         for run in runs:
             try:
-                config, metrics = run.config(), run.metrics() or {}
+                name, metrics = run_name(as_called(run)), run.metrics() or {}
             except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
-                rows.append((run.id, "unreadable", *"-----"))
+                rows.append((run.id, "unreadable", *"---"))
                 continue
-            shares = [said(name, metrics) for name in measured]
-            rows.append((run.id, run.state(), config.model, str(config.prune.pattern), _method(config.prune), *shares))
+            rows.append((run.id, run.state(), *(said(measure, metrics) for measure in measured), name))
         sys.stdout.write(_table(rows))
     return FINISHED
 
 
 def _show(given: argparse.Namespace) -> int:
     run = _get(RunStore(default_root()), given.run)
-    log = run.log()
-    sys.stdout.write(f"{run.id}: {run.state()}\n{_heading(run.config())}\n\n")
+    config, log = as_called(run), run.log()
+    what = f"{config.num_calibration:,} calibration images of {config.data}, seed {config.prune.seed}"
+    sys.stdout.write(f"{run.id}: {run.state()}\n{run_name(config)}\n{what}\n\n")
     rows: list[tuple[str, ...]] = [
         ("LAYER", *_heads(["density"]), "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", *_heads(["seconds"]), "STATUS")
     ]
@@ -590,19 +591,6 @@ def _show(given: argparse.Namespace) -> int:
     if metrics := run.metrics():
         sys.stdout.write(_summary(run, metrics) + "\n")
     return FINISHED
-
-
-def _heading(config: RunConfig) -> str:
-    source = f" from {config.checkpoint}" if config.checkpoint else ""
-    return (
-        f"{config.model}{source} on {config.data}, {config.prune.pattern}, {_method(config.prune)}, "
-        f"{config.num_calibration:,} calibration images, seed {config.prune.seed}"
-    )
-
-
-def _method(config: PruneConfig) -> str:
-    mask = config.mask + (" refined" if config.refinement != "none" else "")
-    return f"{mask} + {config.update}" + (f" K={config.k_steps}" if config.update == "snows" else "")
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from snows.config import InputError, PruneConfig, RunConfig
-from snows.measure_names import MEASURES, Measure, missing
+from snows.measure_names import MEASURES, Measure
 
 MOST_RUNS = 200
 
@@ -49,17 +49,6 @@ def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence
             refinement = "none"
         found.append(Method(mask, update, target, refinement))
     return list(dict.fromkeys(found))
-
-
-def method_name(config: PruneConfig) -> str:
-    """A method as a person calls it: the known name, or its parts. With K where that counts."""
-    targets = "dense" if config.update == "none" else config.targets  # what is not fitted has no target
-    method = Method(config.mask, config.update, targets, config.refinement)
-    name = next((name for name, known in METHODS.items() if known == method), None)
-    if name is None:
-        name = f"{config.mask} + {config.update}" + (", propagated targets" if targets == "propagated" else "")
-        name += {"none": "", "layer": ", mask refined by layer", "window": ", mask refined"}[config.refinement]
-    return f"{name}, K = {config.k_steps}" if config.update == "snows" else name
 
 
 def expand(
@@ -166,7 +155,10 @@ def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], place
     without = {name for metrics in measured for name, value in metrics.items() if value is None}
     if {"accuracy", "accuracy_dense"} & without:
         without.add("change")
-    return Row(finished[places[0]][0], places, values, without, images)
+    config = finished[places[0]][0]
+    if any(finished[place][0].name != config.name for place in places):  # a name of one is none of all
+        config = config.model_copy(update={"name": ""})
+    return Row(config, places, values, without, images)
 
 
 def _mark(rows: list[Row], name: str, measure: Measure) -> None:
@@ -206,66 +198,3 @@ def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
     """Which points no other beats: none has at most its cost and at least its value, and one of the two better."""
     points = list(zip(costs, values, strict=True))
     return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points) for cost, value in points]
-
-
-# --- in words ---
-
-# The columns of a table, in order.
-COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "seconds")
-BEST, LEVEL = "★", "☆"
-
-
-def network_words(config: RunConfig) -> str:
-    """The network, and where its weights come from if they are one's own."""
-    return config.model + (f" from {config.checkpoint}" if config.checkpoint else "")
-
-
-def set_apart(parts: Sequence[Sequence[str]]) -> list[str]:
-    """A name from each one's parts: the first, and whatever else is not the same in all. Numbered where nothing is."""
-    differing = [place for place, values in enumerate(zip(*parts, strict=True)) if place == 0 or len(set(values)) > 1]
-    names = [" · ".join(own[place] for place in differing) for own in parts]
-    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
-
-
-def labels(configs: Sequence[RunConfig]) -> list[str]:
-    """What sets each config apart: its method, and whatever else is not the same in all. Numbered where nothing is."""
-    parts = [
-        (
-            method_name(config.prune),
-            str(config.prune.pattern),
-            network_words(config),
-            config.data,
-            f"{config.num_calibration:,} images",
-            f"{config.prune.sweeps} sweeps",
-            f"seed {config.prune.seed}",
-        )
-        for config in configs
-    ]
-    return set_apart(parts)
-
-
-def row_names(rows: Sequence[Row]) -> list[str]:
-    """What sets rows apart; a seed does not."""
-    return labels([row.config.model_copy(update={"prune": row.config.prune.model_copy(update={"seed": 0})}) for row in rows])
-
-
-def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The rows as a table of texts, by title: Method, each of `COLUMNS` that was measured, and Seeds where there are several.
-
-    The best of a column has `BEST` behind it, and what is within the noise of it `LEVEL`.
-    """
-    table = {"Method": row_names(rows)}
-    for name in COLUMNS:
-        if any(name in row.values for row in rows):
-            table[MEASURES[name].title] = [_cell(row, name) for row in rows]
-    if any(len(row.runs) > 1 for row in rows):
-        table["Seeds"] = [str(len(row.runs)) for row in rows]
-    return table
-
-
-def _cell(row: Row, name: str) -> str:
-    if name not in row.values:
-        return missing(name) if name in row.missing else ""
-    measure = "accuracy" if name == "change" else name
-    mark = BEST if measure in row.best else LEVEL if measure in row.level else ""
-    return f"{row.values[name].said(name)} {mark}".rstrip()

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from snows import batch
-from snows.batch import MOST_RUNS, Method, Row, Spread, image_noise, is_level, network_words, set_apart, summarize
+from snows.batch import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
 from snows.config import InputError, RunConfig
 from snows.events import RunFinished, SiteFinished
 from snows.measure_names import MEASURES, duration
 from snows.store import Run
+from snows.words import data_name, mask_name, network_name, set_apart
 
 # Measured beside what `snows.batch` compares by. Errors are relative to the target's mean square, of the layer in the middle.
 OF_LAYERS = ("own_error", "window_error", "memory")
@@ -212,14 +213,14 @@ def names(found: Sequence[Curve]) -> list[str]:
     """What sets curves apart: the network, and whatever else is not the same in all."""
     parts = [
         (
-            network_words(curve.config),
-            f"{curve.config.num_calibration:,} images",
+            network_name(curve.config),
             str(curve.config.prune.pattern),
-            curve.config.data,
-            curve.config.prune.mask,
+            mask_name(curve.config.prune.mask),
             f"mask refined by {curve.config.prune.refinement}",
             f"{curve.config.prune.targets} targets",
             f"{curve.config.prune.sweeps} sweeps",
+            data_name(curve.config),
+            f"{curve.config.num_calibration:,} images",
         )
         for curve in found
     ]

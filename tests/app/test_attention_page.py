@@ -411,14 +411,14 @@ def test_finished_run_beside_its_mask_and_a_second_run(open_page: OpenPage, stor
     assert "Evaluation image 0, labeled Ankle boot" in text
     assert "Attention preserved: 97.7 % (97.2 % to 98.1 % on 8 of 10 images)" in text
     assert "Attention preserved: 99.9 %" in text
-    names = ("Dense network", "Mask only", "SNOWS, K = 3 · 2:4")
+    names = ("Dense network", "Mask only", "SNOWS, refined mask, K = 3")
     assert len({json.dumps([map_of(app, name)["data"][1][key] for key in ("zmin", "zmax")]) for name in names}) == 1
     z = np.array([map_of(app, name)["data"][1]["z"] for name in names])
     assert np.abs(z[0] - z[1]).max() > 5 * np.abs(z[0] - z[2]).max() > 0
 
     app.selectbox("second run").set_value(other.id).run()
     assert app.query_params["with"] == other.id
-    second = "Mask only · 2:4"
+    second = "Magnitude only"
     assert map_of(app, second)["data"][1]["z"] == map_of(app, names[2])["data"][1]["z"]  # the same weights
     assert text_of(app).count("Attention preserved: 99.9 %") == 2
 
@@ -485,7 +485,7 @@ def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: Ope
     assert app.select_slider("block").options == ["layer1.2.act2", "layer2.2.act2", "layer3.2.act2"]
     assert np.shape(map_of(app, "Dense network")["data"][1]["z"]) == (8, 8)
     app.select_slider("block").set_value("layer1.2.act2").run()
-    assert np.shape(map_of(app, "SNOWS, K = 3 · 1:4")["data"][1]["z"]) == (32, 32)
+    assert np.shape(map_of(app, "SNOWS, refined mask, K = 3")["data"][1]["z"]) == (32, 32)
     assert not [group.key for group in app.get("button_group") if group.key in ("query", "head")]
     assert app.selectbox("second run").disabled
 
@@ -500,7 +500,7 @@ def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: Open
     assert "So far 4 of 24 layers pruned" in text
     assert "Measured when the run has ended" in text
     assert not app.metric
-    first = map_of(app, "SNOWS, K = 3 · 2:4, so far")
+    first = map_of(app, "SNOWS, refined mask, K = 3, so far")
     app.toggle("measure now").set_value(True).run()
     assert app.metric[0].label == "Attention preserved"
     # A fifth layer: the maps follow.
@@ -509,7 +509,7 @@ def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: Open
     run.save_site(4, final[site], final[site] != 0)
     app.run()
     assert "So far 5 of 24 layers pruned" in text_of(app)
-    assert map_of(app, "SNOWS, K = 3 · 2:4, so far") != first
+    assert map_of(app, "SNOWS, refined mask, K = 3, so far") != first
 
 
 def test_stopped_run_shows_what_there_is(open_page: OpenPage, store: RunStore) -> None:

@@ -1,6 +1,7 @@
 """Events to frames, progress and text."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -154,6 +155,16 @@ def test_pattern_in_words(pattern: NM | Unstructured | Dense, words: str) -> Non
 
 def test_counted_things_have_a_plural() -> None:
     assert [frames.counted(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
+@pytest.mark.parametrize(
+    "text", ["![x](http://evil.example/x.png)", "[a](javascript:b)", "<img src=x>", "$x$ `y` *z* _w_ ~v \\"]
+)
+def test_what_somebody_typed_is_no_markdown(text: str) -> None:
+    escaped = frames.plain(text)
+    assert re.sub(r"\\(.)", r"\1", escaped) == text
+    assert not re.search(r"(?<!\\)(\\\\)*[`*_\[\]<>$~]", escaped)
+    assert frames.plain("Best so far · timm:resnet18 · 1:4") == "Best so far · timm:resnet18 · 1:4"
 
 
 def test_coverage_names_every_weight() -> None:

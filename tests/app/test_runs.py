@@ -43,7 +43,7 @@ class TestTable:
             "name": "best",
             "network": "resnet20-fashion",
             "pattern": "1:8",
-            "method": "SNOWS, K = 5",
+            "method": "SNOWS, refined mask, K = 5",
             "state": "finished",
             "accuracy": pytest.approx(0.9331),
             "change": pytest.approx(-0.0064),

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = "recorded-1-vit-fashion"
 SECONDS = 1_000  # milliseconds
-NETWORK = "SNOWS, K = 3 · 2:4"
+NETWORK = "SNOWS, refined mask, K = 3 (1)"  # the first of two that differ in nothing
 
 
 def picture(page: Page, network: str = NETWORK) -> Locator:
-    return page.get_by_role("figure", name=re.compile(f"where this network looks: {network}$"))
+    return page.get_by_role("figure", name=re.compile(f"where this network looks: {re.escape(network)}$"))
 
 
 def click_at(page: Page, figure: Locator, across: float, down: float) -> None:
@@ -67,7 +67,7 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
         expect(figure.locator(".shapelayer path").last).to_be_visible()
 
     # A click on a cell of the similarity opens that head: the second of six blocks, the third of three heads.
-    alike = page.get_by_role("figure", name=re.compile(f"by block and head: {NETWORK}$"))
+    alike = page.get_by_role("figure", name=re.compile(f"by block and head: {re.escape(NETWORK)}$"))
     click_at(page, alike, 2.5 / 3, 1.5 / 6)
     expect_address(page, "head=3", "block=blocks.1.attn")
     seen = expect_other_heat(page, seen)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from snows import batch
-from snows.batch import BEST, LEVEL, METHODS, Method, Spread
+from snows.batch import METHODS, Method, Spread
 from snows.config import InputError, PruneConfig, RunConfig
 from snows.store import RunStore, StoreError
 
@@ -44,32 +44,13 @@ class TestExpand:
             batch.expand(RunConfig(), [WANDA], ["2:4"], [], list(range(201)))
 
 
-class TestNames:
-    def test_a_known_method_has_its_name_and_any_other_its_parts(self) -> None:
-        assert batch.method_name(PruneConfig(mask="wanda", update="none", targets="propagated")) == "Wanda"
-        assert batch.method_name(PruneConfig(k_steps=5)) == "SNOWS, refined mask, K = 5"
-        assert batch.method_name(PruneConfig(refine="none")) == "SNOWS, dense targets, K = 3"
-        other = PruneConfig(mask="random", update="sparsegpt", targets="propagated")
-        assert batch.method_name(other) == "random + sparsegpt, propagated targets"
-        assert batch.method_name(PruneConfig(update="least-squares")) == "magnitude + least-squares, mask refined by layer"
-        assert batch.method_name(PruneConfig(mask="wanda")) == "wanda + snows, mask refined, K = 3"
-
-    def test_combinations_are_each_made_once(self) -> None:
-        found = batch.combinations(["magnitude"], ["none", "sparsegpt", "snows"], ["dense", "propagated"], ["none", "window"])
-        assert found == [
-            Method("magnitude", "none"),
-            *(Method("magnitude", "sparsegpt", targets) for targets in ("dense", "propagated")),
-            *(Method("magnitude", "snows", t, r) for t in ("dense", "propagated") for r in ("none", "window")),
-        ]
-
-    def test_labels_say_what_differs_and_nothing_else(self) -> None:
-        assert batch.labels([pruned(k_steps=1), pruned(k_steps=3)]) == [
-            "SNOWS, refined mask, K = 1",
-            "SNOWS, refined mask, K = 3",
-        ]
-        one, other = pruned(pattern="1:8", seed=1), pruned(pattern="2:4", seed=2)
-        assert batch.labels([one, other])[0] == "SNOWS, refined mask, K = 3 · 1:8 · seed 1"
-        assert batch.labels([one, one])[1] == "SNOWS, refined mask, K = 3 (2)"
+def test_combinations_are_each_made_once() -> None:
+    found = batch.combinations(["magnitude"], ["none", "sparsegpt", "snows"], ["dense", "propagated"], ["none", "window"])
+    assert found == [
+        Method("magnitude", "none"),
+        *(Method("magnitude", "sparsegpt", targets) for targets in ("dense", "propagated")),
+        *(Method("magnitude", "snows", t, r) for t in ("dense", "propagated") for r in ("none", "window")),
+    ]
 
 
 def measured(accuracy: float | None, seconds: float, agreement: float = 0.9) -> dict[str, float | None]:
@@ -126,31 +107,21 @@ class TestSummarize:
     def test_without_labels_there_is_no_accuracy(self) -> None:
         (row,) = batch.summarize([(pruned(), measured(None, 3))])
         assert set(row.values) == {"agreement", "density", "seconds"}
-        assert "Accuracy" not in batch.cells([row])
 
     def test_one_row_has_no_best(self) -> None:
         (row,) = batch.summarize([(pruned(), measured(0.9, 3))])
         assert row.best == set()
 
-    def test_cells(self) -> None:
-        table = batch.cells(
-            batch.summarize(
-                [
-                    (pruned(), measured(0.90, 10)),
-                    (pruned(seed=1), measured(0.91, 12)),
-                    (pruned(update="none"), measured(0.895, 1)),
-                ]
-            )
-        )
-        assert table == {
-            "Method": ["SNOWS, refined mask, K = 3", "Magnitude only"],
-            "Accuracy": [f"90.50 ± 0.71 % {BEST}", f"89.50 % {LEVEL}"],
-            "Change": [f"\N{MINUS SIGN}3.50 ± 0.71 points {BEST}", f"\N{MINUS SIGN}4.50 points {LEVEL}"],
-            "Agreement": ["90.00 %", "90.00 %"],
-            "Weights kept": ["25.00 %", "25.00 %"],
-            "Time": ["11.0 ± 1.4 s", f"1 s {BEST}"],
-            "Seeds": ["2", "1"],
-        }
+
+def test_a_row_bears_a_name_that_all_its_runs_bear() -> None:
+    rows = batch.summarize(
+        [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("aa")]
+    )
+    assert [row.config.name for row in rows] == ["a"]
+    rows = batch.summarize(
+        [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("ab")]
+    )
+    assert [row.config.name for row in rows] == [""]
 
 
 def test_pareto_front_is_what_no_other_beats() -> None:

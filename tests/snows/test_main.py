@@ -380,8 +380,8 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
     assert main(["list"]) == 0
     rows = [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()]
     states = {row[1]: row for row in rows}
-    assert states["finished"][2:] == ["resnet20-fashion", "1:8", "magnitude refined + snows K=3", "92.00 %", "95.00 %"]
-    assert states["failed"][2:] == ["vit-fashion", "2:4", "magnitude + none", "-", "-"]
+    assert states["finished"][2:] == ["92.00 %", "95.00 %", "resnet20-fashion · 1:8 · SNOWS, refined mask, K = 3"]
+    assert states["failed"][2:] == ["-", "-", "vit-fashion · 2:4 · Magnitude only"]
     assert "unreadable" in states
 
     assert main(["list", "--json"]) == 0
@@ -701,7 +701,7 @@ def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert re.fullmatch(r"METHOD +ACCURACY +CHANGE +AGREEMENT +WEIGHTS KEPT +TIME +SEEDS", lines[0])
-    assert re.fullmatch(r"Wanda · 2:4 +92.00 % +.2.00 points +95.00 % +12.50 % +12 s +2", lines[1])
+    assert re.fullmatch(r"2:4 · Wanda +92.00 % +.2.00 points +95.00 % +12.50 % +12 s +2", lines[1])
     assert len(lines) == 1 + 12 + 2
     assert f"Batch {batch.id}: 24 runs." in err
 

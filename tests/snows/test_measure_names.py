@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snows import batch, study
+from snows import batch, study, words
 from snows.measure_names import MEASURES, duration, number, percent, said, size
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def test_whatever_is_measured_has_a_name() -> None:
     (metrics, *others) = [json.loads(path.read_text()) for path in sorted(ROOT.glob("assets/runs/*/metrics.json"))]
     assert all(other.keys() == metrics.keys() for other in others)
     counts = {"num_evaluation", "dense_bytes"}  # what they were measured on, and against
-    compared = {*batch.COMPARED, *batch.COLUMNS, *study.OF_LAYERS}
+    compared = {*batch.COMPARED, *words.COLUMNS, *study.OF_LAYERS}
     assert {*metrics} - counts | compared <= MEASURES.keys()
     titles = [measure.title for measure in MEASURES.values()]
     assert len(set(titles)) == len(titles)  # tables have them as the names of their columns
