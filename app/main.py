@@ -13,9 +13,9 @@ if str(ROOT) not in sys.path:
 import streamlit as st  # noqa: E402
 
 from app import state  # noqa: E402
-from snows.threads import share_cores  # noqa: E402
+from snows.process import prepare  # noqa: E402
 
-share_cores()
+prepare()
 st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), layout="wide")
 
 

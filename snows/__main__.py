@@ -37,8 +37,8 @@ from snows.config import (
 )
 from snows.measure_names import MEASURES, missing, said
 from snows.presets import PRESETS, Preset
+from snows.process import prepare
 from snows.store import Batch, Run, RunStore, RunTakenError, StoreError, default_root
-from snows.threads import share_cores
 from snows.words import BEST, LEVEL, as_called, cells, labels, method_name, run_name
 
 # torch and timm take seconds to import; only the commands that compute import them, inside.
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    share_cores()
+    prepare()
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.command is None:

@@ -209,7 +209,11 @@ class PruneConfig(_Config):
     batch_size: int = Field(128, ge=1, description="How many calibration images are computed at once.")
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")
-    precision: Literal["float32", "float64"] = Field("float32", description="The number format of the computation.")
+    precision: Literal["float32", "float64"] = Field(
+        "float32",
+        description="The number format of the computation. The app and the shell keep NVIDIA cards from rounding "
+        "float32 to TF32.",
+    )
     prune_classifier: bool = Field(
         False,
         description="Prune the last layer too. It is small and every answer passes through it: pruned to 1:4, it costs "

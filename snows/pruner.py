@@ -6,6 +6,7 @@ frontiers walk the calibration set, one through each network, the dense one a wi
 handed on; a cancelled or killed run loses at most the site it was working on.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -28,7 +29,7 @@ from snows.graph import Frontier, NetworkGraph, Site, Window, evaluating, move
 from snows.linearization import Linearization
 from snows.reconstruction import Batch, input_gram
 from snows.saliency import SCORERS
-from snows.solver import StepResult
+from snows.solver import Status, StepResult
 from snows.sparsity import check_compliance, from_matrix, keep_mask, keep_masks_global, obstacle, read_mask_file, to_matrix
 from snows.updates import UPDATES, SiteProblem
 
@@ -164,7 +165,8 @@ def _images_of(batch: object) -> object:
 def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tensor]:
     """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches."""
     if isinstance(images, Tensor):
-        parts: list[Any] = list(images.split(batch_size)) if images.ndim and len(images) else []
+        # Of like sizes: a last batch of a single image would count like the others where some are drawn.
+        parts: list[Any] = list(images.tensor_split(-(-len(images) // batch_size))) if images.ndim and len(images) else []
     else:
         parts = [_images_of(batch) for batch in images]
     if not parts or not all(isinstance(p, Tensor) and p.ndim and len(p) for p in parts):
@@ -601,6 +603,11 @@ class Cascade:
         compliance = check_compliance(weight, self.covered.patterns[site.name]) if self.given_masks is None else None
         if compliance is not None and not compliance.ok and site.name not in self.global_masks:
             raise PruneError(f"{site.name}: {compliance.message}")
+        if not (bool(torch.isfinite(weight).all()) and all(map(math.isfinite, losses))):
+            raise PruneError(
+                f"{site.name}: the values found for it, or its loss with them, are NaN or infinite. Use float64, more images "
+                "or a smaller K, or check the weights and images."
+            )
         self.parameters[node] = weight
 
         by_k = {"mask_only": problem.masked_losses, **result.by_k, "final": losses}
@@ -649,6 +656,7 @@ class Cascade:
         self.check()
 
     def _on_step(self, site: Site, result: StepResult, damping: float) -> None:
+        promises_little = not result.tried and result.cg.status is not Status.NOT_FINITE
         self.on_event(
             events.NewtonStep(
                 site=site.name,
@@ -662,7 +670,7 @@ class Cascade:
                 predicted=result.predicted,
                 actual=result.actual,
                 damping=damping,
-                status="accepted" if result.step_size > 0 else "rejected" if result.tried else "not needed",
+                status="accepted" if result.step_size > 0 else "not needed" if promises_little else "rejected",
             )
         )
 

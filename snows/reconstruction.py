@@ -283,8 +283,9 @@ class Objective:
     """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches.
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
-    on `curvature_share` of the batches, drawn anew for every Newton step from `seed`; loss and gradient always on all of them.
-    `row_scales` (R,): how much more each row's weights matter over K steps than at K = 0, as last measured.
+    on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
+    on all of them. With `row_blocks` it comes with `row_scales` (R,), how much more each row's weights matter over K steps than
+    at K = 0, and where `preconditioned`, with a preconditioner made of both.
     """
 
     def __init__(
@@ -299,12 +300,13 @@ class Objective:
         curvature_share: float = 1.0,
         damping: float = 0.0,
         row_blocks: RowBlocks | None = None,
+        preconditioned: bool = True,
         seed: int = 0,
     ) -> None:
         self.window, self.kept, self.batches = window, kept, batches
         self.coefficients, self.device = coefficients, device
         self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
-        self.row_blocks, self.seed = row_blocks, seed
+        self.row_blocks, self.preconditioned, self.seed = row_blocks, preconditioned, seed
         self.num_products = 0
         self.last_damping = 0.0
         self.row_scales: Tensor | None = None
@@ -365,10 +367,17 @@ class Objective:
         return losses.tolist(), gradient if with_gradient else None
 
     def curvature_batches(self, step: int) -> list[int]:
-        """The batches that curvature is measured on in Newton step `step`."""
-        count = max(1, round(self.curvature_share * len(self.batches)))
+        """The batches that curvature is measured on in Newton step `step`: as many as come nearest to the share of images."""
+        wanted = self.curvature_share * sum(batch.images for batch in self.batches)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        return torch.randperm(len(self.batches), generator=generator)[:count].sort().values.tolist()
+        chosen: list[int] = []
+        images = 0
+        for i in torch.randperm(len(self.batches), generator=generator).tolist():
+            if chosen and images + self.batches[i].images / 2 > wanted:
+                break
+            chosen.append(i)
+            images += self.batches[i].images
+        return sorted(chosen)
 
     def product(self, kept: Tensor, chosen: Sequence[int] | None = None, epsilon: float | None = None) -> Product:
         """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
@@ -431,7 +440,7 @@ class Objective:
         overall = seen.sum().abs() / own.sum()
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
         self.row_scales = scales = (seen / own.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall)
-        return product, lambda r: blocks.solve(r, scales)
+        return product, (lambda r: blocks.solve(r, scales)) if self.preconditioned else (lambda r: r)
 
 
 def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:

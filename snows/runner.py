@@ -209,6 +209,7 @@ def plan(config: RunConfig) -> Plan:
     ]
 
     images, total, rows, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
+    at_once = min(images, max(config.prune.batch_size, _linearized_share(config.prune) * images))
     for site in covered.sites:
         window = windows[site.name]
         forward = sum(seconds[n] for n in window.nodes)
@@ -217,9 +218,15 @@ def plan(config: RunConfig) -> Plan:
         saved = 3 * sum(sizes[n] for n in window.nodes)
         factoring, factors = _row_factors(site, covered.patterns[site.name].density, config.prune, example)
         rows += factoring
-        most = max(most, 2 * held * images + saved * min(images, config.prune.batch_size) + factors)
+        most = max(most, 2 * held * images + saved * at_once + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     return Plan(sites, covered.skipped, total * images + rows, int(4 * weights + most))
+
+
+def _linearized_share(config: PruneConfig) -> float:
+    """The share of the images whose passes through the window are kept for one product after the other."""
+    kept = config.update == "snows" and config.solver.curvature != "finite_difference"
+    return config.solver.curvature_share if kept else 0.0
 
 
 def _window_passes(config: PruneConfig) -> float:

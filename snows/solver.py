@@ -5,6 +5,7 @@ Nocedal & Wright (2006, section 7.1) with a fixed relative tolerance, preconditi
 ended is data: a `Status`, whose text names the remedy. A callback may raise to stop a solve between two CG iterations.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -29,7 +30,10 @@ class Status(Enum):
     LINE_SEARCH_FAILED = (
         "No step length lowered the loss, so the weights were kept; raise the damping, or measure curvature on a larger share."
     )
-    NOT_FINITE = "The curvature product gave NaN or infinity; use float64, raise the damping, or check the weights and images."
+    NOT_FINITE = (
+        "The loss, its gradient or a curvature product was NaN or infinite, and the solve ended there; use float64, raise the "
+        "damping, or check the weights and images."
+    )
     ALREADY_OPTIMAL = "The gradient is zero: there was nothing to improve."
 
 
@@ -60,7 +64,8 @@ def cg(
 
     `preconditioner` applies a symmetric positive definite approximation of A's inverse. On a direction p with p·Ap <= 0 the
     solve is truncated: the iterate so far is returned, or, at the first iteration, the preconditioned right-hand side itself,
-    which is a descent direction (Nocedal & Wright, section 7.1).
+    which is a descent direction (Nocedal & Wright, section 7.1). Where a value is NaN or infinite, the last iterate before
+    it is returned.
     """
     norm = float(b.norm())
     x = torch.zeros_like(b)
@@ -79,9 +84,12 @@ def cg(
         if bend <= 0:
             return CGResult(direction if iteration == 1 else x, Status.NEGATIVE_CURVATURE, residuals, curvatures)
         alpha = rz / bend
-        x = x + alpha * direction
         residual = residual - alpha * image
-        residuals.append(float(residual.norm()) / norm)
+        reached = float(residual.norm()) / norm
+        if not math.isfinite(reached):
+            return CGResult(x, Status.NOT_FINITE, residuals, curvatures)
+        x = x + alpha * direction
+        residuals.append(reached)
         on_iteration(iteration, residuals[-1], curvatures[-1])
         if residuals[-1] <= rtol:
             return CGResult(x, Status.CONVERGED, residuals, curvatures)
@@ -181,14 +189,16 @@ def newton_cg(
     """Minimize `problem` from the flat vector `x`, counting steps from `first_step`.
 
     Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease` or the model
-    promises no more than that, when the gradient vanishes, or when no step length lowers the loss. Every accepted step lowers
-    it.
+    promises no more than that, when the gradient vanishes, when no step length lowers the loss, or where a value is NaN or
+    infinite. Every accepted step lowers it.
     """
     loss, gradient = problem.loss_and_gradient(x)
     steps: list[StepResult] = []
     last_step = first_step + max_steps - 1
     for step in range(first_step, last_step + 1):
         gradient_norm = float(gradient.norm())
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            return NewtonResult(x, loss, Status.NOT_FINITE, steps)
         if gradient_norm == 0:
             return NewtonResult(x, loss, Status.ALREADY_OPTIMAL, steps)
         product, preconditioner = problem.curvature(x, step)
@@ -201,7 +211,8 @@ def newton_cg(
             on_iteration=lambda i, r, c, step=step: on_iteration(step, i, r, c),  # type: ignore[misc]
         )
         slope = float(gradient @ solve.x)
-        if solve.status is not Status.NEGATIVE_CURVATURE and 0 <= -slope / 2 < min_decrease * loss:
+        whole = solve.status in (Status.CONVERGED, Status.MAX_ITERS)  # what was cut short promises nothing
+        if whole and 0 <= -slope / 2 < min_decrease * loss:
             # Not worth the passes of a line search, and near the minimum rounding would make it fail.
             steps.append(StepResult(step, loss, gradient_norm, solve, 0.0, [], -slope / 2, 0.0))
             on_step(steps[-1])
@@ -221,12 +232,13 @@ def newton_cg(
         result = StepResult(step, search.loss, gradient_norm, solve, t, search.tried, predicted, loss - search.loss)
         steps.append(result)
         on_step(result)
-        if t == 0:
-            status = Status.NOT_FINITE if solve.status is Status.NOT_FINITE else Status.LINE_SEARCH_FAILED
-            return NewtonResult(x, loss, status, steps)
+        if t == 0 and solve.status is not Status.NOT_FINITE:
+            return NewtonResult(x, loss, Status.LINE_SEARCH_FAILED, steps)
         x = points[t]  # the very tensor that was evaluated, so that a problem may know it again
         decrease = (loss - search.loss) / loss if loss > 0 else 0.0
         loss = search.loss
+        if solve.status is Status.NOT_FINITE:
+            return NewtonResult(x, loss, Status.NOT_FINITE, steps)
         if decrease < min_decrease:
             return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
         if step < last_step:

@@ -4,6 +4,7 @@ An update is a function of a `SiteProblem`, which offers everything one site's o
 first asked. It returns the kept weights, and how it went.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class SiteProblem:
 
     @cached_property
     def objective(self) -> Objective:
-        config = self.config
+        config, preconditioned = self.config, self.config.preconditioner == "row_blocks"
         return Objective(
             self.window,
             self.kept,
@@ -116,7 +117,8 @@ class SiteProblem:
             curvature_kind=config.curvature,
             curvature_share=config.curvature_share,
             damping=config.damping,
-            row_blocks=self.row_blocks if config.preconditioner == "row_blocks" else None,
+            row_blocks=self.row_blocks if preconditioned or self.refinement == "window" else None,
+            preconditioned=preconditioned,
             seed=self.seed,
         )
 
@@ -137,7 +139,7 @@ class SiteProblem:
             return self.masked
         other = self.least_squares if self.earlier is None else self.earlier
         loss, _ = self.objective.loss_and_gradient(other)  # the gradient is wanted next, and the loss comes with it
-        return other if loss <= sum(self.masked_losses) else self.masked
+        return self.masked if sum(self.masked_losses) < loss or not math.isfinite(loss) else other
 
     @property
     def starts_at_least_squares(self) -> bool:
@@ -232,8 +234,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     a row approximated as in the preconditioner: the input Gram matrix, scaled row by row.
     """
     scales, gram = problem.objective.row_scales, problem.gram.double()
-    if scales is None:
-        return problem, x
+    assert scales is not None  # a Newton step went before
     weight = to_matrix(problem.kept.expand(x)).double()
     cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
     mask = refine(problem.mask, weight, gram, cross, problem.pattern)

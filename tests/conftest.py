@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from snows.process import prepare
 from snows.store import RunStore
-from snows.threads import share_cores
 
-share_cores()
+prepare()
 
 
 @pytest.fixture

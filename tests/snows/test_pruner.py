@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from snows import events
+from snows import events, updates
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
 from snows.graph import ExportError, NetworkGraph
-from snows.pruner import Cancelled, PruneError, PruneResult, coverage, prune, reestimate_batch_norm, resolve_device
+from snows.pruner import Cancelled, PruneError, PruneResult, batches_of, coverage, prune, reestimate_batch_norm, resolve_device
 from snows.sparsity import check_compliance, check_compliance_global, keep_mask, to_matrix
+from snows.updates import SiteProblem, UpdateResult
 from tests.snows.helpers import ALL, Attention, Residual, assert_entries_close
 
 
@@ -558,12 +561,12 @@ def test_cancelling_works_at_any_moment(after: int) -> None:
 
 def test_loaders_of_tensors_and_of_pairs_give_what_one_tensor_gives() -> None:
     model, images = chain()
-    expected = weights(prune(model, images, config()).model)
+    expected = weights(prune(model, images, config(batch_size=5)).model)
     labels = torch.arange(len(images))
     loaders: list[Any] = [
-        DataLoader(TensorDataset(images, labels), batch_size=4),
-        DataLoader(images, batch_size=4),
-        iter(images.split(4)),
+        DataLoader(TensorDataset(images, labels), batch_size=5),
+        DataLoader(images, batch_size=5),
+        iter(images.split(5)),
     ]
     for loader in loaders:
         assert_same(weights(prune(model, loader, config()).model), expected)
@@ -666,6 +669,33 @@ def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict
         prune(model, images, config(**overrides))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@given(st.integers(1, 700), st.integers(1, 200))
+def test_batches_are_alike_in_size_and_none_is_larger_than_asked(images: int, batch_size: int) -> None:
+    sizes = [len(batch) for batch in batches_of(torch.zeros(images, 1, 2, 2), batch_size)]
+    assert sum(sizes) == images
+    assert len(sizes) == -(-images // batch_size)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_end_the_run_with_a_sentence_and_what_is_finished_stays(
+    bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: list[int] = []
+
+    def update(problem: SiteProblem) -> UpdateResult:
+        solved.append(1)
+        return UpdateResult(problem, problem.masked * (bad if len(solved) > 1 else 1), "EXACT", "So it says.")
+
+    monkeypatch.setitem(updates.UPDATES, "least-squares", update)
+    model, images = chain()
+    stayed: list[int] = []
+    with pytest.raises(PruneError, match=r"conv2\.weight: the values found for it.* Use float64"):
+        prune(model, images, config(update="least-squares"), on_site=lambda place, *_: stayed.append(place))
+    assert stayed == [0]
 
 
 def test_a_weight_that_is_not_finite_is_named() -> None:

@@ -260,7 +260,7 @@ def test_the_preconditioner_is_symmetric_positive_definite_and_worth_having(smal
 
 def test_curvature_batches_are_a_seeded_share_drawn_anew_each_step() -> None:
     problem = case("mlp", "0.weight", 0)
-    batches = problem.batches * 4
+    batches = [replace(batch, images=5) for batch in problem.batches * 4]
     objective = problem.objective(batches=batches, curvature_share=0.25, seed=3)
     draws = [objective.curvature_batches(step) for step in range(8)]
     assert all(len(d) == 3 and d == sorted(set(d)) and set(d) <= set(range(12)) for d in draws)
@@ -270,6 +270,16 @@ def test_curvature_batches_are_a_seeded_share_drawn_anew_each_step() -> None:
     assert draws != [other.curvature_batches(step) for step in range(8)]
     assert problem.objective(batches=batches, curvature_share=1.0).curvature_batches(0) == list(range(12))
     assert len(problem.objective(batches=batches, curvature_share=1e-9).curvature_batches(0)) == 1
+
+
+@pytest.mark.parametrize("sizes", [[1, 40, 40, 40, 40], [40, 1, 1, 1, 40, 40], [100, 7, 7, 7, 7], [3] * 50 + [50]])
+def test_curvature_is_measured_on_a_share_of_the_images_whatever_the_batches(sizes: list[int]) -> None:
+    problem = case("mlp", "0.weight", 0)
+    batches = [replace(problem.batches[0], images=images) for images in sizes]
+    objective = problem.objective(batches=batches, curvature_share=0.25)
+    for step in range(40):
+        images = sum(sizes[i] for i in objective.curvature_batches(step))
+        assert abs(images - 0.25 * sum(sizes)) <= max(sizes) / 2 or images == max(sizes)
 
 
 # --- the layer's own inputs ---

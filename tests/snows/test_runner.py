@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -393,6 +395,35 @@ def test_a_plan_estimates_time_and_memory(planned: runner.Plan) -> None:
     assert more.seconds > 3 * planned.seconds
     assert more.bytes > planned.bytes
     assert [len(s.operations) for s in more.sites] == [7, 7, 6, 1] or len(more.sites[0].operations) == 7
+
+
+PEAK = """
+import resource, sys
+import torch
+from snows import models
+from snows.config import RunConfig
+from snows.pruner import prune
+
+config = RunConfig.model_validate_json(sys.argv[1])
+model = models.load_configured(config)
+images = torch.randn(config.num_calibration, *model.input_size)
+prune(model.module, images[:8], config.prune)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prune(model.module, images, config.prune)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "share"), [(384, 1.0), (1024, 0.25)])
+def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: float) -> None:
+    settings: dict[str, Any] = {"pattern": "1:4", "solver": {"curvature_share": share, "newton_steps": 1, "max_iters": 1}}
+    given: dict[str, Any] = {"model": "resnet20-fashion", "num_calibration": images, "prune": settings}
+    sites = [site.name for site in plan(RunConfig.model_validate(given)).sites]
+    settings["overrides"] = dict.fromkeys(sites[1:], "dense")  # the first layer's window is the largest
+    chosen = RunConfig.model_validate(given)
+    done = subprocess.run([sys.executable, "-c", PEAK, chosen.model_dump_json()], capture_output=True, text=True, check=True)
+    assert 0.6 < plan(chosen).bytes / int(done.stdout) < 1.7
 
 
 def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from snows.config import SolverConfig
 from snows.solver import CGResult, NewtonResult, Operator, Status, StepResult, cg, line_search, newton_cg
 from tests.snows.helpers import assert_entries_close
 
@@ -241,6 +242,11 @@ def minimize(problem: Smooth, x: Tensor, **overrides: object) -> NewtonResult:
     return newton_cg(problem, x, **(arguments | overrides))
 
 
+def minimize_as_configured(problem: Smooth, x: Tensor) -> NewtonResult:
+    c = SolverConfig()
+    return newton_cg(problem, x, max_steps=c.newton_steps, max_iters=c.max_iters, rtol=c.rtol, min_decrease=c.min_decrease)
+
+
 def test_one_step_minimizes_a_quadratic() -> None:
     a, b = spd(12, 1e3), random(12)
     quadratic = Smooth(lambda x: 0.5 * x @ a @ x - b @ x + 100)
@@ -357,16 +363,79 @@ def test_a_wrong_curvature_sign_keeps_the_start() -> None:
     assert len(result.steps) == 1
 
 
-def test_a_curvature_that_is_not_finite_keeps_the_start_and_says_so() -> None:
-    class Broken(Smooth):
-        def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
-            return lambda v: v * math.nan, lambda r: r
+class Broken(Smooth):
+    """A bowl of which one part is `bad`, from a number of calls on."""
 
-    x = random(3)
-    result = minimize(Broken(lambda x: x.square().sum()), x)
+    def __init__(self, part: str, bad: float, good_calls: int) -> None:
+        a = spd(12, 1e3)
+        super().__init__(lambda x: 0.5 * x @ a @ x + 1)
+        self.part, self.bad, self.left = part, bad, good_calls
+
+    def _value(self, part: str, value: Tensor) -> Tensor:
+        if part == self.part:
+            self.left -= 1
+        return value * self.bad if part == self.part and self.left < 0 else value
+
+    def loss(self, x: Tensor) -> float:
+        return float(self._value("loss", self.function(x)))
+
+    def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        loss, gradient = super().loss_and_gradient(x)
+        return loss, self._value("gradient", gradient)
+
+    def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
+        product, _ = super().curvature(x, step)
+        return lambda v: self._value("curvature", product(v)), lambda r: self._value("preconditioner", r)
+
+
+@pytest.mark.parametrize("solve", [minimize, minimize_as_configured])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("good_calls", [0, 1, 2])
+@pytest.mark.parametrize("part", ["loss", "gradient", "curvature", "preconditioner"])
+def test_what_is_not_finite_is_never_a_success_and_never_an_answer(
+    part: str, good_calls: int, bad: float, solve: Callable[..., NewtonResult]
+) -> None:
+    problem, x = Broken(part, bad, good_calls), random(12, seed=5)
+    start = float(problem.function(x))
+    result = solve(problem, x)
+    if problem.left >= 0:
+        return  # it ended before
+    assert bool(torch.isfinite(result.x).all())
+    assert float(problem.function(result.x)) <= start
+    if part == "loss" and good_calls:
+        assert result.status in (Status.LINE_SEARCH_FAILED, Status.NOT_FINITE)  # a step length whose loss is NaN is not taken
+    else:
+        assert result.status is Status.NOT_FINITE
+        assert torch.equal(result.x, x) or good_calls
+
+
+def test_numbers_that_overflow_in_the_last_iteration_are_not_taken() -> None:
+    b = torch.full((3,), 1e30)
+    result = cg(lambda v: 1e-30 * v + 1e38, b, rtol=1e-6, max_iters=1, preconditioner=lambda r: r * 1e8)
     assert result.status is Status.NOT_FINITE
-    assert torch.equal(result.x, x)
-    assert math.isfinite(result.loss)
+    assert torch.equal(result.x, torch.zeros(3))
+
+
+def test_every_way_to_end_is_reached_as_configured() -> None:
+    class Lying(Smooth):
+        def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+            loss, gradient = super().loss_and_gradient(x)
+            return loss, -gradient
+
+    def bowl(x: Tensor) -> Tensor:
+        return x.square().sum()
+
+    x = torch.tensor([-1.2, 1.0, 0.3], dtype=torch.float64)
+    problems = {
+        Status.MAX_STEPS: Smooth(rosenbrock),
+        Status.NO_FURTHER_DECREASE: Smooth(lambda x: bowl(x) + 1e5),
+        Status.LINE_SEARCH_FAILED: Lying(bowl),
+        Status.ALREADY_OPTIMAL: Smooth(lambda x: bowl(0 * x)),
+        Status.NOT_FINITE: Broken("curvature", math.nan, 0),
+    }
+    for status, problem in problems.items():
+        start = random(12) if status is Status.NOT_FINITE else x
+        assert minimize_as_configured(problem, start).status is status
 
 
 def test_a_preconditioner_changes_the_path_and_not_the_end() -> None:

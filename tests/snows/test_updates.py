@@ -234,6 +234,25 @@ def test_a_window_refines_what_its_layer_cannot_see() -> None:
     assert found >= 3
 
 
+def test_a_window_refines_without_a_preconditioner_too() -> None:
+    exchanges = 0
+    for name, site, k in CASES:
+        made = site_problem(case(name, site, k), SolverConfig(preconditioner="none"), refinement="window")
+        result = UPDATES["snows"](made)
+        exchanges += exchanged(exchange_in_layer(made), result.problem)
+    assert exchanges > 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_start_whose_loss_is_no_number_gives_way_to_one_whose_loss_is(bad: float) -> None:
+    problem = case("residual", "conv1.weight", ALL)
+    for broken, chosen in (("masked_losses", "least_squares"), ("earlier", "masked")):
+        made = site_problem(problem, earlier=problem.weight * bad if broken == "earlier" else None)
+        if broken == "masked_losses":
+            vars(made)["masked_losses"] = [bad]
+        assert made.start is getattr(made, chosen)
+
+
 def test_every_product_counts_whatever_the_mask() -> None:
     steps: list[solver.StepResult] = []
     settings = SolverConfig(min_decrease=0, newton_steps=3)

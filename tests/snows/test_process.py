@@ -1,4 +1,4 @@
-"""Waiting threads give way: set in time, and only where nobody else has decided."""
+"""What the environment should say: set in time, and only where nobody else has decided."""
 
 import subprocess
 import sys
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from snows.threads import share_cores
+from snows.process import prepare
 
 
-@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+@pytest.mark.parametrize("own", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}, {"NVIDIA_TF32_OVERRIDE": "1"}])
 def test_what_the_environment_says_stays(own: dict[str, str]) -> None:
     environment = dict(own)
-    share_cores(environment)
-    assert environment == own
+    prepare(environment)
+    assert environment.items() >= own.items()
+    assert ("GOMP_SPINCOUNT" in environment) == ("OMP_WAIT_POLICY" not in own)
 
 
 @pytest.mark.parametrize("entry", ["snows/__main__.py", "app/main.py"])
@@ -25,7 +26,7 @@ import os, runpy, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("NVIDIA_TF32_OVERRIDE"), flush=True)
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
@@ -35,4 +36,4 @@ import torch
 """
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "2000", done.stderr
+    assert done.stdout.splitlines()[-1] == "2000 0", done.stderr
