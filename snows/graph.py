@@ -20,12 +20,15 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import _trace
 from torch.export.graph_signature import InputKind
+from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves
 
 from snows.config import InputError, first_line
@@ -85,21 +88,49 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+class _InThisThread:
+    """True in the thread that made it, false in any other."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self._thread
+
+
 @contextmanager
 def exporting() -> Iterator[None]:
-    """One `torch.export` at a time, which leaves the kernels of other threads alone."""
-    # While it traces, torch.export turns mkldnn, nnpack and cudnn off for the whole process, so that no operation is decomposed
-    # into one of theirs: a run in another thread would compute other numbers meanwhile. Nothing is decomposed here, and the
-    # graph is the same with the switches left alone. A test watches all of them while networks are exported.
-    from torch.export import _trace
+    """One export at a time, by torch.export or what builds on it, which leaves all other threads alone.
 
-    with _EXPORTING:
-        before = _trace._ignore_backend_decomps
-        _trace._ignore_backend_decomps = nullcontext  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            _trace._ignore_backend_decomps = before
+    While it traces, torch.export (2.14) changes the whole process, and what other threads compute meanwhile:
+
+    * mkldnn, nnpack and cudnn are off, so that no operation is decomposed into one of theirs. Nothing is decomposed here, and
+      the graph is the same with the switches left alone.
+    * `torch.compiler.is_compiling` and `is_exporting` say yes: `nn.MultiheadAttention` then leaves its own kernel.
+    * `__call__` and `__getattr__` of `nn.Module` belong to the tracer, and modules that another thread calls end there.
+
+    Only the exported module itself must not be used elsewhere: its tensors are fakes until the export is done.
+    """
+    here = _InThisThread()
+    patch_method = _symbolic_trace._Patcher.patch_method
+
+    def patch_method_here(patcher: Any, owner: type, name: str, traced: Callable[..., Any], deduplicate: bool = True) -> None:
+        plain = getattr(owner, name)
+
+        @wraps(traced)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return (traced if here else plain)(*args, **kwargs)
+
+        patch_method(patcher, owner, name, method, deduplicate)
+
+    with (
+        _EXPORTING,
+        patch.object(_trace, "_ignore_backend_decomps", nullcontext),
+        patch.object(_trace, "_compiling_state_context", nullcontext),
+        patch.multiple(torch.compiler, _is_compiling_flag=here, _is_exporting_flag=here),
+        patch.object(_symbolic_trace._Patcher, "patch_method", patch_method_here),
+    ):
+        yield
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,6 +101,33 @@ def test_a_second_worker_and_live_checks_leave_a_runs_bits_alone() -> None:
             assert same(pruned("module"), alone)
 
 
+class Tied(nn.Module):
+    """One module under two names: the exporter's tracer then asks whose attribute it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.second = self.first
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_an_export_leaves_modules_of_other_threads_alone() -> None:
+    exported, own = Tied().eval(), Tied().eval()
+    images = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        expected = own(images)
+        with beside(lambda: NetworkGraph.export(exported, images)) as times:
+            while times[0] < 3:
+                assert not torch.compiler.is_compiling()
+                assert not torch.compiler.is_exporting()
+                assert torch.equal(own(images), expected)
+                assert torch.equal(nn.Sequential(own.first, own.first)(images), own.first(own.first(images)))
+
+
 @pytest.mark.parametrize("name", ["residual", "fused", "module"])
 def test_no_switch_of_the_process_is_touched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {switch: state() for switch, state in SWITCHES.items()}
