@@ -190,7 +190,7 @@ def snows(problem: SiteProblem) -> UpdateResult:
     by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
     products = problem.objective.num_products
     for step in range(1, steps if in_window else 1):
-        if result.status is solver.Status.NOT_FINITE:
+        if result.status in (solver.Status.NOT_FINITE, solver.Status.ALREADY_OPTIMAL):
             break
         exchanged, x = exchange_in_window(problem, result.x, result.loss)
         if exchanged is problem and result.status is not solver.Status.MAX_STEPS:
@@ -234,7 +234,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     a row approximated as in the preconditioner: the input Gram matrix, scaled row by row.
     """
     scales, gram = problem.objective.row_scales, problem.gram.double()
-    assert scales is not None  # a Newton step went before
+    assert scales is not None  # a Newton step has measured them
     weight = to_matrix(problem.kept.expand(x)).double()
     cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
     mask = refine(problem.mask, weight, gram, cross, problem.pattern)

@@ -223,7 +223,7 @@ class Attends(nn.Module):
             case "global":
                 tokens = tokens + self.score(tokens).softmax(1).mT @ tokens
             case "channels":
-                tokens = tokens + tokens @ (tokens.mT @ tokens).softmax(-1)
+                tokens = tokens + tokens @ (tokens.mT @ tokens).softmax(-1).mT
         return self.fc(tokens.mean(1))
 
 

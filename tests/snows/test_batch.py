@@ -170,16 +170,3 @@ class TestStore:
         with pytest.raises(StoreError, match="full"):
             store.create_batch([RunConfig()] * 3)
         assert store.list() == store.batches() == []
-
-
-def test_what_a_run_has_no_value_of_says_why_in_the_table() -> None:
-    whole = measured(0.9, 10) | {"divergence": 0.25}
-    broken = measured(0.1, 12, agreement=0.0) | {"divergence": None}
-    unlabelled = measured(None, 11) | {"divergence": 0.5}
-    rows = batch.summarize([(pruned(k_steps=k), found) for k, found in enumerate((whole, broken, unlabelled))])
-    table = batch.cells(rows)
-    assert [cell.split(batch.BEST)[0].strip() for cell in table["Divergence"]] == ["0.25 nats", "not a number", "0.5 nats"]
-    assert [table[title][2] for title in ("Accuracy", "Change")] == ["no labels"] * 2
-    # An older run, which knew no such measure, lacks it without a reason.
-    older = batch.summarize([(pruned(k_steps=1), whole), (pruned(k_steps=2), measured(0.8, 10))])
-    assert batch.cells(older)["Divergence"][1] == ""

@@ -6,7 +6,7 @@ from snows import words
 from snows.batch import METHODS, summarize
 from snows.config import PruneConfig, RunConfig
 from snows.store import Labels, RunStore
-from snows.words import BEST, LEVEL, labels, method_name, run_name
+from snows.words import BEST, LEVEL, cells, labels, method_name, run_name
 
 
 def pruned(**changes: object) -> RunConfig:
@@ -124,3 +124,16 @@ class TestBesideOthers:
     def test_no_column_for_what_was_not_measured(self) -> None:
         (row,) = summarize([(pruned(), measured(0.9, 3) | {"accuracy": None})])
         assert list(words.cells([row])) == ["Method", "Agreement", "Weights kept", "Time"]
+
+
+def test_what_a_run_has_no_value_of_says_why_in_the_table() -> None:
+    whole = measured(0.9, 10) | {"divergence": 0.25}
+    broken = measured(0.1, 12) | {"agreement": 0.0, "divergence": None}
+    unlabelled = measured(0.0, 11) | {"accuracy": None, "accuracy_dense": None, "divergence": 0.5}
+    rows = summarize([(pruned(k_steps=k), metrics) for k, metrics in enumerate((whole, broken, unlabelled))])
+    table = cells(rows)
+    assert [cell.split(BEST)[0].strip() for cell in table["Divergence"]] == ["0.25 nats", "not a number", "0.5 nats"]
+    assert [table[title][2] for title in ("Accuracy", "Change")] == ["no labels"] * 2
+    # An older run, which knew no such measure, lacks it without a reason.
+    older = summarize([(pruned(k_steps=1), whole), (pruned(k_steps=2), measured(0.8, 10))])
+    assert cells(older)["Divergence"][1] == ""
