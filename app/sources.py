@@ -171,12 +171,11 @@ def own_weights() -> None:
 
     with st.popover("Your own weights", icon=":material/upload_file:"):
         st.markdown(
-            "A state dict of the network chosen above: `.safetensors`, or `torch.save(model.state_dict(), FILE)`. Only tensors "
-            "are read from it; nothing in it is run."
+            "Weights of the network chosen above: safetensors, or what `torch.save` wrote, with all that a training keeps "
+            "beside them. Only tensors are read from it; nothing in it is run."
         )
         st.file_uploader(
             "Checkpoint",
-            type=["safetensors", "pt", "pth", "bin"],
             key="checkpoint-upload",
             on_change=brought,
             max_upload_size=2000,

@@ -215,9 +215,10 @@ def load(
     class_names: Sequence[str] = (),
     report: Report | None = None,
 ) -> LoadedModel:
-    """The network `name`, with its published weights or those of the file `checkpoint` (.safetensors, .pt, .pth, .bin).
+    """The network `name`, with its published weights or those of the file `checkpoint` (safetensors, or by `torch.save`).
 
-    A checkpoint whose classifier has another number of classes gets a classifier of that size (timm and torchvision).
+    A checkpoint that was made with another number of classes, of channels or of pixels gets a network that is built so, as far
+    as timm and torchvision build it.
     `pretrained=False` keeps random weights, the same ones every time. `class_names`: what its outputs mean, where the network
     itself does not say. `report` is told how a download goes and may raise to stop it.
 
@@ -230,8 +231,9 @@ def load(
     loaded = _seeded(build, published=pretrained and checkpoint is None, report=report)
     if checkpoint is not None:
         state = checkpoints.read(as_path(checkpoint), loaded.module)
-        if source and (num_classes := checkpoints.other_num_classes(loaded.module, state)):
-            loaded = _seeded(build, num_classes=num_classes)
+        if source and (settings := _settings(partial(_unfilled, build), loaded, state)):
+            loaded = _seeded(build, **settings)
+            state = checkpoints.read(as_path(checkpoint), loaded.module)
         checkpoints.load_into(loaded.module, state, as_path(checkpoint))
     return _named(loaded, class_names)
 
@@ -245,19 +247,47 @@ def outline(name: str, checkpoint: AnyPath | None = None, *, class_names: Sequen
     source, _, architecture = name.rpartition(":")
     build = partial(_SOURCES[source], architecture)
 
-    def unfilled(**arguments: Any) -> LoadedModel:
-        try:
-            return build(device="meta", **arguments)
-        except NotImplementedError:  # torchvision's RegNets look at their own weights
-            return _seeded(build, **arguments)
-
-    found = unfilled()
+    outlined = _unfilled(build)
     if checkpoint is not None:
-        state = checkpoints.read(as_path(checkpoint), found.module)
-        if source and (num_classes := checkpoints.other_num_classes(found.module, state)):
-            found = unfilled(num_classes=num_classes)
-        checkpoints.compare(found.module.state_dict(), state, as_path(checkpoint))
-    return _named(found, class_names)
+        state = checkpoints.read(as_path(checkpoint), outlined.module)
+        if source and (settings := _settings(partial(_unfilled, build), outlined, state)):
+            outlined = _unfilled(build, **settings)
+            state = checkpoints.read(as_path(checkpoint), outlined.module)
+        checkpoints.compare(outlined.module.state_dict(), state, as_path(checkpoint))
+    return _named(outlined, class_names)
+
+
+def _unfilled(build: Callable[..., LoadedModel], **settings: Any) -> LoadedModel:
+    try:
+        return build(device="meta", **settings)
+    except NotImplementedError:  # torchvision's RegNets look at their own weights
+        return _seeded(build, **settings)
+
+
+def _settings(build: Callable[..., LoadedModel], model: LoadedModel, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The settings with which its library builds `model` as the checkpoint `state` has it; none where it fits, or cannot.
+
+    What a setting changes is read off two networks that differ in it alone.
+    """
+    own, edge = model.module.state_dict(), model.input_size[1]
+    settings: dict[str, Any] = {}
+    if any(name.startswith(_SIDE_HEADS) for name in own) and not any(name.startswith(_SIDE_HEADS) for name in state):
+        settings["aux_logits"] = False
+    tries: list[tuple[str, int, int, int]] = [("num_classes", 2, 3, 1), ("in_chans", 3, 4, 1), ("img_size", edge, 2 * edge, 2)]
+    for setting, low, high, power in tries:
+        try:
+            own = build(**settings).module.state_dict() if settings else own
+            if not checkpoints.misfits(own, state):
+                break
+            small, large = (build(**settings, **{setting: value}).module.state_dict() for value in (low, high))
+        except CatalogueError:
+            raise
+        except Exception:  # libraries raise anything at all over a setting that a network does not have
+            continue
+        size = checkpoints.size_in(state, (low**power, small), (high**power, large))
+        if size is not None and size >= 1 and (value := round(size ** (1 / power))) ** power == round(size):
+            settings[setting] = value
+    return settings
 
 
 def _named(model: LoadedModel, class_names: Sequence[str]) -> LoadedModel:
@@ -425,18 +455,14 @@ def _bundled_weights(name: str) -> Path:
 
 
 def _timm(
-    architecture: str,
-    *,
-    published: bool = False,
-    num_classes: int | None = None,
-    report: Report | None = None,
-    device: str = "cpu",
+    architecture: str, *, published: bool = False, report: Report | None = None, device: str = "cpu", **settings: Any
 ) -> LoadedModel:
+    """`settings`: of `timm.create_model`, where the network is built for other classes or images than its published form."""
     import timm
     from timm.data import create_transform, infer_imagenet_subset, resolve_model_data_config
 
     name = f"timm:{architecture}"
-    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    arguments = dict(settings)
     if published:
         arguments |= _timm_weights(architecture, report)
         with downloads.fetching(name, arguments.pop("address"), report):
@@ -446,15 +472,32 @@ def _timm(
         with torch.device(device):
             module = timm.create_model(architecture, **arguments).eval()
     config = resolve_model_data_config(module)
-    subset = infer_imagenet_subset(module)
+    subset = None if "num_classes" in settings else infer_imagenet_subset(module)
     class_names, class_ids = _imagenet(subset) if subset else (_numbered(module.num_classes), ())
-    size = config["input_size"]
+    size = _input_size(config["input_size"], settings)
+    config["input_size"] = size
+    config |= {part: _per_channel(config[part], size[0]) for part in ("mean", "std")}
     resize = math.floor(size[1] / config["crop_pct"])
     words = _preparation(resize, size[1], config["interpolation"], config["mean"], config["std"])
     if config["crop_mode"] != "center":
         words += f"; crop mode {config['crop_mode']}"
     preprocess = partial(_pictures, create_transform(**config), size[0], resize)
-    return LoadedModel(name, module, preprocess, tuple(size), class_names, class_ids, words)
+    return LoadedModel(name, module, preprocess, size, class_names, class_ids, words)
+
+
+def _input_size(published: tuple[int, int, int], settings: dict[str, Any]) -> tuple[int, int, int]:
+    channels, edge = settings.get("in_chans", published[0]), settings.get("img_size")
+    if channels not in _MODES:
+        raise CatalogueError(
+            f"The checkpoint is of a network for images of {channels} channels. Pictures have {', '.join(map(str, _MODES))}."
+        )
+    return (channels, edge or published[1], edge or published[2])
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A mean or deviation a channel: the published ones, and for further channels, or grey, their average."""
+    average = sum(values) / len(values)
+    return tuple(values) if channels == len(values) else (*(values if channels > len(values) else ()), average)[:channels]
 
 
 def _timm_weights(architecture: str, report: Report | None) -> dict[str, Any]:
@@ -480,20 +523,16 @@ def _timm_weights(architecture: str, report: Report | None) -> dict[str, Any]:
 
 
 def _torchvision(
-    architecture: str,
-    *,
-    published: bool = False,
-    num_classes: int | None = None,
-    report: Report | None = None,
-    device: str = "cpu",
+    architecture: str, *, published: bool = False, report: Report | None = None, device: str = "cpu", **settings: Any
 ) -> LoadedModel:
     import torchvision
 
     name = f"torchvision:{architecture}"
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
-    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    arguments = dict(settings)
     if architecture in ("googlenet", "inception_v3") and not published:
-        arguments["init_weights"] = True  # torchvision's default, which warns unless it is spelled out
+        # torchvision's default, which warns unless it is spelled out; and what `weights.transforms()` is made for.
+        arguments |= {"init_weights": True, "transform_input": True}
     if published:
         with downloads.fetching(name, weights.url, report):
             module = torchvision.models.get_model(architecture, weights=weights, **arguments).eval()
@@ -502,6 +541,7 @@ def _torchvision(
         with torch.device(device):
             module = torchvision.models.get_model(architecture, weights=None, **arguments).eval()
     transform = weights.transforms()
+    num_classes = settings.get("num_classes")
     class_names = tuple(weights.meta["categories"]) if num_classes is None else _numbered(num_classes)
     class_ids = _imagenet("imagenet-1k")[1] if num_classes is None else ()
     crop = transform.crop_size[0]
@@ -511,6 +551,8 @@ def _torchvision(
 
 
 _HUB_FILE = "model.safetensors"
+_SIDE_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's, for training alone
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's words, by the number of channels
 _SOURCES: dict[str, Callable[..., LoadedModel]] = {"": _own, "timm": _timm, "torchvision": _torchvision}
 
 
@@ -545,11 +587,11 @@ def _pictures(transform: Callable[[Image.Image], Tensor], channels: int, shorter
     """Pictures through the network's own resize, crop and normalization: of any size, as long as the resize, `shorter_edge` to
     so many pixels, leaves them within the limit of pixels."""
     if isinstance(images, Tensor):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in _MODES:
             raise InputError(
-                f"images must be uint8 of shape (B, 1 or 3, H, W), not {images.dtype} of shape {tuple(images.shape)}"
+                f"images must be uint8 of shape (B, 1, 3 or 4, H, W), not {images.dtype} of shape {tuple(images.shape)}"
             )
         images = [Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()) for image in images]
     for image in images:
         check_enlarged(image, shorter_edge)
-    return torch.stack([transform(image.convert("L" if channels == 1 else "RGB")) for image in images])
+    return torch.stack([transform(image.convert(_MODES[channels])) for image in images])

@@ -105,6 +105,24 @@ def readable(source: Path | BinaryIO, kind: str = "zip archive") -> Iterator[Non
         ) from error
 
 
+def not_weights(start: bytes) -> str:
+    """Why a file that begins so is no checkpoint, the rest of a sentence; nothing where it may be one: a zip archive or pickles
+    of `torch.save`, or safetensors, whose header follows its length."""
+    if start.startswith((b"PK\3\4", b"\x80")) or start[8:9] == b"{":
+        return ""
+    others = {
+        b"version https://git-lfs": "is the pointer of Git LFS in place of the file. Fetch the file itself: git lfs pull",
+        b"\x89HDF": "is an HDF5 file, as Keras writes them. Save the PyTorch network's state dict: torch.save(state, FILE)",
+        b"\x93NUMPY": "is an array of NumPy. Save a state dict of tensors: torch.save(state, FILE)",
+        b"\x1f\x8b": "is packed by gzip. Unpack it first",
+        b"<": "is a web page in place of the file. Download the file itself",
+    }
+    return next(
+        (reason for begins, reason in others.items() if start.lstrip().startswith(begins)),
+        "is neither of safetensors nor of torch.save: damaged, or of another kind. Save a state dict: torch.save(state, FILE)",
+    )
+
+
 @contextmanager
 def archive_entries(file: BinaryIO, too_many: str) -> Iterator[Iterator[Entry]]:
     """The files of a zip or tar, which is told by its first bytes. `too_many`: what to say of a directory without end."""

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from snows.config import AnyPath, as_path
 from snows.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS, DataError, arrange, check_picture, is_picture_name
-from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, followed, normal_name, readable
+from snows.unpack import CHUNK, ArchiveError, Entry, archive_entries, check_name, followed, normal_name, not_weights, readable
 
 MAX_IMAGES = 20_000
 MAX_BYTES = 4 * 1000**3
@@ -30,7 +30,6 @@ MAX_BYTES = 4 * 1000**3
 UNUSED_SECONDS = 30 * 24 * 3600.0
 MAX_CHECKPOINT_BYTES = 20 * 1000**3
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 LIMITS = (
     f"Up to {MAX_IMAGES:,} pictures and {MAX_BYTES / 1e9:g} GB, each up to {MAX_PICTURE_BYTES / 1e6:.0f} MB and "
     f"{MAX_PICTURE_PIXELS / 1e6:.0f} million pixels."
@@ -95,8 +94,9 @@ def _rewound(file: Any) -> Iterator[Any]:
 def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str) -> Path:
     """Take in a checkpoint as it is; `models.load` looks at what it holds. Raises `DataError`."""
     root, clean = as_path(root), _clean(PurePosixPath(name).name)
-    if not clean.endswith(CHECKPOINT_SUFFIXES):
-        raise DataError(f"{name} is no checkpoint: they end in {', '.join(CHECKPOINT_SUFFIXES)}. Save it as one of these.")
+    file.seek(0)
+    if reason := not_weights(file.read(64)):
+        raise DataError(f"{name} {reason}.")
     size = file.seek(0, 2)
     if size > MAX_CHECKPOINT_BYTES:
         raise DataError(f"{name} has {size / 1e9:.0f} GB; a checkpoint may have {MAX_CHECKPOINT_BYTES / 1e9:.0f} GB.")

@@ -1,19 +1,27 @@
+import argparse
+import collections
+import copy
+import datetime
+import enum
+import os
 import socket
 import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from snows import models
+from snows import checkpoints, models
 from snows.checkpoints import CheckpointError
 from snows.config import InputError
 from snows.downloads import DownloadError
@@ -206,6 +214,234 @@ def test_checkpoint_forms(save: Callable[[dict[str, Tensor], Path], Path], state
             assert loaded[name].dtype == torch.float32
 
 
+class _Mode(enum.Enum):
+    FAST = 1
+
+
+class _Settings(dict[str, object]):
+    """As configuration libraries have them: a mapping of their own class."""
+
+
+def _changed(state: dict[str, Tensor], by: float = 5.0) -> dict[str, Tensor]:
+    return {name: value + by if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def _masked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("conv1.weight"):
+            # What the mask removes is still there.
+            given |= {name + "_orig": torch.where(value == 0, torch.ones(()), value), name + "_mask": (value != 0).float()}
+        else:
+            given[name] = value
+    return given
+
+
+def _weight_normed(state: dict[str, Tensor], length: str, direction: str) -> dict[str, Tensor]:
+    given: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("weight") and value.ndim > 1:
+            stem = name.removesuffix("weight")
+            norms = torch.linalg.vector_norm(value, dim=list(range(1, value.ndim)), keepdim=True)
+            given |= {stem + length: norms, stem + direction: torch.where(norms == 0, 1.0, 3 * value)}
+        else:
+            given[name] = value
+    return given
+
+
+def _by_parts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {("head." if name.startswith("fc") else "backbone.") + name: value for name, value in state.items()}
+
+
+TRAINING = {
+    "argparse": lambda s: {"net": s, "args": argparse.Namespace(lr=0.1, out=Path("x"), when=datetime.date(2026, 1, 2))},
+    "imagenet-example": lambda s: {
+        "epoch": 3,
+        "arch": "resnet20",
+        "state_dict": _under("module.", s),
+        "best_acc1": torch.tensor(0.5),
+        "optimizer": {"state": {0: {"momentum_buffer": s["fc.weight"]}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+    },
+    "timm": lambda s: {
+        "epoch": 1,
+        "arch": "x",
+        "state_dict": s,
+        "optimizer": {},
+        "version": 2,
+        "args": argparse.Namespace(),
+        "amp_scaler": {"scale": torch.tensor(2.0)},
+        "state_dict_ema": _changed(s),
+        "metric": np.float64(0.5),
+    },
+    "detr": lambda s: {"model": s, "model_ema": _changed(s), "optimizer": {}, "scaler": {"scale": torch.ones(())}},
+    "lightning": lambda s: {
+        "pytorch-lightning_version": "2.0",
+        "state_dict": _under("net.", s) | {"loss_fn.weight": torch.ones(7), "train_acc.tp": torch.zeros(3)},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_k_models": {}, "best": np.float32(1)}},
+        "hyper_parameters": _Settings(lr=1, mode=_Mode.FAST),
+    },
+    "compiled-lightning": lambda s: {"state_dict": _under("model._orig_mod.", s)},
+    "mmengine": lambda s: {
+        "meta": _Settings(classes=("a", "b"), cfg="x"),
+        "state_dict": _by_parts(s),
+        "message_hub": collections.defaultdict(list, {"a": [1]}),
+        "ema_state_dict": _under("module.", _by_parts(_changed(s))),
+    },
+    "averaged": lambda s: {"model_state": _under("module.", s) | {"n_averaged": torch.tensor(5)}},
+    "bare-and-ema": lambda s: s | _under("ema.", _changed(s)),
+    "ema-and-bare": lambda s: _under("ema.", _changed(s)) | s,
+    "ema-with-more": lambda s: {"ema": {"decay": torch.ones(()), **_changed(s)}} | s,
+    "student-and-teacher": lambda s: {
+        "teacher": _under("backbone.", _changed(s)),
+        "student": _under("module.backbone.", s) | {"module.head.last.weight_g": torch.ones(4, 1)},
+    },
+    "timm-wrapper": lambda s: _under("timm_model.", s),
+    "compiled-in-the-middle": lambda s: {
+        name.replace("layer1.", "layer1._orig_mod.").replace("conv2.", "conv2._checkpoint_wrapped_module."): value
+        for name, value in s.items()
+    },
+    "a-part-parallel": lambda s: {name.replace("layer2.", "layer2.module."): value for name, value in s.items()},
+    "by-parts": lambda s: (
+        {"fc": {"weight": s["fc.weight"], "bias": s["fc.bias"]}}
+        | {"backbone": {name: value for name, value in s.items() if not name.startswith("fc")}}
+    ),
+    "masked": _masked,
+    "masked-in-training": lambda s: {"model_state_dict": _under("module.", _masked(s)), "epoch": 4},
+    "old-weight-norm": lambda s: _weight_normed(s, "weight_g", "weight_v"),
+    "weight-norm": lambda s: _weight_normed(s, "parametrizations.weight.original0", "parametrizations.weight.original1"),
+    "counter": lambda s: {"weights": s, "seen": collections.Counter("abc"), "queue": collections.deque([1, 2])},
+    "nested": lambda s: {"a": {"b": {"c": s}}},
+    "twice-the-same": lambda s: {"model": s, "best": copy.deepcopy(s)},
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("form", TRAINING)
+def test_files_as_trainings_write_them(form: str, zipped: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = models.BUNDLED["resnet20-fashion"].build().state_dict()
+    for name, value in state.items():
+        if name.endswith("conv1.weight"):
+            value[0] = 0
+    path = tmp_path / "last.ckpt"
+    torch.save(TRAINING[form](dict(state)), path, _use_new_zipfile_serialization=zipped)
+    assert models.outline("resnet20-fashion", path).name == "resnet20-fashion"
+    loaded = load("resnet20-fashion", path).module.state_dict()
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(loaded[name], value, msg=name)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda module: {"model": module, "epoch": 1}])
+def test_a_whole_network_that_was_pickled_gives_its_tensors(wrap: Callable[[nn.Module], object], tmp_path: Path) -> None:
+    module = models.BUNDLED["vit-fashion"].build()
+    torch.save(wrap(module), tmp_path / "whole.pth.tar")
+    loaded = load("vit-fashion", tmp_path / "whole.pth.tar").module.state_dict()
+    for name, value in module.state_dict().items():
+        assert torch.equal(loaded[name], value), name
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.tar", "weights.bin", "weights.safetensors.part"])
+def test_the_kind_of_file_is_told_by_its_first_bytes(name: str, state: dict[str, Tensor], tmp_path: Path) -> None:
+    for save in (_save_safetensors, _saver(lambda state: state), _saver(dict, _use_new_zipfile_serialization=False)):
+        (tmp_path / name).write_bytes(save(state, tmp_path).read_bytes())
+        assert torch.equal(_resnet(tmp_path / name).module.get_parameter("fc.weight"), state["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"\x89HDF\r\n", "Keras"),
+        (b"\x93NUMPY\1", "NumPy"),
+        (b"\x1f\x8b\x08", "gzip"),
+    ],
+)
+def test_other_files_are_called_by_their_names(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        _resnet(tmp_path / "weights.pth")
+
+
+def test_a_program_of_torchscript_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("net/data.pkl", "net/code/net.py", "net/constants.pkl"):
+            archive.writestr(name, b"\x80\2}.")
+    with pytest.raises(CheckpointError, match="program of TorchScript"):
+        _resnet(tmp_path / "net.pt")
+
+
+def test_two_copies_that_differ_are_not_guessed_between(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"generator": state, "other": _changed(state)}, tmp_path / "two.pt")
+    with pytest.raises(CheckpointError, match="holds this network 2 times, as generator, other"):
+        _resnet(tmp_path / "two.pt")
+
+
+def test_references_in_circles_end(state: dict[str, Tensor], tmp_path: Path) -> None:
+    content: dict[str, object] = {"state_dict": state}
+    content["self"] = content
+    for level in range(60):
+        content = {"a": content, "b": content} if level % 2 else {"a": content, "c": content}
+    torch.save(content, tmp_path / "circle.pt")
+    assert torch.equal(_resnet(tmp_path / "circle.pt").module.get_parameter("fc.weight"), state["fc.weight"])
+
+
+def test_a_network_whose_parts_are_named_alike(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    torch.save(module.state_dict(), tmp_path / "alike.pt")
+    read = checkpoints.read(tmp_path / "alike.pt", module)
+    assert read.keys() == module.state_dict().keys()
+    assert all(torch.equal(read[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_head_of_another_form_is_said_to_be_all_that_differs(state: dict[str, Tensor], tmp_path: Path) -> None:
+    given = {name: value for name, value in state.items() if not name.startswith("fc")}
+    for head in ({"fc.1.weight": torch.zeros(3, 64), "fc.1.bias": torch.zeros(3)}, {"fc.weight": torch.zeros(3, 64)}):
+        with pytest.raises(CheckpointError, match=r"Only the head differs: this network's is fc.weight \[10, 64\]"):
+            _resnet(_save_safetensors(given | {"fc.bias": torch.zeros(10)} | head, tmp_path))
+
+
+SMALL = {
+    "timm:resnet10t": ({"num_classes": 5}, {"in_chans": 1}, {"in_chans": 4, "num_classes": 3}),
+    "timm:vit_tiny_patch16_224": ({"img_size": 96, "num_classes": 4}, {"in_chans": 1}, {"img_size": 320}),
+    "timm:cait_xxs24_224": ({"num_classes": 6},),
+    "timm:deit_tiny_distilled_patch16_224": ({"num_classes": 4}, {"in_chans": 4, "img_size": 112}),
+    "timm:vit_small_patch16_dinov3": ({"num_classes": 9}, {}),
+    "timm:mixer_s32_224": ({"in_chans": 1, "num_classes": 2},),
+    "torchvision:googlenet": ({"num_classes": 8}, {"aux_logits": False}, {"aux_logits": False, "num_classes": 12}),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_network_is_built_as_the_checkpoint_has_it(name: str, tmp_path: Path) -> None:
+    source, _, architecture = name.partition(":")
+    create = timm.create_model if source == "timm" else torchvision.models.get_model
+    for settings in SMALL[name]:
+        extra = {"init_weights": False} if architecture == "googlenet" else {}
+        module = create(architecture, **settings, **extra)
+        torch.save({"state_dict": _under("module.", module.state_dict())}, tmp_path / "own.pth.tar")
+        outline = models.outline(name, tmp_path / "own.pth.tar")
+        assert outline.input_size[0] == settings.get("in_chans", 3)
+        assert outline.input_size[1] == settings.get("img_size", models.outline(name).input_size[1])
+        if "num_classes" in settings:
+            assert outline.class_names == tuple(f"class {i}" for i in range(settings["num_classes"]))
+        loaded = load(name, tmp_path / "own.pth.tar").module.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in module.state_dict().items())
+        picture = outline.preprocess([Image.new("RGB", (400, 300), "red")])
+        assert picture.shape[1:] == outline.input_size
+
+
+def test_channels_that_no_picture_has(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet10t", in_chans=7).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(InputError, match="images of 7 channels"):
+        load("timm:resnet10t", tmp_path / "seven.pt")
+
+
 @pytest.mark.parametrize("name", [TINY_TIMM, "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small"])
 def test_checkpoint_with_a_classifier_of_another_size(name: str, tmp_path: Path) -> None:
     module = load(name, pretrained=False).module
@@ -238,14 +474,31 @@ def test_damaged_checkpoint(damage: str, suffix: str, state: dict[str, Tensor], 
 
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "weights.h5").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"neither .safetensors nor a state dict"):
+    with pytest.raises(CheckpointError, match=r"neither of safetensors nor of torch.save"):
         _resnet(tmp_path / "weights.h5")
 
 
-def test_pickled_network_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
-        _resnet(tmp_path / "whole.pt")
+class _Runs:
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return Path.touch, (str(self.place),)
+
+
+class _Calls(_Runs):
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, (f"touch {self.place}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", [_Runs, _Calls])
+def test_nothing_in_a_file_is_run(kind: type[_Runs], zipped: bool, state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"state_dict": state, "more": kind(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
+    with suppress(CheckpointError):
+        _resnet(path)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": {}}])
@@ -331,10 +584,10 @@ def test_mismatches_come_with_their_likely_reason_and_as_rows(
 
 
 def test_positions_of_another_image_size_are_named(tmp_path: Path) -> None:
-    state = dict(load(TINY_TIMM, pretrained=False).module.state_dict())
-    state["pos_embed"] = torch.zeros(1, 50, state["pos_embed"].shape[2])
+    state = dict(load("vit-fashion", pretrained=False).module.state_dict())
+    state["pos_embed"] = torch.zeros(1, 37, state["pos_embed"].shape[2])
     with pytest.raises(CheckpointError, match="made for another image size"):
-        load(TINY_TIMM, _save_safetensors(state, tmp_path))
+        load("vit-fashion", _save_safetensors(state, tmp_path))
 
 
 def test_any_common_prefix_is_taken_off_even_beside_other_tensors(state: dict[str, Tensor], tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_is_brought(as_given: Callable[[Path], Any], folder: Path) -> None:
     root = as_given(folder / "runs")
     picture = (folder / "photos" / "1.png").read_bytes()
     assert uploads.keep_pictures(root, [("a.png", io.BytesIO(picture))]).path.is_relative_to(folder / "runs")
-    assert uploads.keep_checkpoint(root, io.BytesIO(b"x"), "my.pt").is_relative_to(folder / "runs")
+    assert uploads.keep_checkpoint(root, io.BytesIO(b"\x80x"), "my.pt").is_relative_to(folder / "runs")
     with zipfile.ZipFile(folder / "photos.zip", "w") as file:
         file.write(folder / "photos" / "1.png", "1.png")
     assert uploads.keep_archive(root, as_given(folder / "photos.zip"), "photos.zip").path.is_relative_to(folder / "runs")

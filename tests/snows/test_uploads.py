@@ -171,7 +171,7 @@ def picture(root: Path, number: int) -> Path:
 
 def test_what_no_run_names_goes_after_a_while(root: Path) -> None:
     unnamed, recent = aged(picture(root, 1), 31), aged(picture(root, 2), 29)
-    checkpoint = aged(keep_checkpoint(root, io.BytesIO(b"x"), "my.pt"), 31)
+    checkpoint = aged(keep_checkpoint(root, io.BytesIO(b"\x80x"), "my.pt"), 31)
     purge(str(root))
     assert not unnamed.parent.exists()
     assert not checkpoint.parent.exists()
@@ -183,7 +183,7 @@ def test_what_no_run_names_goes_after_a_while(root: Path) -> None:
 @pytest.mark.parametrize("setting", ["data", "checkpoint", "mask"])
 def test_what_a_run_names_stays_until_it_is_gone_for_good(setting: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RunStore(root)
-    place = aged(keep_checkpoint(root, io.BytesIO(b"x"), "my.safetensors"), 400)
+    place = aged(keep_checkpoint(root, io.BytesIO(b"\x80x"), "my.safetensors"), 400)
     named = {"prune": {"mask": str(place)}} if setting == "mask" else {setting: str(place)}
     run = store.create(RunConfig.model_validate(named))
     purge(root)
@@ -528,17 +528,19 @@ def test_any_bytes_are_a_sentence(root: Path) -> None:
 
 
 def test_a_checkpoint_is_kept_as_it_is(root: Path) -> None:
-    first, again = (keep_checkpoint(root, io.BytesIO(b"weights"), name) for name in ("my net.pt", "other.pt"))
-    assert (first.name, first.read_bytes(), first) == ("my-net.pt", b"weights", again)
-    assert keep_checkpoint(root, io.BytesIO(b"others"), "../../etc/x.pt").is_relative_to(root)
+    content = b"PK\3\4weights"
+    first, again = (keep_checkpoint(root, io.BytesIO(content), name) for name in ("my net.pth.tar", "other"))
+    assert (first.name, first.read_bytes(), first) == ("my-net.pth.tar", content, again)
+    assert keep_checkpoint(root, io.BytesIO(b"\x80others"), "../../etc/x.pt").is_relative_to(root)
 
 
-def test_what_is_no_checkpoint_by_name_or_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"evil\.py is no checkpoint: they end in \.safetensors"):
-        keep_checkpoint(root, io.BytesIO(b"x"), "evil.py")
+def test_what_is_no_checkpoint_by_content_or_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"my\.pt is neither of safetensors nor of torch\.save"):
+        keep_checkpoint(root, io.BytesIO(b"import os"), "my.pt")
     monkeypatch.setattr(uploads, "MAX_CHECKPOINT_BYTES", 3)
     with pytest.raises(DataError, match="a checkpoint may have"):
-        keep_checkpoint(root, io.BytesIO(b"four"), "a.pt")
+        keep_checkpoint(root, io.BytesIO(b"\x80four"), "a.pt")
+    assert not list((root / ".uploads").glob("*"))
 
 
 def test_one_function_unpacks_runs_and_pictures() -> None:
