@@ -751,8 +751,8 @@ def test_a_network_that_ends_in_an_activation_has_no_classifier() -> None:
 
 def test_batch_norm_statistics_are_those_of_the_pruned_network() -> None:
     model, images = chain(images=12)
-    plain = prune(model, images, config(update="none", batch_size=5))
-    result = prune(model, images, config(update="none", batch_size=5, batch_norm_reestimate=True))
+    plain = prune(model, images.split(5), config(update="none"))
+    result = prune(model, images.split(5), config(update="none", batch_norm_reestimate=True))
     for name, mask in result.masks.items():
         assert torch.equal(result.model.get_parameter(name), plain.model.get_parameter(name))
         assert not bool(result.model.get_parameter(name)[~mask].any())
