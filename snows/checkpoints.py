@@ -233,7 +233,7 @@ def _tensors(content: object) -> tuple[dict[str, Tensor], dict[str, str]]:
             if not isinstance(key, str):
                 continue
             if isinstance(item, Tensor):
-                if item.layout is torch.strided and not item.is_quantized:
+                if item.layout is torch.strided and not item.is_quantized and not item.is_meta:
                     tensors[way + key], groups[way + key] = item.detach(), group
             else:
                 walk(item, f"{way}{key}.", group, levels + 1)
@@ -397,9 +397,9 @@ def _likely_reason(
             "They have no name in common: it is another kind of network, or comes from another library; timm and torchvision "
             "name the same layers differently, so try the other one's."
         )
-    if not unexpected and not wrong and len(missing) <= 2:
-        return "All the rest fits: it seems to be saved without its last part, such as the classifier. Save the whole network."
     head = _head(own) if len(own) > 1 else ""
+    if not unexpected and not wrong and len(missing) <= 2 and all(_is_of(name, head) for name in missing):
+        return "All the rest fits: it seems to be saved without its last part, such as the classifier. Save the whole network."
     if (
         head
         and all(_is_of(name, head) for name in (*missing, *wrong))

@@ -382,6 +382,22 @@ def test_two_copies_that_differ_are_not_guessed_between(state: dict[str, Tensor]
         _resnet(tmp_path / "two.pt")
 
 
+@pytest.mark.parametrize("change", [lambda w: w.to("meta"), lambda w: w.to_sparse()], ids=["meta", "sparse"])
+def test_names_without_plain_values_are_missing(
+    change: Callable[[Tensor], Tensor], state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save({**state, "layer1.0.conv1.weight": change(state["layer1.0.conv1.weight"])}, tmp_path / "bare.pt")
+    with pytest.raises(CheckpointError, match=r"1 missing \(layer1.0.conv1.weight\)"):
+        _resnet(tmp_path / "bare.pt")
+
+
+def test_a_tensor_that_claims_more_values_than_it_has_is_not_put_together(state: dict[str, Tensor], tmp_path: Path) -> None:
+    vast = torch.zeros(1).expand(10**6, 10**6)
+    torch.save({**state, "x.weight_orig": vast, "x.weight_mask": vast}, tmp_path / "vast.pt")
+    with pytest.raises(CheckpointError, match="2 unexpected"):
+        _resnet(tmp_path / "vast.pt")
+
+
 def test_references_in_circles_end(state: dict[str, Tensor], tmp_path: Path) -> None:
     content: dict[str, object] = {"state_dict": state}
     content["self"] = content
