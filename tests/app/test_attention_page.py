@@ -533,6 +533,14 @@ def test_recorded_run_when_there_is_none_and_no_run_at_all(open_page: OpenPage, 
     assert "Attention preserved: 99.9 %" in text
 
 
+def test_a_strip_of_a_picture_is_a_sentence_and_can_be_converted(open_page: OpenPage, store: RunStore) -> None:
+    app = open_page("attention", run=copy_of("vit", store, "run-a").id)
+    upload(app, "strip.png", as_png(np.zeros((400_000, 1), np.uint8)))
+    assert "strip.png does not suit the network: this network takes 28x28 grey images, not 1x400000 of kind L" in text_of(app)
+    next(b for b in app.button if b.label == "Make it like Fashion-MNIST").click().run()
+    assert "Your own image, strip.png" in text_of(app)
+
+
 def test_own_images_go_through_the_network_s_preparation(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
     upload(app, "notes.png", b"I am no picture")
