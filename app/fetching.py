@@ -78,4 +78,5 @@ def fetch(name: str, report: "Report") -> None:
     """A data set or a network's weights, by the name that a config gives it."""
     from snows import datasets, models
 
-    (datasets if name in datasets.SETS else models).fetch(name, report)
+    fetch_it = datasets.fetch if name in datasets.SETS else models.fetch
+    fetch_it(name, report)

@@ -488,8 +488,8 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
         return FINISHED
     if not finished:
         return _fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
-    table = cells(summarize([(config, metrics) for _, config, metrics in finished]))
-    sys.stdout.write(_table([[title.upper() for title in table], *zip(*table.values(), strict=True)]))
+    columns = cells(summarize([(config, metrics) for _, config, metrics in finished]))
+    sys.stdout.write(_table([[title.upper() for title in columns], *zip(*columns.values(), strict=True)]))
     sys.stdout.write(f"\n{BEST} the best of a column, {LEVEL} within the noise of it (two standard errors)\n")
     return FINISHED
 

@@ -85,8 +85,8 @@ def test_what_a_measure_means_stands_nowhere_else() -> None:
 
 def test_a_missing_value_has_a_reason() -> None:
     measured = {"accuracy": None, "accuracy_dense": None, "divergence": None, "agreement": 0.5}
-    words = {name: said(name, measured) for name in (*measured, "seconds")}
-    assert words == {
+    reasons = {name: said(name, measured) for name in (*measured, "seconds")}
+    assert reasons == {
         "accuracy": "no labels",
         "accuracy_dense": "no labels",
         "divergence": "not a number",
