@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench browser clean
+.PHONY: help run test quick portable lint bench browser clean
 
 help:
 	@echo "make run    open the app"
-	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some)"
+	@echo "make quick  run what takes no browser and no long time, in two minutes"
+	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"
 	@echo "make clean  remove the virtual environment and caches"
@@ -21,6 +22,20 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp browser
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory portable
+
+quick: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not slow and not e2e" $(PYTEST_ARGS)
+
+# oneDNN picks its kernels by the processor, and those for AVX2 have had faults that those for AVX-512 have not.
+NUMERICAL := kernels linearization reconstruction updates refinement pruner runner side_by_side
+portable: $(VENV)/dev.stamp
+	@if [ -r /proc/cpuinfo ] && ! grep -q avx512 /proc/cpuinfo; then \
+	  echo "This processor has no AVX-512, so the tests above ran on the kernels for AVX2 already: no second pass."; \
+	else \
+	  ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+	    $$(find tests -name 'test_*.py' | grep -E "/test_($(subst $(eval) ,|,$(NUMERICAL)))\.py$$") || [ $$? = 5 ]; \
+	fi
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

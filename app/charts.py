@@ -754,7 +754,7 @@ def similarity_map(alike: pd.DataFrame, limits: tuple[float, float], chosen: tup
 
 
 def preservation_chart(
-    preserved: pd.DataFrame, methods: dict[str, str], spreads: dict[str, tuple[float, float, float]]
+    preserved: pd.DataFrame, methods: Mapping[str, str], spreads: dict[str, tuple[float, float, float]]
 ) -> go.Figure:
     """How much of its attention each network kept: a point an image, and the mean with the middle 80 % of them.
 

@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -461,7 +462,11 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
             continue
         content = hashlib.sha256(pixels.numpy().tobytes()).digest()
         looks = [_look(*column.network, content, column.inspection, pixels) for column in columns]
-        maps = [attention_view.attended(look.maps, asked, block, head, query, patch) for look in looks] if asked.mapped else []
+        maps = (
+            [attention_view.attended(look.maps, asked, block, head, query or "", patch) for look in looks]
+            if asked.mapped
+            else []
+        )
         shown.append(Seen(image, as_pixels(pixels), caption, label, looks, maps))
     limits = attention_view.limits([values for seen in shown for values in seen.maps])
     marked = patch if query == attention_view.ONE_PATCH else None
@@ -469,7 +474,8 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
     for seen in shown:
         st.caption(seen.caption)
         places = st.columns(len(columns))
-        for place, column, look, values in zip(places, columns, seen.looks, seen.maps or [None] * len(columns), strict=True):
+        drawn: list[np.ndarray | None] = [*seen.maps] or [None] * len(columns)
+        for place, column, look, values in zip(places, columns, seen.looks, drawn, strict=True):
             key, names = f"{seen.image}-{column.name}", column.inspection.model.class_names
             with place:
                 st.markdown(f"**{frames.plain(column.name)}**")
@@ -688,4 +694,4 @@ run = panels.inspected_run(
 )
 if run is not None:
     _follow_address()
-    panels.follow(run, lambda is_live: _page(run, is_live))
+    panels.follow(run, partial(_page, run))

@@ -136,7 +136,7 @@ def heading(batches: Mapping[str, Batch], marked: list[Run], now: Choice) -> Non
             options.index(now.key),
             key=f"compare-{now.key}",
             width=400,
-            format_func=words.get,
+            format_func=words.__getitem__,
         )
     if picked != now.key:
         go(picked)
@@ -191,7 +191,7 @@ def comparison(now: Choice) -> None:
         network = st.selectbox(
             "Network",
             options := list(networks),
-            format_func=compare.network_titles(networks).get,
+            format_func=compare.network_titles(networks).__getitem__,
             width=400,
             help="Only runs of one network, on the same images, can be set side by side.",
             **state.addressed("network", options, network),
@@ -285,8 +285,13 @@ VIEWS = {
 def closer(entries: list[Entry], rows: list[Row]) -> None:
     st.divider()
     view = st.segmented_control(
-        "A closer look", list(VIEWS), format_func=VIEWS.get, required=True, **state.addressed("view", list(VIEWS), "layers")
+        "A closer look",
+        list(VIEWS),
+        format_func=VIEWS.__getitem__,
+        required=True,
+        **state.addressed("view", list(VIEWS), "layers"),
     )
+    assert view is not None  # it is required
     looked_at = entries
     if len(entries) > 1:
         usual = ",".join(str(row.runs[0]) for row in rows[:USUALLY_SHOWN])  # of several seeds the first
@@ -468,7 +473,7 @@ def answer_view(entries: list[Entry]) -> None:
         list(compare.KINDS),
         selection_mode="multi",
         default=["lost"] if labels is not None else None,
-        format_func=compare.KINDS.get,
+        format_func=compare.KINDS.__getitem__,
         key="compare-kinds",
         persist_state="session",
         disabled=labels is None,
@@ -658,10 +663,10 @@ def speed_view(entries: list[Entry]) -> None:
         label = st.selectbox("Of", list(networks), key="compare-why", persist_state="session", width=400)
     chosen = next(entry for entry in entries if entry.label == label)
     found = networks[label]
-    size = sizes[label]
+    dense, sparse, packed = sizes[label]
     file = chosen.run.weights_path.stat().st_size
     density = chosen.metrics.get("density") or metrics.density(found.masks)
-    st.markdown(compare.why_smaller(*size, file, str(chosen.config.prune.pattern), density))
+    st.markdown(compare.why_smaller(dense, sparse, packed, file, str(chosen.config.prune.pattern), density))
     work = metrics.multiply_adds(found.graph, found.images.evaluation[:1], found.masks)
     eligible = sum(reason is None for reason in obstacles[label].values())
     if label in seconds:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -357,6 +358,6 @@ run = panels.inspected_run(
 if run is not None and (config := state.config_of(run)) is not None:
     state.read_address()
     shown: dict[str, str | None] = {}
-    panels.follow(run, lambda is_live: draw_run(run, config, shown, is_live))
+    panels.follow(run, partial(draw_run, run, config, shown))
     if shown:
         draw_checks(run, config, shown["site"])

@@ -1,5 +1,6 @@
 """What did each layer lose, and get back? The address names the run and the layer: `?run=ID&layer=NAME`."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -259,4 +260,4 @@ run = panels.inspected_run(
 )
 if run is not None:
     state.read_address()
-    panels.follow(run, lambda is_live: draw_run(run, is_live))
+    panels.follow(run, partial(draw_run, run))

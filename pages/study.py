@@ -65,7 +65,7 @@ def heading(batches: Mapping[str, Batch], recorded: list[Run], key: str) -> None
         words[RECORDED] = "A recorded study"
     with row:
         picked = st.selectbox(
-            "Study", options := list(words), options.index(key), key=f"study-{key}", width=400, format_func=words.get
+            "Study", options := list(words), options.index(key), key=f"study-{key}", width=400, format_func=words.__getitem__
         )
     if picked != key:
         go(picked)
@@ -115,8 +115,14 @@ def curves(runs: list[Run]) -> None:
     with second:
         losses = [name for name in LOSSES if points[name].notna().any()]
         loss = st.segmented_control(
-            "Loss", losses, format_func=LOSSES.get, required=True, wrap=True, **state.addressed("loss", losses, losses[0])
+            "Loss",
+            losses,
+            format_func=LOSSES.__getitem__,
+            required=True,
+            wrap=True,
+            **state.addressed("loss", losses, losses[0]),
         )
+        assert loss is not None  # it is required
         figure(points, lines, loss, share, height=372)
         st.caption(MEASURES[loss].meaning)
     for measure, column in zip(("seconds", "memory"), st.columns(2, gap="large"), strict=True):
@@ -135,7 +141,7 @@ def axis() -> bool:
     chosen = st.segmented_control(
         "Against",
         list(AXES),
-        format_func=AXES.get,
+        format_func=AXES.__getitem__,
         required=True,
         wrap=True,
         help="An operation that K counts is a convolution, a linear layer, an activation, an attention or a normalization. As "

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = "recorded-1-vit-fashion"
-SECONDS = 1_000  # milliseconds
 NETWORK = "SNOWS, refined mask, K = 3 (1)"  # the first of two that differ in nothing
 
 
@@ -32,18 +31,18 @@ def click_at(page: Page, figure: Locator, across: float, down: float) -> None:
 
 
 def expect_address(page: Page, *parts: str) -> None:
-    page.wait_for_function("parts => parts.every(part => location.search.includes(part))", arg=parts, timeout=20 * SECONDS)
+    page.wait_for_function("parts => parts.every(part => location.search.includes(part))", arg=parts)
 
 
 def heat(page: Page, network: str = NETWORK) -> str:
     """What the map over a picture looks like."""
     image = picture(page, network).locator(".heatmaplayer image")
-    expect(image).to_be_visible(timeout=20 * SECONDS)
+    expect(image).to_be_visible()
     return image.get_attribute("href") or ""
 
 
 def expect_other_heat(page: Page, before: str, network: str = NETWORK) -> str:
-    expect(picture(page, network).locator(".heatmaplayer image")).not_to_have_attribute("href", before, timeout=20 * SECONDS)
+    expect(picture(page, network).locator(".heatmaplayer image")).not_to_have_attribute("href", before)
     return heat(page, network)
 
 
@@ -51,7 +50,7 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     shutil.copytree(ROOT / "assets/runs" / RECORDED, store.root / "my-run")
     page = browser.new_page(viewport={"width": 1440, "height": 1800})
     page.goto(f"{address}/attention?run={RECORDED}&with=my-run")
-    expect(page.get_by_text("Attention preserved").first).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("Attention preserved").first).to_be_visible()
     expect(page.get_by_role("figure", name="where this network looks")).to_have_count(4)
     seen = heat(page)
 
@@ -75,17 +74,17 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     # By keyboard alone: how much the map covers, and another image.
     page.get_by_role("slider", name="Map over image").focus()
     page.keyboard.press("ArrowRight")
-    expect(picture(page).locator(".heatmaplayer image")).to_have_css("opacity", "0.65", timeout=20 * SECONDS)
+    expect(picture(page).locator(".heatmaplayer image")).to_have_css("opacity", "0.65")
     page.get_by_role("button", name="Image 5: Trouser").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible()
     expect_address(page, "image=5")
     seen = expect_other_heat(page, seen)
 
     # The link shows another person the same.
     other = browser.new_context(viewport={"width": 1440, "height": 1800}).new_page()
     other.goto(page.url)
-    expect(other.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible(timeout=60 * SECONDS)
+    expect(other.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible()
     expect(other.get_by_role("radio", name="3", exact=True)).to_be_checked()
     expect(other.get_by_role("figure", name="where this network looks")).to_have_count(4)
     assert heat(other) == seen
@@ -97,13 +96,13 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     Image.fromarray(photograph).save(file, "PNG")
     page.get_by_role("button", name="Your own image").click()
     page.locator("input[type=file]").set_input_files({"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()})
-    expect(page.get_by_text("this network takes 28x28 grey images, not 200x300")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text("this network takes 28x28 grey images, not 200x300")).to_be_visible()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Make it like Fashion-MNIST").click()
-    expect(page.get_by_text("Your own image, mine.png")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text("Your own image, mine.png")).to_be_visible()
     seen = heat(page)
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("forgets")
     page.get_by_role("link", name="Attention").click()
-    expect(page.get_by_text("Your own image, mine.png")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text("Your own image, mine.png")).to_be_visible()
     assert heat(page) == seen

@@ -8,8 +8,6 @@ from snows.store import RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e
-
-SECONDS = 1_000  # milliseconds
 RECORDED = "recorded-1-vit-fashion"
 
 
@@ -17,7 +15,7 @@ def click_row(page: Page, layer: str) -> None:
     """Click in the layer's row of the figure of all steps."""
     chart = page.locator(".live-chart").first
     names = chart.locator(".ytick text")
-    expect(names.first).to_be_visible(timeout=60 * SECONDS)
+    expect(names.first).to_be_visible()
     row, rows = names.all_text_contents().index(layer), names.count()
     area = chart.locator(".nsewdrag").first.bounding_box()
     assert area is not None
@@ -25,27 +23,27 @@ def click_row(page: Page, layer: str) -> None:
 
 
 def expect_layer(page: Page, layer: str) -> None:
-    page.wait_for_url(f"**layer={layer}*", timeout=60 * SECONDS)
-    expect(page.get_by_role("combobox", name="Layer")).to_have_value(layer, timeout=60 * SECONDS)
-    expect(page.get_by_role("heading", name=f"Live checks on {layer}")).to_be_visible(timeout=60 * SECONDS)
+    page.wait_for_url(f"**layer={layer}*")
+    expect(page.get_by_role("combobox", name="Layer")).to_have_value(layer)
+    expect(page.get_by_role("heading", name=f"Live checks on {layer}")).to_be_visible()
 
 
 def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 2600})
     page.goto(f"{address}/convergence?run={RECORDED}")
-    expect(page.get_by_text("No step failed.")).to_be_visible(timeout=60 * SECONDS)
-    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("No step failed.")).to_be_visible()
+    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible()
 
     # A click in the figure leads to another layer, a finding back to its own.
     click_row(page, "blocks.2.attn.proj")
     expect_layer(page, "blocks.2.attn.proj")
     page.get_by_role("button", name="blocks.5.mlp.fc2").click()
-    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible()
     click_row(page, "blocks.3.attn.qkv")
     expect_layer(page, "blocks.3.attn.qkv")
     page.get_by_role("radio", name="Reduction").click()
-    page.wait_for_url("**by=Reduction*", timeout=60 * SECONDS)
-    expect(page.locator(".live-chart").first.get_by_text("promised by the model")).to_be_visible(timeout=60 * SECONDS)
+    page.wait_for_url("**by=Reduction*")
+    expect(page.locator(".live-chart").first.get_by_text("promised by the model")).to_be_visible()
 
     # Every check answers, and what it found stays while other things are clicked.
     page.get_by_role("button", name="Run all four").click()
@@ -56,9 +54,9 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
         "Largest ÷ smallest eigenvalue: ",
     ]
     for words in found:
-        expect(page.get_by_text(words)).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_text(words)).to_be_visible()
     page.get_by_role("radio", name="Step size").click()
-    expect(page.locator(".live-chart").first.get_by_text("tried")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.locator(".live-chart").first.get_by_text("tried")).to_be_visible()
     for words in found:
         expect(page.get_by_text(words)).to_be_visible()
 
@@ -66,8 +64,8 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     other = browser.new_page(viewport={"width": 1440, "height": 2600})
     other.goto(page.url)
     expect_layer(other, "blocks.3.attn.qkv")
-    expect(other.get_by_role("radio", name="Step size")).to_be_checked(timeout=60 * SECONDS)
-    expect(other.get_by_role("button", name="Run all four")).to_be_visible(timeout=60 * SECONDS)
+    expect(other.get_by_role("radio", name="Step size")).to_be_checked()
+    expect(other.get_by_role("button", name="Run all four")).to_be_visible()
     expect(other.get_by_text("The three agree")).to_have_count(0)
     other.close()
 
@@ -76,7 +74,7 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     page.keyboard.type("blocks.0.mlp.fc1")
     page.keyboard.press("Enter")
     expect_layer(page, "blocks.0.mlp.fc1")
-    expect(page.get_by_text("The three agree")).to_have_count(0, timeout=60 * SECONDS)
+    expect(page.get_by_text("The three agree")).to_have_count(0)
 
 
 def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
@@ -84,9 +82,9 @@ def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
     with helpers.waiting_after_two_layers(run) as go_on:
         page = browser.new_page(viewport={"width": 1440, "height": 1600})
         page.goto(f"{address}/convergence?run={run.id}")
-        expect(page.get_by_text("No step failed so far. In all 4 Newton steps")).to_be_visible(timeout=60 * SECONDS)
-        expect(page.get_by_role("combobox", name="Layer")).to_have_value("layer1.0.conv2 (in work)", timeout=60 * SECONDS)
-        expect(page.get_by_text("Choose a finished layer above")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_text("No step failed so far. In all 4 Newton steps")).to_be_visible()
+        expect(page.get_by_role("combobox", name="Layer")).to_have_value("layer1.0.conv2 (in work)")
+        expect(page.get_by_text("Choose a finished layer above")).to_be_visible()
         go_on.set()
-        expect(page.get_by_text("No step failed. In all 42 Newton steps")).to_be_visible(timeout=60 * SECONDS)
-        expect(page.get_by_role("button", name="Run all four")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_text("No step failed. In all 42 Newton steps")).to_be_visible()
+        expect(page.get_by_role("button", name="Run all four")).to_be_visible()

@@ -8,8 +8,6 @@ from snows.store import RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e
-
-SECONDS = 1_000  # milliseconds
 LOSSES, WINDOWS, OPERATIONS = 0, 1, 2
 RECORDED = "recorded-2-resnet20-fashion"
 
@@ -17,7 +15,7 @@ RECORDED = "recorded-2-resnet20-fashion"
 def click_row(page: Page, figure: int, layer: str) -> None:
     """Click in a figure's row where there is no mark, if there is such a place."""
     chart = page.locator(".live-chart").nth(figure)
-    expect(chart.locator(".ytick text").first).to_be_visible(timeout=60 * SECONDS)
+    expect(chart.locator(".ytick text").first).to_be_visible()
     names = chart.locator(".ytick text").all_text_contents()
     area = chart.locator(".nsewdrag").first.bounding_box()
     assert area is not None
@@ -27,24 +25,24 @@ def click_row(page: Page, figure: int, layer: str) -> None:
 
 def expect_layer(page: Page, layer: str) -> None:
     """The address, the selector and the marked rows all say so."""
-    page.wait_for_function("layer => location.search.includes('layer=' + layer)", arg=layer, timeout=60 * SECONDS)
-    expect(page.get_by_role("combobox", name="Layer")).to_have_value(layer, timeout=60 * SECONDS)
+    page.wait_for_function("layer => location.search.includes('layer=' + layer)", arg=layer)
+    expect(page.get_by_role("combobox", name="Layer")).to_have_value(layer)
     for figure in (LOSSES, WINDOWS):
         marked = page.locator(".live-chart").nth(figure).locator(".ytick tspan[style*=bold]")
-        expect(marked).to_have_text(layer, timeout=60 * SECONDS)
+        expect(marked).to_have_text(layer)
 
 
 def expect_window(page: Page, layer: str) -> None:
     """The layer's own figures are shown."""
     expect_layer(page, layer)
     first = page.locator(".live-chart").nth(OPERATIONS).locator(".ytick text").first
-    expect(first).to_have_text(f"0 · {layer} (convolution)", timeout=60 * SECONDS)
+    expect(first).to_have_text(f"0 · {layer} (convolution)")
 
 
 def test_look_into_layers(address: str, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 2400})
     page.goto(f"{address}/layers?run={RECORDED}")
-    expect(page.get_by_text("measured just now")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("measured just now")).to_be_visible()
     expect(page.get_by_text("43 others: one value per channel")).to_be_visible()
 
     # A click on a row of either figure opens its layer.
@@ -73,7 +71,7 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     page.get_by_role("radio", name="Absolute").click()
     expect(page.locator(".live-chart").first.get_by_text("Loss (mean squared error)")).to_be_visible()
     page.get_by_role("radio", name="Mask only").click()
-    page.wait_for_url("**stage=Mask*", timeout=60 * SECONDS)
+    page.wait_for_url("**stage=Mask*")
 
     # The link shows another person the same.
     other = browser.new_page(viewport={"width": 1440, "height": 2400})
@@ -87,7 +85,7 @@ def test_look_into_layers(address: str, browser: Browser) -> None:
     page.get_by_role("combobox", name="Layer").click()
     page.keyboard.type("fc")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("fc was left dense: the classifier")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("fc was left dense: the classifier")).to_be_visible()
 
 
 def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
@@ -95,12 +93,12 @@ def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
     with helpers.waiting_after_two_layers(run) as go_on:
         page = browser.new_page(viewport={"width": 1440, "height": 1600})
         page.goto(f"{address}/layers?run={run.id}")
-        expect(page.get_by_text("2 of 21 layers finished")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_text("2 of 21 layers finished")).to_be_visible()
         click_row(page, LOSSES, "layer1.0.conv2")
         expect_layer(page, "layer1.0.conv2")
         click_row(page, WINDOWS, "layer3.2.conv2")
-        expect(page.get_by_text("The run has not come to layer3.2.conv2 yet")).to_be_visible(timeout=60 * SECONDS)
+        expect(page.get_by_text("The run has not come to layer3.2.conv2 yet")).to_be_visible()
         go_on.set()
-        expect(page.get_by_text("Error at the end")).to_be_visible(timeout=60 * SECONDS)  # it comes by itself
-        expect(page.get_by_text("layers finished")).to_have_count(0, timeout=60 * SECONDS)  # all are, and it says so no more
+        expect(page.get_by_text("Error at the end")).to_be_visible()  # it comes by itself
+        expect(page.get_by_text("layers finished")).to_have_count(0)  # all are, and it says so no more
         expect_layer(page, "layer3.2.conv2")

@@ -13,8 +13,6 @@ from snows.store import Labels, RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e
-
-SECONDS = 1_000  # milliseconds
 ROW = 35  # pixels, of Streamlit's table and its head
 
 
@@ -26,14 +24,14 @@ def cells(page: Page, text: str) -> Locator:
 def tick(page: Page, row: int) -> None:
     """Click the box at the left of a row, counted from 0."""
     table = page.get_by_test_id("stDataFrame")
-    expect(table).to_have_count(1, timeout=20 * SECONDS)  # the one before has gone
+    expect(table).to_have_count(1)  # the one before has gone
     area = table.bounding_box()
     assert area is not None
     page.mouse.click(area["x"] + 15, area["y"] + (row + 1.5) * ROW)
 
 
 def download(page: Page, label: str, folder: Path) -> Path:
-    with page.expect_download(timeout=20 * SECONDS) as started:
+    with page.expect_download() as started:
         page.get_by_role("button", name=label, exact=True).click()
     path = folder / started.value.suggested_filename
     started.value.save_as(path)
@@ -45,26 +43,26 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     helpers.write_run(store, "failed").save_labels(Labels(name="Wrong turn"))
     page = browser.new_page(viewport={"width": 1440, "height": 1400})
     page.goto(f"{address}/runs")
-    expect(cells(page, "Wrong turn")).to_have_count(1, timeout=60 * SECONDS)
+    expect(cells(page, "Wrong turn")).to_have_count(1)
     expect(cells(page, "Recorded example")).to_have_count(2)
 
     # Find it, tick it, name it.
     page.get_by_label("Find").fill("1:8")
     page.keyboard.press("Enter")
-    expect(cells(page, "Wrong turn")).to_have_count(0, timeout=20 * SECONDS)
+    expect(cells(page, "Wrong turn")).to_have_count(0)
     tick(page, 0)
-    page.wait_for_url(f"**run={run.id}*", timeout=20 * SECONDS)
+    page.wait_for_url(f"**run={run.id}*")
     page.get_by_label("Name", exact=True).fill("The best so far")
     page.keyboard.press("Enter")
-    expect(cells(page, "The best so far")).to_have_count(1, timeout=20 * SECONDS)
-    expect(page.get_by_role("heading", name="The best so far")).to_be_visible(timeout=20 * SECONDS)
+    expect(cells(page, "The best so far")).to_have_count(1)
+    expect(page.get_by_role("heading", name="The best so far")).to_be_visible()
     page.get_by_text("Mark to compare").click()
     expect(page.get_by_role("switch", name="Mark to compare")).to_be_checked()
 
     # The link shows another tab the same.
     other = browser.new_page(viewport={"width": 1440, "height": 1400})
     other.goto(page.url)
-    expect(other.get_by_role("heading", name="The best so far")).to_be_visible(timeout=20 * SECONDS)
+    expect(other.get_by_role("heading", name="The best so far")).to_be_visible()
     expect(other.get_by_label("Find")).to_have_value("1:8")
     expect(cells(other, "Wrong turn")).to_have_count(0)
     other.close()
@@ -77,41 +75,41 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     # Delete, think again, and delete for good.
     page.get_by_test_id("stPopoverButton").filter(has_text="Delete").click()
     page.get_by_role("button", name="Yes, delete").click()
-    expect(page.get_by_text(f"Deleted {run.id}")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text(f"Deleted {run.id}")).to_be_visible()
     assert run.id not in [other.id for other in store.list()]
     page.get_by_role("button", name="Undo").click()
-    expect(cells(page, "The best so far")).to_have_count(1, timeout=20 * SECONDS)
+    expect(cells(page, "The best so far")).to_have_count(1)
     assert store.get(run.id).state() == "finished"
     page.get_by_test_id("stPopoverButton").filter(has_text="Delete").click()
     page.get_by_role("button", name="Yes, delete").click()
-    expect(page.get_by_text("No run is like that")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_text("No run is like that")).to_be_visible()
 
     # Bring it back, with its name and mark.
     page.get_by_test_id("stPopoverButton").filter(has_text="Import a run").click()
     page.locator("input[type=file]").set_input_files(archive)
     page.get_by_role("button", name="Import", exact=True).click()
-    expect(cells(page, "The best so far")).to_have_count(1, timeout=20 * SECONDS)
+    expect(cells(page, "The best so far")).to_have_count(1)
     expect(page.get_by_role("button", name="Import", exact=True)).to_have_count(0)  # the form has closed
     assert store.get(run.id).labels() == Labels(name="The best so far", compare=True)
     page.get_by_test_id("stPopoverButton").filter(has_text="Import a run").click()
     page.locator("input[type=file]").set_input_files(archive)
     page.get_by_role("button", name="Import", exact=True).click()
-    expect(page.get_by_text("There is a run").first).to_contain_text("already, so nothing was imported", timeout=20 * SECONDS)
+    expect(page.get_by_text("There is a run").first).to_contain_text("already, so nothing was imported")
     page.keyboard.press("Escape")
 
     # Open it elsewhere, and come back to where one was.
     page.get_by_test_id("stMain").get_by_role("link", name="Layers").click()
-    page.wait_for_url(f"**/layers?run={run.id}*", timeout=20 * SECONDS)
-    expect(page.get_by_role("combobox", name="Run")).to_have_value(re.compile("The best so far"), timeout=60 * SECONDS)
+    page.wait_for_url(f"**/layers?run={run.id}*")
+    expect(page.get_by_role("combobox", name="Run")).to_have_value(re.compile("The best so far"))
     page.go_back()
-    expect(page.get_by_role("heading", name="The best so far")).to_be_visible(timeout=20 * SECONDS)
+    expect(page.get_by_role("heading", name="The best so far")).to_be_visible()
 
     # Run it again with one change: the form of the Prune page holds it.
     page.get_by_role("combobox", name="From 1:8 to").click()
     page.get_by_role("option", name="1:16").click()
     page.get_by_role("button", name="Set it up").click()
-    page.wait_for_url("**/prune", timeout=20 * SECONDS)
-    expect(page.get_by_text("Keep 1 of 16 weights (1:16)").first).to_be_visible(timeout=60 * SECONDS)
+    page.wait_for_url("**/prune")
+    expect(page.get_by_text("Keep 1 of 16 weights (1:16)").first).to_be_visible()
 
 
 def check_report(browser: Browser, path: Path) -> None:
@@ -122,7 +120,7 @@ def check_report(browser: Browser, path: Path) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(path.as_uri())
-    expect(page.locator("figure .main-svg").first).to_be_visible(timeout=20 * SECONDS)
+    expect(page.locator("figure .main-svg").first).to_be_visible()
     assert problems == []
     assert [url for url in asked if not re.match("data:|blob:", url)] == [path.as_uri()]
     expect(page.get_by_role("heading", level=1)).to_have_text("The best so far")
@@ -140,9 +138,9 @@ def test_a_recorded_run_is_only_looked_at(address: str, browser: Browser) -> Non
     page = browser.new_page(viewport={"width": 400, "height": 2000})
     recorded = state.RECORDED.list()[0]
     page.goto(f"{address}/runs?run={recorded.id}")
-    expect(page.get_by_text("It came with the app")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("It came with the app")).to_be_visible()
     expect(page.get_by_label("Name", exact=True)).to_be_disabled()
     expect(page.get_by_test_id("stPopoverButton").filter(has_text="Delete")).to_have_count(0)
     page.get_by_test_id("stMain").get_by_role("link", name="Prune").click()
-    expect(page.get_by_role("heading", name=recorded.config().model)).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_role("heading", name=recorded.config().model)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -9,35 +9,33 @@ from tests.app.test_study import finished_batch
 
 pytestmark = pytest.mark.e2e
 
-SECONDS = 1_000  # milliseconds
-
 
 def test_read_a_study_and_start_another(address: str, browser: Browser, store: RunStore) -> None:
     batch = finished_batch(store, ["resnet20-fashion", "vit-fashion"])
     page = browser.new_page(viewport={"width": 1440, "height": 1600})
     page.goto(f"{address}/study")
-    expect(page.get_by_text("K = 3 is the smallest whose accuracy, 94.70 %")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_text("K = 3 is the smallest whose accuracy, 94.70 %")).to_be_visible()
     charts = page.locator(".js-plotly-plot")
-    expect(charts).to_have_count(4, timeout=60 * SECONDS)
-    expect(charts.first.get_by_text("K (operations ahead)")).to_be_visible(timeout=60 * SECONDS)
+    expect(charts).to_have_count(4)
+    expect(charts.first.get_by_text("K (operations ahead)")).to_be_visible()
 
     # Against depth, and another loss; the link shows another person the same.
     page.get_by_role("radio", name="K ÷ operations of the network").click()
-    expect(charts.first.get_by_text("K ÷ operations of the network (%)")).to_be_visible(timeout=60 * SECONDS)
+    expect(charts.first.get_by_text("K ÷ operations of the network (%)")).to_be_visible()
     page.get_by_role("radio", name="At the layer itself").click()
-    expect(charts.nth(1).get_by_text("Error ÷ target, layer")).to_be_visible(timeout=60 * SECONDS)
+    expect(charts.nth(1).get_by_text("Error ÷ target, layer")).to_be_visible()
     other = browser.new_page(viewport={"width": 1440, "height": 1600})
     other.goto(page.url)
     shared = other.locator(".js-plotly-plot")
-    expect(shared.first.get_by_text("K ÷ operations of the network (%)")).to_be_visible(timeout=60 * SECONDS)
-    expect(shared.nth(1).get_by_text("Error ÷ target, layer")).to_be_visible(timeout=60 * SECONDS)
+    expect(shared.first.get_by_text("K ÷ operations of the network (%)")).to_be_visible()
+    expect(shared.nth(1).get_by_text("Error ÷ target, layer")).to_be_visible()
     other.close()
 
     # Another: two K, typed, and few images.
     page.get_by_role("combobox", name="Study").click()
     page.get_by_role("option", name="A new study").click()
     ks = page.get_by_role("combobox", name="K", exact=True)
-    expect(ks).to_be_visible(timeout=60 * SECONDS)
+    expect(ks).to_be_visible()
     ks.click()
     for _ in range(4):  # of 0, 1, 3, 5, 10 the first stays
         ks.press("Backspace")
@@ -50,10 +48,10 @@ def test_read_a_study_and_start_another(address: str, browser: Browser, store: R
     images.press_sequentially("32")
     images.press("Enter")
     images.press("Escape")
-    page.get_by_role("button", name="Start 2 runs").click(timeout=60 * SECONDS)
-    expect(page.get_by_text("0 of 2 runs finished")).to_be_visible(timeout=60 * SECONDS)
+    page.get_by_role("button", name="Start 2 runs").click()
+    expect(page.get_by_text("0 of 2 runs finished")).to_be_visible()
     page.get_by_role("button", name="Cancel all").click()
-    expect(page.get_by_role("button", name="Resume the rest")).to_be_visible(timeout=60 * SECONDS)
+    expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     made = next(found for found in store.batches() if found.id != batch.id)
     assert [(c.prune.k_steps, c.num_calibration) for c in (run.config() for run in made.runs())] == [(0, 32), (7, 32)]
     assert [until_ended(run) for run in made.runs()] == ["cancelled", "cancelled"]

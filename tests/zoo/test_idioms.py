@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from snows.config import PruneConfig
 from snows.graph import ExportError, NetworkGraph
-from snows.linearization import Linearization
-from snows.pruner import prune
-from tests.snows.helpers import window_inputs
+from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
 
 Idiom = Callable[["Host", Tensor], Tensor]
 
@@ -151,44 +149,20 @@ def host(name: str) -> Host:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IDIOMS)
 def test_an_idiom_is_followed_exactly(name: str) -> None:
-    module = host(name)
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    images = noise((3, 3, 8, 8))
+    module, images = host(name), noise((3, 3, 8, 8), 1)
     graph = NetworkGraph.export(module, images[:2])
-    torch.testing.assert_close(graph.run(images)[0], module(images).detach())
-    site = next(s for s in graph.sites if s.name == "first.weight")
-    window = graph.window(site, 5)
-    inputs, weight = window_inputs(window, graph.laid_out(images)), graph.parameters[site.name]
-    linear, vector = Linearization(window, weight, inputs), noise(weight.shape)
-    moved, cotangents = linear.push(vector), [noise(y.shape) for y in linear.outputs]
-    # Forwards and backwards are each other's transposes,
-    forwards = sum(float((u * v).sum()) for u, v in zip(cotangents, moved, strict=True))
-    assert forwards == pytest.approx(float((linear.pull(cotangents) * vector).sum()), rel=1e-9, abs=1e-9)
-    # and are what the values do when the weight moves a little.
-    step = 1e-6
-    ahead, behind = (window.outputs(weight + sign * step * vector, inputs) for sign in (1, -1))
-    for move, after, before in zip(moved, ahead, behind, strict=True):
-        torch.testing.assert_close(move, (after - before) / (2 * step), rtol=1e-5, atol=1e-6)
+    check_answers(graph, module, images)
+    window = graph.window(next(s for s in graph.sites if s.name == "first.weight"), 5)
+    check_window(window, images)
+    check_curvatures(window, images)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IDIOMS)
 def test_a_network_with_an_idiom_is_pruned_to_its_end_and_comes_back_as_it_was(name: str) -> None:
-    module = host(name).float().train()
-    before = {key: t.clone() for key, t in module.state_dict().items()}
-    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    result = prune(module, images, PruneConfig(pattern="50%", k_steps=4, batch_size=6))
+    images = noise((12, 3, 8, 8), 2).float()
+    result = check_run(host(name).float().train(), images, PruneConfig(pattern="50%", k_steps=4, batch_size=6))
     assert "first.weight" in result.masks
-    assert all(torch.equal(before[key], t) for key, t in module.state_dict().items())
-    after = result.model.state_dict()
-    assert {key: (t.dtype, t.stride()) for key, t in before.items()} == {key: (t.dtype, t.stride()) for key, t in after.items()}
-    assert all(part.training for part in result.model.modules())
-    assert all(bool(torch.isfinite(t).all()) for t in after.values())
-    assert all(record.losses["final"] <= record.losses["mask_only"] for record in result.sites)
 
 
 @pytest.mark.parametrize(
