@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snows.config import CURVATURES, MASKS, UPDATES, PruneConfig
+from snows.config import PruneConfig
 from snows.pruner import PruneError, prune, resolve_device
 from tests.snows.helpers import Attention, Gates, Residual
 from tests.snows.pretend import MixedDevicesError, accelerator
@@ -119,27 +119,13 @@ def test_a_run_there_gives_what_it_gives_here(name: str) -> None:
     check_same(name)
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("update", ["none", "least-squares"])
 def test_every_update(update: str) -> None:
     check_same("residual", update=update)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("pattern", ["1:2", "60% global"])
-def test_every_mask(mask: str, pattern: str) -> None:
-    check_same("residual", mask=mask, pattern=pattern, update="none")
-
-
-@pytest.mark.parametrize("kind", CURVATURES)
-def test_every_curvature(kind: str) -> None:
-    check_same("residual", solver={"curvature": kind})
-
-
-@pytest.mark.parametrize(
-    "overrides", [{"targets": "propagated"}, {"sweeps": 2}, {"batch_norm_reestimate": True}, {"refine": "layer"}], ids=str
-)
-def test_other_ways(overrides: dict[str, Any]) -> None:
-    check_same("residual", **overrides)
+def test_propagated_targets() -> None:
+    check_same("residual", targets="propagated")
 
 
 def test_the_second_device() -> None:
