@@ -260,10 +260,10 @@ def _brought(config: RunConfig) -> RunConfig:
     from snows import pictures, uploads
 
     uploads.purge(default_root())
-    kept = uploads.keep_archive(default_root(), path, path.name)
-    if kept.left_out:
-        sys.stderr.write(f"From {path.name}, {pictures.left_out_words(kept.left_out)}.\n")
-    return config.model_copy(update={"data": str(kept.path)})
+    unpacked = uploads.keep_archive(default_root(), path, path.name)
+    if unpacked.left_out:
+        sys.stderr.write(f"From {path.name}, {pictures.left_out_words(unpacked.left_out)}.\n")
+    return config.model_copy(update={"data": str(unpacked.path)})
 
 
 # --- prune ---
@@ -443,8 +443,8 @@ def _get_batch(store: RunStore, batch_id: str) -> Batch:
 
 def _named(store: RunStore, name: str) -> list[Run]:
     """The runs of a batch of that name, else the run."""
-    found = [batch for batch in store.batches() if batch.id == name]
-    return found[0].runs() if found else [_get(store, name)]
+    batches = [batch for batch in store.batches() if batch.id == name]
+    return batches[0].runs() if batches else [_get(store, name)]
 
 
 def _work_through(batch: Batch) -> int:
@@ -508,13 +508,13 @@ def _of_each_k(given: argparse.Namespace) -> list[RunConfig]:
 
 def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
     outcomes = [study.Outcome.of(run) for run in runs if run.metrics()]
-    found = study.curves(outcomes)
-    if not found:
+    curves = study.curves(outcomes)
+    if not curves:
         return _fail("None of these runs is a finished run of SNOWS, so there is no K to look at.", FAILED)
     measured = ("accuracy", "agreement", "divergence", "seconds")
     rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", *_heads(measured), "")]
     reasons = []
-    for name, curve in zip(study.names(found), found, strict=True):
+    for name, curve in zip(study.names(curves), curves, strict=True):
         advice = study.recommend(curve, outcomes)
         if as_json:
             sys.stdout.write(_json(_curve_record(name, curve, advice)) + "\n")
@@ -660,19 +660,21 @@ def _images(given: argparse.Namespace) -> int:
     from snows import data, models
 
     model = models.outline(config.model, config.checkpoint, class_names=config.class_names)
-    found = data.preview(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=24)
-    measured = "accuracy and agreement" if found.labelled else "agreement with the dense network; there are no labels it knows"
+    preview = data.preview(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=24)
+    measured = (
+        "accuracy and agreement" if preview.labelled else "agreement with the dense network; there are no labels it knows"
+    )
     lines = [
-        f"{config.num_calibration:,} of {found.num_calibration:,} images to calibrate with",
-        f"{found.num_evaluation:,} images to measure on",
+        f"{config.num_calibration:,} of {preview.num_calibration:,} images to calibrate with",
+        f"{preview.num_evaluation:,} images to measure on",
         f"Measured: {measured}",
         f"Preparation: {model.preprocessing}",
     ]
-    if found.classes:
-        lines.append(f"Classes: {', '.join(found.classes[:10])}{', …' if len(found.classes) > 10 else ''}")
-    sys.stdout.write("\n".join([*lines, *found.notes]) + "\n")
+    if preview.classes:
+        lines.append(f"Classes: {', '.join(preview.classes[:10])}{', …' if len(preview.classes) > 10 else ''}")
+    sys.stdout.write("\n".join([*lines, *preview.notes]) + "\n")
     if given.output:
-        data.write_sheet(found.images, given.output)
+        data.write_sheet(preview.images, given.output)
         sys.stdout.write(f"{given.output}\n")
     return FINISHED
 

@@ -89,11 +89,11 @@ def _folder_entries(folder: Path, stack: ExitStack) -> Iterator[Entry]:
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
                 raise ArchiveError(f"{path} is a link or a device, not a file. Put the file itself into the folder.")
             if name in files:
-                yield Entry(path.relative_to(folder).as_posix(), found.st_size, partial(path.open, "rb"))
+                yield Entry(path.relative_to(folder).as_posix(), status.st_size, partial(path.open, "rb"))
 
 
 def _checked(entries: list[Entry]) -> tuple[str, dict[str, Entry]]:
@@ -105,8 +105,8 @@ def _checked(entries: list[Entry]) -> tuple[str, dict[str, Entry]]:
     entries = [e for e in entries if not e.name.startswith("__MACOSX/")]
     configs = [e.name for e in entries if PurePosixPath(e.name).name == "config.json"]
     if len(configs) != 1 or configs[0].count("/") > 1:
-        found = f"holds {len(configs)} runs" if len(configs) > 1 else "is no run: it has no config.json"
-        raise ArchiveError(f"This {found}. {_CHOOSE}")
+        fault = f"holds {len(configs)} runs" if len(configs) > 1 else "is no run: it has no config.json"
+        raise ArchiveError(f"This {fault}. {_CHOOSE}")
     folder = configs[0].rpartition("/")[0]
     files: dict[str, Entry] = {}
     for entry in entries:

@@ -285,7 +285,7 @@ def _missing(graph: NetworkGraph, untold: Sequence[fx.Node]) -> dict[str, str]:
 
 def _products_of_products(graph: NetworkGraph) -> list[fx.Node]:
     """Products of the images' values with an earlier product of them: linear, sigmoid or ReLU attention."""
-    found: list[fx.Node] = []
+    products: list[fx.Node] = []
     made: set[fx.Node] = set()  # of products so far, with nothing learned in between
     for node in graph.nodes:
         if graph.kind(node) not in (None, "activation"):
@@ -293,11 +293,11 @@ def _products_of_products(graph: NetworkGraph) -> list[fx.Node]:
         product = contraction(node)
         if product is not None and len(product.factors) == 2 and graph.depends_on_images.issuperset(product.factors):
             if not made.isdisjoint(product.factors):
-                found.append(node)
+                products.append(node)
             made.add(node)
         elif not made.isdisjoint(node.all_input_nodes) and softmax_axis(node) is None:
             made.add(node)
-    return found
+    return products
 
 
 def _unique_names(graph: NetworkGraph, nodes: Sequence[fx.Node]) -> list[str]:

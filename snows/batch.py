@@ -41,14 +41,14 @@ METHODS = {
 
 def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence[str], refine: Sequence[str]) -> list[Method]:
     """Every method of these parts, each once: targets and refinement count only for what is fitted."""
-    found = []
+    methods = []
     for mask, update, target, refinement in itertools.product(masks, updates, targets, refine):
         if update == "none":
             target = "dense"
         if update in ("none", "sparsegpt"):
             refinement = "none"
-        found.append(Method(mask, update, target, refinement))
-    return list(dict.fromkeys(found))
+        methods.append(Method(mask, update, target, refinement))
+    return list(dict.fromkeys(methods))
 
 
 def expand(

@@ -374,9 +374,9 @@ def compare(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> Non
     wrong = [name for name in own if name in state and _kind(state[name]) != _kind(own[name])]
     shapes = [f"{name} is {_kind(state[name])} instead of {_kind(own[name])}" for name in wrong]
     problems = [
-        f"{len(found)} {label} ({_first(found)})"
-        for label, found in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes))
-        if found
+        f"{len(names)} {label} ({_first(names)})"
+        for label, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", shapes))
+        if names
     ]
     if problems:
         rows = [(name, "-", _kind(own[name])) for name in missing]

@@ -85,11 +85,11 @@ def compare_products(problem: SiteProblem) -> ProductsResult:
     def differences(images: dict[str, Tensor]) -> dict[tuple[str, str], float]:
         return {(a, b): _difference(images[a], images[b]) for a, b in combinations(CURVATURES, 2)}
 
-    found = images()
+    products = images()
     precision = torch.finfo(here.dtype).eps
     return ProductsResult(
-        {kind: float(v @ image) / float(v @ v) for kind, image in found.items()},
-        differences(found),
+        {kind: float(v @ image) / float(v @ v) for kind, image in products.items()},
+        differences(products),
         differences(images(batches=reached)),
         {
             pair: 4 * precision ** (1 / 3) if "finite_difference" in pair else 1e3 * precision

@@ -135,7 +135,7 @@ def by_depth(
     dense, dense_tensors = Frontier(graph, [images]), graph.bind({})
     pruned = {name: (Frontier(graph, [images]), graph.bind(tensors)) for name, tensors in networks.items()}
     places = [(site.name, site.node) for site in sites] + [(OUTPUT, graph.output)]
-    found = []
+    likenesses = []
     for layer, node in sorted(places, key=lambda place: graph.index[place[1]]):
         stop = graph.index[node] + 1
         dense.advance(stop, dense_tensors, images.device)
@@ -145,8 +145,8 @@ def by_depth(
             frontier.advance(stop, tensors, images.device)
             value = frontier.values(0)[node]
             similar = _alignment(gram, _gram(value)), mean_cosine(target, value), relative_error(target, value)
-            found.append(Likeness(layer, name, *similar))
-    return found
+            likenesses.append(Likeness(layer, name, *similar))
+    return likenesses
 
 
 # --- size and speed ---
@@ -158,8 +158,8 @@ def csr_bytes(state: Mapping[str, Tensor], pruned: Sequence[str]) -> int:
     total = 0
     for name, tensor in state.items():
         whole = tensor.numel() * tensor.element_size()
-        kept = int(tensor.count_nonzero())
-        sparse = kept * (tensor.element_size() + 4) + 4 * (tensor.shape[0] + 1) if name in pruned else whole
+        num_values = int(tensor.count_nonzero())
+        sparse = num_values * (tensor.element_size() + 4) + 4 * (tensor.shape[0] + 1) if name in pruned else whole
         total += min(sparse, whole)
     return total
 

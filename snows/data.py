@@ -587,9 +587,11 @@ def _shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _enough(role: str, wanted: int, available: int, found: str) -> None:
+def _enough(role: str, wanted: int, available: int, available_words: str) -> None:
     if wanted > available:
-        raise DataError(f"{wanted:,} {role} images were asked for, but {found}. Ask for at most {available:,}: --num-{role}.")
+        raise DataError(
+            f"{wanted:,} {role} images were asked for, but {available_words}. Ask for at most {available:,}: --num-{role}."
+        )
 
 
 def _fits_memory(count: int, model: LoadedModel) -> None:

@@ -433,7 +433,7 @@ class NetworkGraph:
         for i, node in enumerate(self.nodes):
             if softmax_axis(node) is not None:
                 uses[node] = softmax_uses(node, self.nodes[i + 1 :], data, constants)
-        return {node: found for node, found in uses.items() if node in data or found[0]}
+        return {node: products_and_nodes for node, products_and_nodes in uses.items() if node in data or products_and_nodes[0]}
 
     @cached_property
     def _softmax_products(self) -> set[fx.Node]:
@@ -722,7 +722,7 @@ class Frontier:
 
         Values at `keep` stay although nothing later reads them. `check` is called between batches and may raise to cancel.
         """
-        kept, graph = set(keep), self.graph
+        nodes_to_keep, graph = set(keep), self.graph
         nodes = graph.nodes[self.position : stop]
         for i, batch in enumerate(self._batches):
             check()
@@ -730,12 +730,12 @@ class Frontier:
             for position, node in enumerate(nodes, self.position):
                 values[node] = execute_node(node, _Layers(values, parameters))
                 for parent in node.all_input_nodes:
-                    if parent in values and parent not in kept and graph.last_use(parent) <= position:
+                    if parent in values and parent not in nodes_to_keep and graph.last_use(parent) <= position:
                         del values[parent]
             self._batches[i] = {
                 n: move(v, self.storage)
                 for n, v in values.items()
-                if n in kept or graph.last_use(n) >= max(stop, self.position)
+                if n in nodes_to_keep or graph.last_use(n) >= max(stop, self.position)
             }
         self.position = max(stop, self.position)
 

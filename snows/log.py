@@ -155,10 +155,10 @@ class Log:
 
 def by_layer(events: Iterable[Event]) -> dict[str, list[Event]]:
     """Each layer's own events by the site's name, from its last beginning on."""
-    found: dict[str, list[Event]] = {}
+    events_by_layer: dict[str, list[Event]] = {}
     for event in events:
         if isinstance(event, SiteStarted):
-            found[event.site] = [event]
+            events_by_layer[event.site] = [event]
         elif (site := getattr(event, "site", None)) is not None:
-            found.setdefault(site, []).append(event)
-    return found
+            events_by_layer.setdefault(site, []).append(event)
+    return events_by_layer

@@ -304,14 +304,14 @@ def _named(model: LoadedModel, class_names: Sequence[str]) -> LoadedModel:
 def search(text: str, limit: int = 20) -> list[str]:
     """Names that hold every word of `text`: those that begin with the last one first, then the shorter ones."""
     words = text.lower().replace(":", " ").split()
-    found = [name for name in every_name() if all(word in name for word in words)]
+    matching_names = [name for name in every_name() if all(word in name for word in words)]
     begins = words[-1] if words else ""
 
     def distance(name: str) -> tuple[bool, int]:
         architecture = name.rpartition(":")[2]
         return not architecture.startswith(begins), len(architecture)
 
-    return sorted(found, key=distance)[:limit]
+    return sorted(matching_names, key=distance)[:limit]
 
 
 @cache

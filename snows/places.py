@@ -420,8 +420,8 @@ def map_places(
                 result[node] = MapPlaces(_core(_join([rows[0], columns[0]])), _core(rows[1]), _core(columns[1]))
                 places = (_join([rows[0], columns[0].amax(-1, keepdim=True)]), rows[1], torch.full_like(rows[1], NOTHING))
         elif node in axis_of and places is not None:
-            result[node] = found = _asked(places, axis_of[node])
-            places = (found.image, found.query, torch.full_like(found.query, NOTHING))
+            result[node] = softmax_places = _asked(places, axis_of[node])
+            places = (softmax_places.image, softmax_places.query, torch.full_like(softmax_places.query, NOTHING))
         elif (product := contraction(node)) is not None and places is not None and len(product.factors) == 2:
             places = _of_product(product, known, factor_of.get(node), places)
         if places is not None:

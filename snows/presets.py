@@ -89,13 +89,13 @@ def wanted(config: RunConfig) -> list[Wanted]:
     """
     from snows import datasets, models
 
-    found = []
+    requirements = []
     if config.checkpoint is None and config.model not in models.BUNDLED:
         outline = models.outline(config.model)
         weights = models.published_weights(config.model, sum(p.numel() for p in outline.module.parameters()))
         if weights is not None:
-            found.append(Wanted(config.model, f"Weights of {config.model}", weights.num_bytes, weights.here))
+            requirements.append(Wanted(config.model, f"Weights of {config.model}", weights.num_bytes, weights.here))
     if config.data in datasets.SETS:
         spec = datasets.SETS[config.data]
-        found.append(Wanted(config.data, spec.title, spec.num_bytes, datasets.is_here(config.data)))
-    return found
+        requirements.append(Wanted(config.data, spec.title, spec.num_bytes, datasets.is_here(config.data)))
+    return requirements

@@ -364,18 +364,18 @@ def _prune(
     )
     bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
     done: list[events.SiteFinished] = []
-    found: dict[str, tuple[Tensor, Tensor]] = {}  # weight and mask by site, from the latest sweep
+    weights_and_masks: dict[str, tuple[Tensor, Tensor]] = {}  # by site, from the latest sweep
     for sweep in range(config.sweeps):
-        before, here = dict(found), taken[sweep * count : (sweep + 1) * count]
-        found |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
+        before, here = dict(weights_and_masks), taken[sweep * count : (sweep + 1) * count]
+        weights_and_masks |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
         if len(here) == count:
             continue
         loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before)
         for site in covered.sites[: len(here)]:
-            loop.skip(site, found[site.name][0])
+            loop.skip(site, weights_and_masks[site.name][0])
         for index in range(len(here), count):
             weight, mask, record = loop.solve(index, covered.sites[index])
-            found[record.site] = weight, mask
+            weights_and_masks[record.site] = weight, mask
             on_site(sweep * count + index, weight, mask)
             on_event(record)
             done.append(record)
@@ -383,10 +383,10 @@ def _prune(
                 bar.update()
     if bar is not None:
         bar.close()
-    result = _result(given, pruned, {name: weight for name, (weight, _) in found.items()}, config, batches)
+    result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
     return PruneResult(
         result,
-        {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in found.items()},
+        {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in weights_and_masks.items()},
         covered.patterns,
         done,
         covered.skipped,
@@ -425,9 +425,9 @@ def _progress_bar(total: int):  # type: ignore[no-untyped-def]
 
 def _given_masks(path: str, sites: Sequence[Site], device: torch.device) -> dict[str, Tensor]:
     """The masks (R, P) of a file. Raises `PruneError` for one from another network."""
-    masks, found = {}, read_mask_file(path)
+    masks, file_masks = {}, read_mask_file(path)
     for site in sites:
-        mask = found.get(site.name)
+        mask = file_masks.get(site.name)
         if mask is None or tuple(mask.shape) != site.shape:
             there = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
             raise PruneError(
@@ -638,7 +638,9 @@ class Cascade:
         """Bytes of the images' values that wait for their turn: both networks', and the window's inputs and targets."""
         frontiers = [f for f in (self.pruned, self.dense) if f is not None]
         values = [v for f in frontiers for i in range(len(f)) for v in f.values(i).values()]
-        values += [v for b in batches for v in (*b.targets, *(v for n, v in b.inputs.items() if n not in self.parameters))]
+        for batch in batches:
+            values += batch.targets
+            values += [v for n, v in batch.inputs.items() if n not in self.parameters]
         storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
         return sum(storages.values())
 

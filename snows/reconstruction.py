@@ -348,9 +348,9 @@ class Objective:
         for point, losses, gradient in self._seen:
             if point is kept and (gradient is not None or not with_gradient):
                 return losses, gradient
-        found = self._evaluate(kept, range(len(self.batches)), with_gradient)
-        self._seen = [(kept, *found), *self._seen[: _POINTS_REMEMBERED - 1]]
-        return found
+        evaluation = self._evaluate(kept, range(len(self.batches)), with_gradient)
+        self._seen = [(kept, *evaluation), *self._seen[: _POINTS_REMEMBERED - 1]]
+        return evaluation
 
     def _evaluate(self, kept: Tensor, chosen: Sequence[int], with_gradient: bool) -> tuple[list[float], Tensor | None]:
         weight = self.kept.expand(kept).requires_grad_(with_gradient)

@@ -57,10 +57,10 @@ def _search(mask: Tensor, weight: Tensor, cross: Tensor, grams: list[Tensor], si
     mask, weight, resting = mask.clone(), weight.clone(), 0
     for number in range(_PASSES):
         order, gram = orders[number % len(orders)], grams[number % len(orders)]
-        found, values = mask[:, order], weight[:, order]
-        _one_pass(found, values, gram, cross[:, order], size)
+        ordered_mask, values = mask[:, order], weight[:, order]
+        _one_pass(ordered_mask, values, gram, cross[:, order], size)
         moved = (values - weight[:, order]).norm() > _AT_REST * values.norm()
-        mask[:, order], weight[:, order] = found, values
+        mask[:, order], weight[:, order] = ordered_mask, values
         resting = 0 if bool(moved) else resting + 1
         if resting == len(orders):
             break

@@ -80,7 +80,7 @@ def _execute(run: Run) -> events.RunFinished:
                 "not numbers (NaN). They count as wrong."
             )
             run.append(events.Note(message=message))
-    found: dict[str, float | None] = {
+    measures: dict[str, float | None] = {
         "accuracy_dense": None if images.labels is None else metrics.accuracy(dense_logits, images.labels),
         "accuracy": None if images.labels is None else metrics.accuracy(pruned_logits, images.labels),
         "agreement": metrics.agreement(pruned_logits, dense_logits),
@@ -94,9 +94,9 @@ def _execute(run: Run) -> events.RunFinished:
     }
     run.append(events.Phase(name="save"))
     run.save_weights(result.model.state_dict())
-    found = run.save_metrics(found)
+    measures = run.save_metrics(measures)
     right = metrics.right(pruned_logits, metrics.answers(dense_logits) if images.labels is None else images.labels)
-    return events.RunFinished(metrics=found, right=np.packbits(right.numpy()).tobytes().hex())
+    return events.RunFinished(metrics=measures, right=np.packbits(right.numpy()).tobytes().hex())
 
 
 def _finished_site(run: Run, before: Log, place: int) -> tuple[Tensor, Tensor] | None:
@@ -225,8 +225,8 @@ def plan(config: RunConfig) -> Plan:
 
 def _linearized_share(config: PruneConfig) -> float:
     """The share of the images whose passes through the window are kept for one product after the other."""
-    kept = config.update == "snows" and config.solver.curvature != "finite_difference"
-    return config.solver.curvature_share if kept else 0.0
+    linearized = config.update == "snows" and config.solver.curvature != "finite_difference"
+    return config.solver.curvature_share if linearized else 0.0
 
 
 def _window_passes(config: PruneConfig) -> float:

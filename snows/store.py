@@ -307,12 +307,12 @@ class Run:
         """Weight and mask (bool, True = kept), both in the parameter's shape, of every layer that has a file, by name and in
         network order: those of the last sweep that finished it."""
         log = log or self.log()
-        found = {}
+        weights_and_masks = {}
         for index, name in enumerate(log.sites):
             files = (self.load_site(log.place(sweep, index)) for sweep in reversed(range(log.sweeps)))
             if (pair := next((pair for pair in files if pair is not None), None)) is not None:
-                found[name] = pair
-        return found
+                weights_and_masks[name] = pair
+        return weights_and_masks
 
     def finished_sites(self) -> Iterator[int]:
         """The indices of the sites that are finished, counted on through the sweeps."""
@@ -498,15 +498,15 @@ class RunStore:
 
     def batch(self, batch_id: str) -> Batch:
         """Raises `KeyError` with a sentence."""
-        found = {batch.id: batch for batch in self.batches()}
-        if batch_id not in found:
+        batches_by_id = {batch.id: batch for batch in self.batches()}
+        if batch_id not in batches_by_id:
             raise KeyError(f"There is no batch {batch_id!r} in {self.root}; its runs may have been deleted.")
-        return found[batch_id]
+        return batches_by_id[batch_id]
 
     def batches(self) -> Sequence[Batch]:
         """Newest first; without those whose runs are all deleted."""
-        found = (Batch(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
-        return [batch for batch in found if batch.runs()]
+        every_batch = (Batch(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
+        return [batch for batch in every_batch if batch.runs()]
 
     def get(self, run_id: str) -> Run:
         """Raises `KeyError` with the way to list what exists."""

@@ -70,15 +70,15 @@ class Outcome:
 
 
 def _measures(layers: Sequence[SiteFinished]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     finals = [(layer.by_k["final"], layer.scale) for layer in layers if "final" in layer.by_k and all(layer.scale)]
     if finals:
-        found["own_error"] = statistics.median(errors[0] / scale[0] for errors, scale in finals)
-        found["window_error"] = statistics.median(sum(errors) / sum(scale) for errors, scale in finals)
+        measures["own_error"] = statistics.median(errors[0] / scale[0] for errors, scale in finals)
+        measures["window_error"] = statistics.median(sum(errors) / sum(scale) for errors, scale in finals)
     held = [layer.held_memory if layer.peak_memory is None else layer.peak_memory for layer in layers]
     if held and None not in held:
-        found["memory"] = max(size for size in held if size is not None)
-    return found
+        measures["memory"] = max(size for size in held if size is not None)
+    return measures
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
     for place, outcome in enumerate(outcomes):
         if outcome.config.prune.update == "snows":
             groups.setdefault(_but_for_k(outcome.config), []).append(place)
-    found = []
+    all_curves = []
     for places in groups.values():
         own = sorted(places, key=lambda place: outcomes[place].config.prune.k_steps)
         rows = [_placed(row, own, outcomes) for row in summarize([(outcomes[i].config, outcomes[i].metrics) for i in own])]
         operations = next((outcomes[i].operations for i in own if outcomes[i].operations), None)
         labelled = all("accuracy" in row.values for row in rows)
-        found.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement"))
-    return found
+        all_curves.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement"))
+    return all_curves
 
 
 def _but_for_k(config: RunConfig) -> str:
@@ -175,14 +175,14 @@ def _is_level(row: Row, best: Row, measure: str, outcomes: Sequence[Outcome]) ->
 def _pairs(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[tuple[int, int, int]] | None:
     """Bits of the images that each got right, and how many images there are, by seed; None where that is not on record."""
     by_seed = {outcome.config.prune.seed: outcome for outcome in theirs}
-    found = []
+    pairs = []
     for one in ours:
         other = by_seed.get(one.config.prune.seed)
         images = int(one.metrics.get("num_evaluation") or 0)
         if other is None or not images or not one.right or len(one.right) != len(other.right):
             return None
-        found.append((int(one.right, 16), int(other.right, 16), images))
-    return found
+        pairs.append((int(one.right, 16), int(other.right, 16), images))
+    return pairs
 
 
 def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
@@ -209,7 +209,7 @@ def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
     )
 
 
-def names(found: Sequence[Curve]) -> list[str]:
+def names(all_curves: Sequence[Curve]) -> list[str]:
     """What sets curves apart: the network, and whatever else is not the same in all."""
     parts = [
         (
@@ -222,6 +222,6 @@ def names(found: Sequence[Curve]) -> list[str]:
             data_name(curve.config),
             f"{curve.config.num_calibration:,} images",
         )
-        for curve in found
+        for curve in all_curves
     ]
     return set_apart(parts)
