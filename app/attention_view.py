@@ -157,17 +157,17 @@ def _learned(grid: TokenGrid) -> list[str]:
 
 
 def attended(
-    maps: dict[str, Tensor], asked: Questions, block: str, head: int | None, query: str, patch: tuple[int, int]
+    maps: dict[str, Tensor], questions: Questions, block: str, head: int | None, query: str, patch: tuple[int, int]
 ) -> np.ndarray:
     """What every patch of the image gives to the query: (rows, columns) float32.
 
-    `head`: from 1, None for the mean of all. `query`: one of `asked.queries`; ONE_PATCH is `patch` (row, column), from 1.
+    `head`: from 1, None for the mean of all. `query`: one of `questions.queries`; ONE_PATCH is `patch` (row, column), from 1.
     ROLLOUT goes through all blocks and heads and ends at the class token, or at all patches where there is none. Of a
     convolutional network the activity of the stage `block`; the rest means nothing there.
     """
-    if asked.stages:
+    if questions.stages:
         return maps[block].numpy()
-    queries, keys = asked.tokens[block].queries, asked.tokens[block].keys
+    queries, keys = questions.tokens[block].queries, questions.tokens[block].keys
     assert queries is not None
     assert keys is not None
     learned = _learned(queries)
@@ -202,22 +202,22 @@ def top(probabilities: Tensor, class_names: Sequence[str], count: int = 5) -> pd
     return pd.DataFrame({"index": indices.tolist(), "class": names, "probability": values.double().tolist()})
 
 
-def by_head(found: Similarity) -> pd.DataFrame:
+def by_head(similarity: Similarity) -> pd.DataFrame:
     """Mean over images: one row a block and head (from 1), with `cosine` and `preserved` (1 - Jensen-Shannon), each 0 … 1."""
     rows = [
-        (block, head + 1, float(cosines[head]), 1 - float(found.jensen_shannon[block].mean(0)[head]))
-        for block, values in found.cosine.items()
+        (block, head + 1, float(cosines[head]), 1 - float(similarity.jensen_shannon[block].mean(0)[head]))
+        for block, values in similarity.cosine.items()
         for cosines in [values.mean(0)]
         for head in range(len(cosines))
     ]
     return pd.DataFrame(rows, columns=["block", "head", "cosine", "preserved"])
 
 
-def preservation(found: dict[str, Similarity]) -> pd.DataFrame:
-    """One row an image and network of `found`: network, image (from 0), preserved (0 … 1)."""
+def preservation(similarities: dict[str, Similarity]) -> pd.DataFrame:
+    """One row an image and network of `similarities`: network, image (from 0), preserved (0 … 1)."""
     rows = [
         (network, image, value)
-        for network, similarity in found.items()
+        for network, similarity in similarities.items()
         for image, value in enumerate(similarity.preservation.tolist())
     ]
     return pd.DataFrame(rows, columns=["network", "image", "preserved"])

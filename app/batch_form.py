@@ -205,13 +205,13 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
         except (InputError, RuntimeError) as error:
             st.error(str(error), icon=":material/error:")
             return
-        most, kept = st.columns(2)
-        most.metric(
+        left, right = st.columns(2)
+        left.metric(
             "Time, at most about",
             duration(sum(planned[config.model].seconds for config in configs)),
             help=f"As if each took as long as the dearest, {duration(max(p.seconds for p in planned.values()))}.",
         )
-        kept.metric(
+        right.metric(
             "Layers to prune",
             " + ".join(str(len(p.sites)) for p in planned.values()),
             help="Of the others the Prune page names the reason.",

@@ -54,13 +54,13 @@ def _progress(key: str, runs: Sequence[Run], batch: Batch | None, states: list[s
 def _buttons(batch: Batch, far: compare.BatchProgress, entries: list[Entry]) -> None:
     with st.container(horizontal=True, gap="small"):
         if far.active:
-            asked = all(entry.run.cancel_requested() for entry in entries if entry.state in ACTIVE)
-            label = "Cancelling…" if asked else "Cancel all"
+            cancelling = all(entry.run.cancel_requested() for entry in entries if entry.state in ACTIVE)
+            label = "Cancelling…" if cancelling else "Cancel all"
             # A callback, because the view may be drawn anew before it comes to this button: a run has just begun or ended.
             st.button(
                 label,
                 icon=":material/close:",
-                disabled=asked,
+                disabled=cancelling,
                 key=f"cancel-{batch.id}",
                 on_click=state.jobs().cancel_batch,
                 args=(batch.id,),
@@ -89,13 +89,13 @@ def _member(entry: Entry) -> None:
         if entry.state == "running":
             st.caption(f"{100 * state.log(entry.run).share:.0f} % of its layers", width="content")
         if entry.state in ACTIVE:
-            asked = entry.run.cancel_requested()
-            label = "Cancelling…" if asked else "Cancel"
+            cancelling = entry.run.cancel_requested()
+            label = "Cancelling…" if cancelling else "Cancel"
             st.button(
                 label,
                 icon=":material/close:",
                 type="tertiary",
-                disabled=asked,
+                disabled=cancelling,
                 key=f"cancel-{entry.run.id}",
                 on_click=state.jobs().cancel,
                 args=(entry.run.id,),

@@ -146,12 +146,12 @@ def loss_chart(
         hoverinfo="skip",
         showlegend=False,
     )
-    shown: set[str] = set()
+    drawn_methods: set[str] = set()
     for stage, method in method_of.items():
         rows = losses[losses["stage"] == stage]
-        if rows.empty or method in shown:
+        if rows.empty or method in drawn_methods:
             continue
-        shown.add(method)
+        drawn_methods.add(method)
         figure.add_scatter(
             x=rows["loss"].tolist(),
             y=rows["index"].tolist(),
@@ -264,13 +264,13 @@ def window_chart(
         yaxis=_rows_axis(layers, chosen),
     )
     _mark_rows(figure, blocks, chosen)
-    shown = errors[errors["stage"] == stage]
+    stage_errors = errors[errors["stage"] == stage]
     grid = np.full((len(layers), steps), np.nan, np.float32)
     words = np.full((len(layers), steps), "", object)
-    positive = shown["relative"].where(shown["relative"] > 0)
-    columns = shown[["index", "k", "operation", "relative", "growth"]]
-    grid[shown["index"], shown["k"]] = np.log10(positive)
-    words[shown["index"], shown["k"]] = [
+    positive = stage_errors["relative"].where(stage_errors["relative"] > 0)
+    columns = stage_errors[["index", "k", "operation", "relative", "growth"]]
+    grid[stage_errors["index"], stage_errors["k"]] = np.log10(positive)
+    words[stage_errors["index"], stage_errors["k"]] = [
         f"{layers[index]}: n<sub>{k}</sub><br>{operation}<br>error ÷ target {error:.3g}"
         + (f",<br>{growth:.3g} times the layer's own" if k else "")
         for index, k, operation, error, growth in columns.itertuples(index=False)
@@ -545,14 +545,14 @@ def solves_chart(solves: pd.DataFrame, rtol: float) -> go.Figure:
     return _tolerance(figure, rtol)
 
 
-def eigenvalues_chart(found: pd.DataFrame) -> go.Figure:
+def eigenvalues_chart(eigenvalues: pd.DataFrame) -> go.Figure:
     """Where an operator's eigenvalues lie, a row a preconditioner, each relative to its largest.
 
-    `found`: columns preconditioner, value, bound. What is negative is crossed out at its size.
+    `eigenvalues`: columns preconditioner, value, bound. What is negative is crossed out at its size.
     """
-    names = list(dict.fromkeys(found["preconditioner"]))
-    largest = found.groupby("preconditioner")["value"].transform(lambda values: values.abs().max())
-    shares = found.assign(share=found["value"] / largest, row=found["preconditioner"].map(names.index))
+    names = list(dict.fromkeys(eigenvalues["preconditioner"]))
+    largest = eigenvalues.groupby("preconditioner")["value"].transform(lambda values: values.abs().max())
+    shares = eigenvalues.assign(share=eigenvalues["value"] / largest, row=eigenvalues["preconditioner"].map(names.index))
     figure = _figure(
         height=170,
         xaxis=_log_axis(shares["share"].abs().tolist(), "Eigenvalue ÷ largest"),
@@ -1016,8 +1016,8 @@ def study_chart(
     name. The axis is of square roots: small K, which differ most, have room, and 0 has a place.
     """
     title, log = MEASURES[measure].axis, MEASURES[measure].log
-    shown = points.dropna(subset=["share" if share else "k", measure])
-    x = shown["share" if share else "k"]
+    measured_points = points.dropna(subset=["share" if share else "k", measure])
+    x = measured_points["share" if share else "k"]
     ticks = _root_ticks(x.tolist(), _SHARES if share else sorted(set(x)))
     end = 1.05 * math.sqrt(max(x, default=0) or 1)
     figure = _figure(
@@ -1032,7 +1032,9 @@ def study_chart(
             "zeroline": False,
             "automargin": True,
         },
-        yaxis=_log_axis(shown[measure].tolist(), title) if log else {"title": title, "zeroline": False, "automargin": True},
+        yaxis=_log_axis(measured_points[measure].tolist(), title)
+        if log
+        else {"title": title, "zeroline": False, "automargin": True},
         showlegend=legend and len(lines) > 1,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
     )
@@ -1049,7 +1051,7 @@ def study_chart(
             yanchor="bottom",
         )
     for name, line in lines.items():
-        rows = shown[shown["curve"] == name]
+        rows = measured_points[measured_points["curve"] == name]
         places = [math.sqrt(value) for value in x[rows.index]]
         chosen = [place for place, ring in zip(places, rows["recommended"], strict=True) if ring]
         figure.add_scatter(
@@ -1085,8 +1087,8 @@ def study_chart(
 def _root_ticks(values: Sequence[float], wanted: Sequence[float]) -> list[float]:
     """Those of `wanted` on an axis of square roots over `values`, but for what would stand too near the one before."""
     high = math.sqrt(max(values, default=0)) or 1.0
-    kept: list[float] = []
+    ticks: list[float] = []
     for tick in wanted:
-        if math.sqrt(tick) <= 1.05 * high and (not kept or math.sqrt(tick) - math.sqrt(kept[-1]) >= 0.05 * high):
-            kept.append(tick)
-    return kept
+        if math.sqrt(tick) <= 1.05 * high and (not ticks or math.sqrt(tick) - math.sqrt(ticks[-1]) >= 0.05 * high):
+            ticks.append(tick)
+    return ticks

@@ -52,14 +52,14 @@ def entries(runs: Iterable[Run]) -> list[Entry]:
 def marks(configs: Sequence[RunConfig]) -> list[charts.Mark]:
     """A color by what fills the mask, as everywhere, and among those of one color a symbol each; seeds share it."""
     settings: dict[str, list[str]] = {}
-    found = []
+    config_marks = []
     for config in configs:
         update, prune = config.prune.update, config.prune.model_copy(update={"seed": 0})
         of_update = settings.setdefault(update, [])
         if (setting := prune.model_dump_json()) not in of_update:
             of_update.append(setting)
-        found.append(charts.Mark.of(update, of_update.index(setting)))
-    return found
+        config_marks.append(charts.Mark.of(update, of_update.index(setting)))
+    return config_marks
 
 
 def networks(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -167,15 +167,17 @@ def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
     One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front).
     """
     value = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
-    shown = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
-    on_front = pareto([row.values[cost].mean for _, row in shown], [row.values[value].mean for _, row in shown])
-    found = [
+    measured_rows = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
+    on_front = pareto([row.values[cost].mean for _, row in measured_rows], [row.values[value].mean for _, row in measured_rows])
+    points = [
         (name, mark.color, mark.symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
-        for (name, row), mark, best in zip(shown, marks([row.config for _, row in shown]), on_front, strict=True)
+        for (name, row), mark, best in zip(
+            measured_rows, marks([row.config for _, row in measured_rows]), on_front, strict=True
+        )
         for x, y in [(row.values[cost], row.values[value])]
     ]
     columns = ["label", "color", "symbol", "x", "y", "x_deviation", "y_deviation", "best"]
-    return pd.DataFrame(found, columns=columns), value
+    return pd.DataFrame(points, columns=columns), value
 
 
 def dense_value(rows: Sequence[Row], value: str) -> float | None:
@@ -194,23 +196,23 @@ def layer_losses(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) 
     At the layer itself, since only there do runs with another K look at the same values.
     """
     order: dict[str, None] = {}
-    found = []
+    losses = []
     for entry in entries:
         for event in log(entry.run).layers():
             order.setdefault(frames.layer(event.site))
             scale = event.scale[0] if event.scale else 0.0
             final = event.by_k.get("final")
             if final and scale > 0:
-                found.append((entry.label, frames.layer(event.site), final[0] / scale))
+                losses.append((entry.label, frames.layer(event.site), final[0] / scale))
     layers = list(order)
-    rows = [(label, layers.index(layer), value) for label, layer, value in found]
+    rows = [(label, layers.index(layer), value) for label, layer, value in losses]
     return pd.DataFrame(rows, columns=["label", "index", "value"]), layers
 
 
-def likenesses(found: "Sequence[Likeness]", measure: str) -> tuple[pd.DataFrame, list[str]]:
+def likenesses(by_layer: "Sequence[Likeness]", measure: str) -> tuple[pd.DataFrame, list[str]]:
     """`cka`, `cosine` or `error` by depth: label, index, value; and the layers, downwards."""
-    layers = list(dict.fromkeys(frames.layer(row.layer) for row in found))
-    rows = [(row.network, layers.index(frames.layer(row.layer)), getattr(row, measure)) for row in found]
+    layers = list(dict.fromkeys(frames.layer(row.layer) for row in by_layer))
+    rows = [(row.network, layers.index(frames.layer(row.layer)), getattr(row, measure)) for row in by_layer]
     return pd.DataFrame(rows, columns=["label", "index", "value"]), layers
 
 
@@ -241,8 +243,8 @@ def flipped(by_network: "Mapping[str, Sequence[Flip]]", kinds: Sequence[str] = (
     network with its own answer, None where it agrees. Those that most networks flip come first."""
     answers: dict[int, dict[str, int]] = {}
     about: dict[int, tuple[int | None, int]] = {}
-    for network, found in by_network.items():
-        for flip in found:
+    for network, flips in by_network.items():
+        for flip in flips:
             if not kinds or flip.kind in kinds:
                 answers.setdefault(flip.image, {})[network] = flip.pruned
                 about[flip.image] = flip.label, flip.dense
@@ -254,8 +256,8 @@ def flipped(by_network: "Mapping[str, Sequence[Flip]]", kinds: Sequence[str] = (
 def flip_counts(by_network: "Mapping[str, Sequence[Flip]]", num_images: int) -> pd.DataFrame:
     """One row a network: network, changed (a share of the images), and how many it lost, won, and other."""
     rows = [
-        (network, len(found) / num_images, *(sum(flip.kind == kind for flip in found) for kind in KINDS))
-        for network, found in by_network.items()
+        (network, len(flips) / num_images, *(sum(flip.kind == kind for flip in flips) for kind in KINDS))
+        for network, flips in by_network.items()
     ]
     return pd.DataFrame(rows, columns=["network", "changed", *KINDS])
 
@@ -263,8 +265,8 @@ def flip_counts(by_network: "Mapping[str, Sequence[Flip]]", num_images: int) -> 
 def sign_tests(by_network: "Mapping[str, SignTest]") -> pd.DataFrame:
     """The best network against each other one: against, best_only and other_only (images), chance, verdict."""
     rows = [
-        (other, found.first_only, found.second_only, found.chance, "real" if found.chance < 0.05 else "may be chance")
-        for other, found in by_network.items()
+        (other, test.first_only, test.second_only, test.chance, "real" if test.chance < 0.05 else "may be chance")
+        for other, test in by_network.items()
     ]
     return pd.DataFrame(rows, columns=["against", "best_only", "other_only", "chance", "verdict"])
 

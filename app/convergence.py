@@ -219,11 +219,11 @@ class Finding:
 
 def findings(steps: pd.DataFrame, config: SolverConfig) -> list[Finding]:
     """The signatures of failure first: conjugate gradient at its limit, unstable products, a loss that does not fall."""
-    found = []
+    signs = []
     limit, unstable, stuck = (steps[steps[name]] for name in ("at_limit", "unstable", "stuck"))
     if len(limit):
         better = "Turn the row-block preconditioner on, allow" if config.preconditioner == "none" else "Allow"
-        found.append(
+        signs.append(
             _finding(
                 limit,
                 f"Conjugate gradient stopped at its limit of {counted(config.max_iters, 'iteration')}",
@@ -232,7 +232,7 @@ def findings(steps: pd.DataFrame, config: SolverConfig) -> list[Finding]:
             )
         )
     if len(unstable):
-        found.append(_finding(unstable, "The curvature products were unstable", _why_unstable(unstable, config)))
+        signs.append(_finding(unstable, "The curvature products were unstable", _why_unstable(unstable, config)))
     if len(stuck):
         share = (
             f", or measure curvature on more than {100 * config.curvature_share:g} % of the batches"
@@ -240,7 +240,7 @@ def findings(steps: pd.DataFrame, config: SolverConfig) -> list[Finding]:
             else ""
         )
         smallest = min((size for tried in stuck["tried"] for size in tried), default=1.0)
-        found.append(
+        signs.append(
             _finding(
                 stuck,
                 "The loss did not fall",
@@ -250,7 +250,7 @@ def findings(steps: pd.DataFrame, config: SolverConfig) -> list[Finding]:
         )
     overpromised = steps[steps["trust"] < _TRUSTED]
     if len(overpromised):
-        found.append(
+        signs.append(
             _finding(
                 overpromised,
                 "The quadratic model promised over four times what came true",
@@ -259,7 +259,7 @@ def findings(steps: pd.DataFrame, config: SolverConfig) -> list[Finding]:
                 failure=False,
             )
         )
-    return found
+    return signs
 
 
 def _finding(steps: pd.DataFrame, what: str, why: str, failure: bool = True) -> Finding:
@@ -294,10 +294,10 @@ def products(problem: "SiteProblem") -> pd.DataFrame:
     """The three curvature products by pair: pair, here, without_errors (relative differences), allowed, agree."""
     from snows.checks import compare_products
 
-    found = compare_products(problem)
+    comparison = compare_products(problem)
     rows = [
-        (f"{KINDS[a]} and {KINDS[b]}", here, found.without_errors[a, b], found.allowed[a, b], found.agree)
-        for (a, b), here in found.differences.items()
+        (f"{KINDS[a]} and {KINDS[b]}", here, comparison.without_errors[a, b], comparison.allowed[a, b], comparison.agree)
+        for (a, b), here in comparison.differences.items()
     ]
     return pd.DataFrame(rows, columns=["pair", "here", "without_errors", "allowed", "agree"])
 
@@ -306,8 +306,8 @@ def valley(problem: "SiteProblem") -> pd.DataFrame:
     """Finite differences as their step grows: epsilon, error (relative), default (the solver's own step, bool)."""
     from snows.checks import finite_difference_sweep
 
-    found = finite_difference_sweep(problem)
-    rows = [(e, error, math.isclose(e, found.default)) for e, error in zip(found.epsilons, found.errors, strict=True)]
+    sweep = finite_difference_sweep(problem)
+    rows = [(e, error, math.isclose(e, sweep.default)) for e, error in zip(sweep.epsilons, sweep.errors, strict=True)]
     return pd.DataFrame(rows, columns=["epsilon", "error", "default"])
 
 
@@ -329,31 +329,31 @@ def eigenvalues(problem: "SiteProblem") -> pd.DataFrame:
 
     rows = [
         (PRECONDITIONERS[name], value, bound, weight)
-        for name, found in spectrum(problem).items()
-        for value, bound, weight in zip(found.values, found.bounds, found.weights, strict=True)
+        for name, ritz in spectrum(problem).items()
+        for value, bound, weight in zip(ritz.values, ritz.bounds, ritz.weights, strict=True)
     ]
     return pd.DataFrame(rows, columns=["preconditioner", "value", "bound", "weight"])
 
 
-def products_said(found: pd.DataFrame) -> str:
+def products_said(pairs: pd.DataFrame) -> str:
     """What `products` found, in a sentence."""
-    if not found["without_errors"].notna().all():
+    if not pairs["without_errors"].notna().all():
         return "A product is NaN or infinite. Use float64, or check the weights and the images."
-    worst = number(found["without_errors"].max())
-    if found["agree"].all():
+    worst = number(pairs["without_errors"].max())
+    if pairs["agree"].all():
         return (
             f"The three agree. Where all errors are zero they measure the same, and there they differ by {worst} at the most."
         )
-    row = found.loc[(found["without_errors"] / found["allowed"]).idxmax()]
+    row = pairs.loc[(pairs["without_errors"] / pairs["allowed"]).idxmax()]
     return (
         f"They disagree: with all errors zero, {row['pair']} should differ by {number(row['allowed'])} at the most, but differ "
         f"by {number(row['without_errors'])}. Use float64, and prefer Gauss-Newton."
     )
 
 
-def valley_said(found: pd.DataFrame) -> str:
+def valley_said(sweep: pd.DataFrame) -> str:
     """What `valley` found, in a sentence."""
-    finite = found.dropna()
+    finite = sweep.dropna()
     if finite.empty:
         return "Every product is NaN or infinite. Use float64, or check the weights and the images."
     best, default = finite.loc[finite["error"].idxmin()], finite[finite["default"]]
@@ -361,10 +361,10 @@ def valley_said(found: pd.DataFrame) -> str:
     return f"The least error is {number(best['error'])}, at ε = {number(best['epsilon'])}.{own}"
 
 
-def solves_said(found: pd.DataFrame) -> str:
+def solves_said(residuals: pd.DataFrame) -> str:
     """What `solves` found, in a sentence."""
     parts = []
-    for name, rows in found.groupby("preconditioner", sort=False):
+    for name, rows in residuals.groupby("preconditioner", sort=False):
         last = rows.iloc[-1]
         ended = "" if last["status"] == "CONVERGED" else f" ({CG_ENDED[last['status']]})"
         after = counted(int(last["iteration"]), "iteration")
@@ -372,12 +372,12 @@ def solves_said(found: pd.DataFrame) -> str:
     return "; ".join(parts).capitalize() + "."
 
 
-def eigenvalues_said(found: pd.DataFrame) -> str:
+def eigenvalues_said(spectrum: pd.DataFrame) -> str:
     """What `eigenvalues` found, in a sentence."""
-    if found.empty:
+    if spectrum.empty:
         return "The first product is NaN or infinite, so there is no eigenvalue to see."
-    spreads = found.groupby("preconditioner", sort=False)["value"].agg(["min", "max"])
-    negative = found[found["value"] <= 0]
+    spreads = spectrum.groupby("preconditioner", sort=False)["value"].agg(["min", "max"])
+    negative = spectrum[spectrum["value"] <= 0]
     if len(negative):
         return (
             f"Not all eigenvalues are positive: the lowest found is {number(negative['value'].min())}. Conjugate gradient is "

@@ -178,9 +178,9 @@ def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
         )
     groups = max(32 // pattern.m, 1)
     scores = np.random.default_rng(0).random((_PICTURE_ROWS, groups, pattern.m))
-    kept = (scores.argsort(-1).argsort(-1) >= pattern.m - pattern.n).astype(np.float32)
+    mask = (scores.argsort(-1).argsort(-1) >= pattern.m - pattern.n).astype(np.float32)
     gap = np.full((_PICTURE_ROWS, groups, 1), np.nan, np.float32)
-    return np.concatenate([kept, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]
+    return np.concatenate([mask, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]
 
 
 def plain(text: str) -> str:

@@ -28,8 +28,8 @@ _BLOCK = re.compile(r"(.*?\d(?:\.\d+|\.\w*\d|\.(?:blocks|layers)\.\d+)*)\.")
 
 def block(name: str) -> str:
     """The block a layer belongs to: `layer2.0` for `layer2.0.conv1`, `blocks.3` for `blocks.3.mlp.fc1`, itself if in none."""
-    found = _BLOCK.match(name)
-    return found[1] if found else name.rpartition(".")[0] or name
+    match = _BLOCK.match(name)
+    return match[1] if match else name.rpartition(".")[0] or name
 
 
 def finished(events: list[Event]) -> list[SiteFinished]:
@@ -94,14 +94,14 @@ def site_detail(inspection: "Inspection", site: str) -> SiteDetail:
     kinds = ["output", "input", "kernel row", "kernel column"][: before.ndim]
     pattern = inspection.covered.patterns[site]
     given = inspection.run.config().prune.mask not in MASKS
-    found, astray = check_compliance(mask, pattern), int((after[~mask] != 0).sum())
-    words = f"{int(mask.sum())} of {mask.numel()} weights are kept." if given else found.message
+    compliance, astray = check_compliance(mask, pattern), int((after[~mask] != 0).sum())
+    words = f"{int(mask.sum())} of {mask.numel()} weights are kept." if given else compliance.message
     return SiteDetail(
         mask=mask.numpy(),
         histogram=weight_histogram(before.numpy(), after.numpy(), mask.numpy()),
         moved=pd.DataFrame(places.numpy(), columns=kinds).assign(before=was, after=became, change=became - was),
         pattern="chosen by a file" if given else pattern_words(pattern),
-        obeys=None if given and not astray else found.ok and not astray,
+        obeys=None if given and not astray else compliance.ok and not astray,
         compliance=f"Not zero although pruned: {counted(astray, 'weight')}." if astray else words,
     )
 

@@ -104,8 +104,10 @@ def _queued(run: Run) -> None:
 
 
 def _cancel_button(run: Run) -> None:
-    asked = run.cancel_requested()
-    if st.button("Cancelling…" if asked else "Cancel", icon=":material/close:", disabled=asked, key=f"cancel-{run.id}"):
+    cancelling = run.cancel_requested()
+    if st.button(
+        "Cancelling…" if cancelling else "Cancel", icon=":material/close:", disabled=cancelling, key=f"cancel-{run.id}"
+    ):
         state.jobs().cancel(run.id)
         st.rerun()
 
@@ -159,17 +161,19 @@ def _finished(run: Run, config: RunConfig) -> None:
 
 def _stopped(run: Run, run_state: str, events: list[Event], progress: frames.Progress, recorded: bool) -> None:
     last = events[-1] if events else None
-    kept = f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
+    so_far = (
+        f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
+    )
     if isinstance(last, RunFailed):
-        st.error(f"{last.message} {kept}", icon=":material/error:")
+        st.error(f"{last.message} {so_far}", icon=":material/error:")
         if last.detail:
             with st.expander("Details for a report"):
                 st.code(last.detail, language=None)
     elif run_state == "cancelled":
-        st.info(f"You cancelled this run. {kept} Resume goes on from there.", icon=":material/close:")
+        st.info(f"You cancelled this run. {so_far} Resume goes on from there.", icon=":material/close:")
     else:
         st.warning(
-            f"This run was interrupted: its worker is gone, as when the app is stopped. {kept} Resume goes on from there.",
+            f"This run was interrupted: its worker is gone, as when the app is stopped. {so_far} Resume goes on from there.",
             icon=":material/power_off:",
         )
     if recorded:
@@ -409,8 +413,8 @@ def found_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return f":material/memory: Runs will use the **{found.name}** here and its {size(found.total_memory)}."
+        device = torch.cuda.get_device_properties(0)
+        return f":material/memory: Runs will use the **{device.name}** here and its {size(device.total_memory)}."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f":material/memory: Runs will use **{cores} processor cores** and {size(memory)}; no CUDA device was found."

@@ -110,12 +110,12 @@ def _outline(model: str, checkpoint: str | None, class_names: tuple[str, ...], c
     from snows.checkpoints import CheckpointError
 
     def known(checkpoint: str | None, names: tuple[str, ...]) -> tuple[int, tuple[int, int, int], tuple[str, ...], str]:
-        found = models.outline(model, checkpoint, class_names=names)
+        outline = models.outline(model, checkpoint, class_names=names)
         return (
-            sum(p.numel() for p in found.module.parameters()),
-            found.input_size,
-            found.class_names,
-            found.preprocessing,
+            sum(p.numel() for p in outline.module.parameters()),
+            outline.input_size,
+            outline.class_names,
+            outline.preprocessing,
         )
 
     try:
@@ -130,19 +130,19 @@ def network(config: RunConfig) -> None:
         st.caption("The network's size and input are shown once the engine is loaded, in a few seconds.")
         return
     try:
-        found = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
+        outline = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
     except InputError:
         return  # the plan beside the form says it
-    shape = " x ".join(map(str, found.input_size))
-    st.caption(f"**{found.parameters:,} parameters** · images of {shape} · {len(found.class_names):,} classes")
+    shape = " x ".join(map(str, outline.input_size))
+    st.caption(f"**{outline.parameters:,} parameters** · images of {shape} · {len(outline.class_names):,} classes")
     with st.expander("How it prepares an image, and its classes", icon=":material/crop:"):
-        st.markdown(found.preprocessing + ".")
-        shown = ", ".join(found.class_names[:40]) + (", …" if len(found.class_names) > 40 else "")
-        st.caption(shown or "It has no classes.")
-    if found.mismatches:
-        rows = pd.DataFrame(found.mismatches[:500], columns=["tensor", "in your file", "in the network"])
+        st.markdown(outline.preprocessing + ".")
+        class_names = ", ".join(outline.class_names[:40]) + (", …" if len(outline.class_names) > 40 else "")
+        st.caption(class_names or "It has no classes.")
+    if outline.mismatches:
+        rows = pd.DataFrame(outline.mismatches[:500], columns=["tensor", "in your file", "in the network"])
         st.warning(
-            f"The checkpoint does not fit in {frames.counted(len(found.mismatches), 'tensor')}. {found.reason}",
+            f"The checkpoint does not fit in {frames.counted(len(outline.mismatches), 'tensor')}. {outline.reason}",
             icon=":material/rule:",
         )
         height = min(36 * (len(rows) + 1), 220)
@@ -166,8 +166,8 @@ def own_weights() -> None:
         if file is None:
             return
         with _told("checkpoint-told"):
-            kept = uploads.keep_checkpoint(default_root(), file, file.name)
-            st.session_state["form.checkpoint"] = str(kept)
+            path = uploads.keep_checkpoint(default_root(), file, file.name)
+            st.session_state["form.checkpoint"] = str(path)
 
     with st.popover("Your own weights", icon=":material/upload_file:"):
         st.markdown(
@@ -212,24 +212,24 @@ def own_images() -> None:
             archives = [file for file in files if uploads.is_archive(file.name)]
             if archives and len(files) > 1:
                 raise InputError("Bring one archive, or pictures, not both. Take the others out of the list.")
-            kept = (
+            pictures = (
                 uploads.keep_archive(default_root(), files[0], files[0].name)
                 if archives
                 else uploads.keep_pictures(default_root(), [(file.name, file) for file in files])
             )
-            _use(kept)
+            _use(pictures)
 
-    def _use(kept: Any) -> None:
-        st.session_state["form.data"] = str(kept.path)
-        found = frames.counted(kept.count, "picture")
-        if len(kept.classes) > 1:
-            found += f" in {len(kept.classes)} folders"
-        if kept.left_out:
-            found += f"; {left_out_words(kept.left_out)}"
-        if st.session_state["form.num_calibration"] > kept.count // 2:
-            st.session_state["form.num_calibration"] = max(1, kept.count // 2)
-            found += ". Half of them calibrate; the result is measured on the others"
-        st.session_state["images-told"] = ("info", f"Took in {found}.")
+    def _use(pictures: Any) -> None:
+        st.session_state["form.data"] = str(pictures.path)
+        summary = frames.counted(pictures.count, "picture")
+        if len(pictures.classes) > 1:
+            summary += f" in {len(pictures.classes)} folders"
+        if pictures.left_out:
+            summary += f"; {left_out_words(pictures.left_out)}"
+        if st.session_state["form.num_calibration"] > pictures.count // 2:
+            st.session_state["form.num_calibration"] = max(1, pictures.count // 2)
+            summary += ". Half of them calibrate; the result is measured on the others"
+        st.session_state["images-told"] = ("info", f"Took in {summary}.")
 
     from snows import uploads
 
@@ -278,13 +278,13 @@ def _preview(config_json: str, changed: float) -> tuple[list[str], list[str], st
 
     config = RunConfig.model_validate_json(config_json)
     model = models.outline(config.model, config.checkpoint, class_names=config.class_names)
-    found = data.preview(
+    preview = data.preview(
         config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=_THUMBNAILS
     )
-    measured = "labels give an accuracy" if found.labelled else "no labels: agreement and divergence instead of accuracy"
-    summary = f"{found.num_calibration:,} to calibrate with, {found.num_evaluation:,} to measure on · {measured}"
-    pictures = [charts.picture_address(data.as_pixels(image), longest_edge=128) for image in found.images]
-    return pictures, found.words, summary, found.notes
+    measured = "labels give an accuracy" if preview.labelled else "no labels: agreement and divergence instead of accuracy"
+    summary = f"{preview.num_calibration:,} to calibrate with, {preview.num_evaluation:,} to measure on · {measured}"
+    pictures = [charts.picture_address(data.as_pixels(image), longest_edge=128) for image in preview.images]
+    return pictures, preview.words, summary, preview.notes
 
 
 def images(config: RunConfig) -> None:

@@ -100,9 +100,9 @@ def _address() -> Address:
 
 def read_address() -> None:
     """Take over what the browser's address says. For a page's own script, never for a fragment."""
-    address, found = _address(), st.query_params.to_dict()
-    if found != address.values:
-        address.values = found
+    address, parameters = _address(), st.query_params.to_dict()
+    if parameters != address.values:
+        address.values = parameters
         address.turns = {name: turn + 1 for name, turn in address.turns.items()}
 
 

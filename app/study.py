@@ -53,8 +53,8 @@ def read(runs: Iterable[Run]) -> Study:
 
 def of(outcomes: Sequence[Outcome]) -> Study:
     """A study of finished runs."""
-    found = study.curves(outcomes)
-    return Study(found, study.names(found), [study.recommend(curve, outcomes) for curve in found])
+    curves = study.curves(outcomes)
+    return Study(curves, study.names(curves), [study.recommend(curve, outcomes) for curve in curves])
 
 
 def is_study(batch: Batch) -> bool:
@@ -118,11 +118,11 @@ def marks(study: Study) -> dict[str, charts.Line]:
     """How each curve is drawn: all in the color of SNOWS; a network has its symbol, a number of images its dash."""
     networks = list(dict.fromkeys(curve.config.model for curve in study.curves))
     within: dict[str, int] = {}
-    found = {}
+    lines = {}
     for curve, name in zip(study.curves, study.names, strict=True):
         place = within[curve.config.model] = within.get(curve.config.model, -1) + 1
-        found[name] = charts.Line.of("snows", networks.index(curve.config.model), place)
-    return found
+        lines[name] = charts.Line.of("snows", networks.index(curve.config.model), place)
+    return lines
 
 
 def table(study: Study) -> pd.DataFrame:

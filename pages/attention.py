@@ -110,7 +110,7 @@ def _thumbnails(path: Path, created: float, numbers: list[int], _inspection: "In
     images, names = _inspection.images, _inspection.model.class_names
     words = [f"Image {i}" + (f": {names[int(images.labels[i])]}" if images.labels is not None else "") for i in numbers]
     addresses = [charts.picture_address(as_pixels(images.evaluation[i]), longest_edge=112) for i in numbers]
-    return [gallery.Thumbnail(str(i), *shown) for i, *shown in zip(numbers, addresses, words, strict=True)]
+    return [gallery.Thumbnail(str(i), *picture) for i, *picture in zip(numbers, addresses, words, strict=True)]
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -204,12 +204,12 @@ def _offered(columns: list[Column]) -> list[int]:
             _answers(*column.network, columns[0].images, column.inspection, evaluation[:ANSWERED])
             for column in (columns[0], *columns[2:])
         )
-        found = [i for i, answer in enumerate(before) if any(other[i] != answer for other in after)]
+        numbers = [i for i, answer in enumerate(before) if any(other[i] != answer for other in after)]
     elif show == EVERY:
-        found = list(range(min(len(evaluation), OFFERED)))
+        numbers = list(range(min(len(evaluation), OFFERED)))
     else:
-        found = (labels == show).nonzero()[:, 0].tolist()
-    return found[:OFFERED]
+        numbers = (labels == show).nonzero()[:, 0].tolist()
+    return numbers[:OFFERED]
 
 
 def _image_controls() -> None:
@@ -275,16 +275,16 @@ def _follow_address() -> None:
 
     Only when the whole page runs: an answer to a click comes with the address as the browser had it before the last answer.
     """
-    found = {name: st.query_params.get_all(name) for name in ("image", "with", "patch")}
-    if found == st.session_state.get("written address"):
+    parameters = {name: st.query_params.get_all(name) for name in ("image", "with", "patch")}
+    if parameters == st.session_state.get("written address"):
         return
-    if found["image"]:
-        _choose(found["image"])
-    st.session_state["linked run"] = next(iter(found["with"]), None)
-    if found["with"]:
-        st.session_state["second run"] = found["with"][0]
-    if len(found["patch"]) == 2 and all(number.isdecimal() for number in found["patch"]):
-        st.session_state["row"], st.session_state["column"] = map(int, found["patch"])
+    if parameters["image"]:
+        _choose(parameters["image"])
+    st.session_state["linked run"] = next(iter(parameters["with"]), None)
+    if parameters["with"]:
+        st.session_state["second run"] = parameters["with"][0]
+    if len(parameters["patch"]) == 2 and all(number.isdecimal() for number in parameters["patch"]):
+        st.session_state["row"], st.session_state["column"] = map(int, parameters["patch"])
 
 
 def _write_address(second: Run | None) -> None:
@@ -309,8 +309,8 @@ def _second_run(run: Run) -> Run | None:
         other.id: other
         for other in (*state.store().list()[:50], *state.recorded_runs().list())
         if other.id != run.id
-        and (found := state.config_of(other)) is not None
-        and (found.model, found.checkpoint) == (config.model, config.checkpoint)
+        and (other_config := state.config_of(other)) is not None
+        and (other_config.model, other_config.checkpoint) == (config.model, config.checkpoint)
         and (other.weights_path.exists() or next(other.finished_sites(), None) is not None)
     }
     if st.session_state.get("second run") not in others:
@@ -351,18 +351,18 @@ def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
     ]
 
 
-def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
+def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
     from app.attention_view import ONE_PATCH, ROLLOUT
 
-    if st.session_state.get("query") not in asked.queries:
+    if st.session_state.get("query") not in questions.queries:
         st.session_state.pop("query", None)
     query, head = None, None
-    if asked.queries:
+    if questions.queries:
         query = st.segmented_control(
             "Seen from",
-            asked.queries,
-            default=asked.queries[0],
+            questions.queries,
+            default=questions.queries[0],
             required=True,
             key="query",
             help="Attention is a question that one token puts to all others. The class token gathers what the answer is read "
@@ -371,22 +371,22 @@ def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[in
             **LINKED,
         )
     through_all = query == ROLLOUT
-    blocks = asked.blocks_with(query)
+    blocks = questions.blocks_with(query)
     if st.session_state.get("block") not in blocks:
         st.session_state.pop("block", None)
     about_block = (
         "A convolutional network works in stages, each at a coarser resolution."
-        if asked.stages
+        if questions.stages
         else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them."
     )
     shared: dict[str, Any] = {"key": "block", "width": 220, "help": about_block, **LINKED}
-    name = "Stage" if asked.stages else "Block"
+    name = "Stage" if questions.stages else "Block"
     if len(blocks) > 1:
         block = st.select_slider(name, blocks, blocks[-1], disabled=through_all, **shared)
     else:  # a slider has two ends
         block = st.selectbox(name, blocks, disabled=True, **shared)
-    if asked.heads:
-        heads = [MEAN, *map(str, range(1, asked.heads[block] + 1))]
+    if questions.heads:
+        heads = [MEAN, *map(str, range(1, questions.heads[block] + 1))]
         if st.session_state.get("head") not in heads:
             st.session_state.pop("head", None)
         picked = st.segmented_control(
@@ -401,7 +401,7 @@ def _controls(asked: "Questions") -> tuple[str, int | None, str | None, tuple[in
         )
         head = None if picked == MEAN else int(picked)
     patch = (1, 1)
-    grid = asked.grid(block)
+    grid = questions.grid(block)
     if grid is not None and query == ONE_PATCH:
         rows, columns = grid.rows, grid.columns
         for name, most in (("row", rows), ("column", columns)):
@@ -443,17 +443,17 @@ class Seen:
     maps: "list[np.ndarray]"
 
 
-def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple[str, int | None] | None:
+def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> tuple[str, int | None] | None:
     """The chosen images, as each network sees them. Returns the block and head (from 1; None: their mean) shown, if any are."""
     from app import attention_view
 
-    block, head, query, patch, opacity = asked.blocks[0] if asked.blocks else "", None, None, (1, 1), 0.0
-    if asked.mapped:
+    block, head, query, patch, opacity = questions.blocks[0] if questions.blocks else "", None, None, (1, 1), 0.0
+    if questions.mapped:
         with st.container(horizontal=True, vertical_alignment="top", gap="medium"):
-            block, head, query, patch, opacity = _controls(asked)
+            block, head, query, patch, opacity = _controls(questions)
     from snows.data import as_pixels
 
-    shown = []
+    seen_images = []
     for image in chosen:
         try:
             pixels, caption, label = _prepared(image, columns[0].inspection)
@@ -463,15 +463,15 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
         content = hashlib.sha256(pixels.numpy().tobytes()).digest()
         looks = [_look(*column.network, content, column.inspection, pixels) for column in columns]
         maps = (
-            [attention_view.attended(look.maps, asked, block, head, query or "", patch) for look in looks]
-            if asked.mapped
+            [attention_view.attended(look.maps, questions, block, head, query or "", patch) for look in looks]
+            if questions.mapped
             else []
         )
-        shown.append(Seen(image, as_pixels(pixels), caption, label, looks, maps))
-    limits = attention_view.limits([values for seen in shown for values in seen.maps])
+        seen_images.append(Seen(image, as_pixels(pixels), caption, label, looks, maps))
+    limits = attention_view.limits([values for seen in seen_images for values in seen.maps])
     marked = patch if query == attention_view.ONE_PATCH else None
-    height = 300 if len(shown) == 1 else 210
-    for seen in shown:
+    height = 300 if len(seen_images) == 1 else 210
+    for seen in seen_images:
         st.caption(seen.caption)
         places = st.columns(len(columns))
         drawn: list[np.ndarray | None] = [*seen.maps] or [None] * len(columns)
@@ -484,7 +484,7 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
                     True,
                     key=f"{key}-map",
                     alt=f"{seen.caption}: where this network looks: {column.name}",
-                    on_click=_patch_asker(grid) if (grid := asked.grid(block)) is not None else None,
+                    on_click=_patch_asker(grid) if (grid := questions.grid(block)) is not None else None,
                 )
                 top = attention_view.top(look.probabilities, names)
                 if top.empty:
@@ -496,8 +496,8 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
                     key=f"{key}-top",
                     alt=f"{seen.caption}: the five likeliest classes: {column.name}",
                 )
-    if shown:
-        known = any(seen.label is not None for seen in shown)
+    if seen_images:
+        known = any(seen.label is not None for seen in seen_images)
         refined = columns[0].inspection.run.config().prune.refinement != "none"
         st.caption(
             "Under each picture the network's five likeliest classes"
@@ -505,11 +505,11 @@ def _maps(columns: list[Column], asked: "Questions", chosen: list[str]) -> tuple
             + "Mask only: the dense network's values under the mask that the run ended with"
             + (", which was refined for other values than these." if refined else ".")
         )
-    if shown and asked.mapped:
+    if seen_images and questions.mapped:
         with st.container(width=440):
-            title = "Activity, in all pictures" if asked.stages else "Share of the attention, in all pictures"
+            title = "Activity, in all pictures" if questions.stages else "Share of the attention, in all pictures"
             panels.draw(charts.map_scale(limits, title), True, key="scale", alt=f"Color scale: {title}")
-    return (block, head) if asked.mapped else None
+    return (block, head) if questions.mapped else None
 
 
 def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
@@ -536,8 +536,8 @@ def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
         )
 
 
-def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | None] | None, is_live: bool) -> None:
-    """Dense against each pruned network, over many images. `shown`: the block and head whose maps are on the page."""
+def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[str, int | None] | None, is_live: bool) -> None:
+    """Dense against each pruned network, over many images. `block_and_head`: the block and head whose maps are on the page."""
     from app import attention_view
 
     st.subheader("Over many images, how alike do they look?", anchor=False)
@@ -567,11 +567,12 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
         if is_live and not st.toggle("Measure now", key="measure now", help="It takes computing time away from the run."):
             st.caption("Measured when the run has ended.")
             return
-    found = _measured(columns, count)
-    preserved = attention_view.preservation(found)
+    similarities = _measured(columns, count)
+    preserved = attention_view.preservation(similarities)
     spreads = {name: attention_view.spread(rows["preserved"]) for name, rows in preserved.groupby("network")}
     tables = {
-        name: attention_view.by_head(values).rename(columns={SIMILARITIES[measure]: "value"}) for name, values in found.items()
+        name: attention_view.by_head(values).rename(columns={SIMILARITIES[measure]: "value"})
+        for name, values in similarities.items()
     }
     limits = (min(0.99, *(float(table["value"].min()) for table in tables.values())), 1.0)
     score = MEASURES["preserved"]
@@ -601,32 +602,32 @@ def _alike(columns: list[Column], asked: "Questions", shown: tuple[str, int | No
                 help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
             )
             panels.draw(
-                charts.similarity_map(tables[column.name], limits, shown),
+                charts.similarity_map(tables[column.name], limits, block_and_head),
                 True,
                 key=f"alike-{column.name}",
                 alt=f"Similarity to the dense network, by block and head: {column.name}",
-                on_click=_opener(asked) if shown is not None else None,
+                on_click=_opener(questions) if block_and_head is not None else None,
             )
-    parts = "stage" if asked.stages else "block and head"
-    click = f" Click one to open that {'stage' if asked.stages else 'head'} above." if shown is not None else ""
+    parts = "stage" if questions.stages else "block and head"
+    click = f" Click one to open that {'stage' if questions.stages else 'head'} above." if block_and_head is not None else ""
     st.caption(f"{measure} similarity to the dense network by {parts}, 1 = alike.{click}")
     with st.container(width=440):
         title = f"{measure} similarity"
         panels.draw(charts.map_scale(limits, title, of_similarity=True), True, key="alike-scale", alt=f"Color scale: {title}")
 
 
-def _opener(asked: "Questions") -> Callable[[float, float], None]:
+def _opener(questions: "Questions") -> Callable[[float, float], None]:
     """Opens the head, or the stage, whose cell was clicked."""
     from app.attention_view import ROLLOUT
 
     def open_head(head: float, row: float) -> None:
-        block = asked.blocks[_cell(row, len(asked.blocks)) - 1]
-        queries = [query for query in asked.queries if query != ROLLOUT and block in asked.blocks_with(query)]
-        if not asked.stages and not queries:
+        block = questions.blocks[_cell(row, len(questions.blocks)) - 1]
+        queries = [query for query in questions.queries if query != ROLLOUT and block in questions.blocks_with(query)]
+        if not questions.stages and not queries:
             return  # its maps cannot be laid over the image
         st.session_state["block"] = block
-        if asked.heads:
-            st.session_state["head"] = str(_cell(head, asked.heads[block]))
+        if questions.heads:
+            st.session_state["head"] = str(_cell(head, questions.heads[block]))
         if queries and st.session_state.get("query") not in queries:
             st.session_state["query"] = queries[0]
 
@@ -638,10 +639,10 @@ def _measured(columns: list[Column], count: int) -> "dict[str, Similarity]":
     long."""
     from snows.attention import Similarity
 
-    kept: dict[object, Similarity] = st.session_state.setdefault("similarities", {})
+    similarities: dict[object, Similarity] = st.session_state.setdefault("similarities", {})
     dense, *pruned = columns
     keys = {column.name: (column.network, dense.images, count) for column in pruned}
-    missing = [column for column in pruned if keys[column.name] not in kept]
+    missing = [column for column in pruned if keys[column.name] not in similarities]
     place, begun, done, total = st.empty(), time.monotonic(), 0, len(missing) * count
     for column in missing:
         parts = []
@@ -652,9 +653,9 @@ def _measured(columns: list[Column], count: int) -> "dict[str, Similarity]":
             if (taken := time.monotonic() - begun) > 0.3:
                 left = duration(taken / done * (total - done))
                 place.progress(done / total, f"Comparing the maps of {count} images · about {left} left")
-        kept[keys[column.name]] = Similarity.join(parts)
+        similarities[keys[column.name]] = Similarity.join(parts)
     place.empty()
-    return {name: kept[key] for name, key in keys.items()}
+    return {name: similarities[key] for name, key in keys.items()}
 
 
 def _page(run: Run, is_live: bool) -> None:
@@ -676,14 +677,14 @@ def _page(run: Run, is_live: bool) -> None:
         done = f"{len(inspection.masks)} of {frames.counted(len(inspection.sites), 'layer')} pruned"
         st.caption(f":material/play_arrow: So far {done}; the others are still dense.")
     _strip(columns, offered)
-    asked = _questions(run.path, run.created(), inspection)
-    if asked.note:
-        st.caption(f":material/info: {asked.note}")
+    questions = _questions(run.path, run.created(), inspection)
+    if questions.note:
+        st.caption(f":material/info: {questions.note}")
     chosen = [image for image in _chosen() if offered is not None or image.startswith(OWN)]
-    shown = _maps(columns, asked, chosen)
+    block_and_head = _maps(columns, questions, chosen)
     _write_address(second)
-    if asked.blocks and offered is not None:
-        _alike(columns, asked, shown, is_live)
+    if questions.blocks and offered is not None:
+        _alike(columns, questions, block_and_head, is_live)
 
 
 run = panels.inspected_run(

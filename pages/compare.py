@@ -64,27 +64,27 @@ def is_marked(run: Run) -> bool:
 
 
 def choice(batches: Mapping[str, Batch], marked: list[Run]) -> Choice:
-    asked, listed = state.asked("batch"), state.asked("runs")
+    key, listed = state.asked("batch"), state.asked("runs")
     if listed:
-        found, missing = [], []
+        listed_runs, missing = [], []
         for run_id in dict.fromkeys(listed.split(",")):
             try:
-                found.append(state.find_run(run_id))
+                listed_runs.append(state.find_run(run_id))
             except KeyError as error:
                 missing.append(str(error.args[0]))
-        return Choice(CHOSEN, found, problem=" ".join(missing))
-    if asked is None:
-        asked = next(iter(batches), MARKED if marked else NEW)
-    match asked:
+        return Choice(CHOSEN, listed_runs, problem=" ".join(missing))
+    if key is None:
+        key = next(iter(batches), MARKED if marked else NEW)
+    match key:
         case "new":
             return Choice(NEW, [])
         case "marked":
             return Choice(MARKED, marked)
         case "recorded":
             return Choice(RECORDED, list(state.recorded_runs().list()))
-    if asked in batches:
-        return Choice(asked, batches[asked].runs(), batches[asked])
-    return Choice(NEW, [], problem=f"There is no batch {asked!r}. Its runs may have been deleted. Choose another above.")
+    if key in batches:
+        return Choice(key, batches[key].runs(), batches[key])
+    return Choice(NEW, [], problem=f"There is no batch {key!r}. Its runs may have been deleted. Choose another above.")
 
 
 def go(key: str) -> None:
@@ -211,13 +211,13 @@ MEANINGS = {MEASURES[name].title: MEASURES[name].meaning for name in COLUMNS} | 
 
 def table(rows: list[Row]) -> None:
     numbers, texts = compare.table(rows)
-    shown = numbers.style
+    styled = numbers.style
     for column in texts.columns.drop("Method"):
         for place, text in enumerate(texts[column]):
-            shown = shown.format(lambda value, text=text: str(text), subset=pd.IndexSlice[[place], [column]])
+            styled = styled.format(lambda value, text=text: str(text), subset=pd.IndexSlice[[place], [column]])
     marked = texts.map(lambda text: "background-color: rgba(0, 158, 115, 0.18)" if str(text).endswith(BEST) else "")
     st.dataframe(
-        shown.apply(lambda _: marked, axis=None),
+        styled.apply(lambda _: marked, axis=None),
         hide_index=True,
         column_config={
             "Method": st.column_config.TextColumn("Method", width=230),
@@ -238,12 +238,12 @@ def table(rows: list[Row]) -> None:
 def tradeoffs(rows: list[Row]) -> None:
     places = st.columns(2, gap="large")
     costs = {"density": "What few weights keep", "seconds": "What time buys"}
-    for place, (cost, words) in zip(places, costs.items(), strict=True):
+    for place, (cost, heading) in zip(places, costs.items(), strict=True):
         points, value = compare.tradeoff(rows, cost)
         log = MEASURES[cost].log and points["x"].max() > 5 * points["x"].min()
         alt = f"{MEASURES[value].title} of each run against {MEASURES[cost].title.lower()}, with the Pareto front"
         with place:
-            st.markdown(f"**{words}**")
+            st.markdown(f"**{heading}**")
             figure = charts.tradeoff_chart(points, cost, value, dense=compare.dense_value(rows, value), log=log)
             panels.draw(figure, False, f"tradeoff-{cost}", alt)
     if len(rows) > 1:
@@ -295,9 +295,9 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
     looked_at = entries
     if len(entries) > 1:
         usual = ",".join(str(row.runs[0]) for row in rows[:USUALLY_SHOWN])  # of several seeds the first
-        asked = (state.asked("show") or usual).split(",")
-        st.session_state["compare-shown"] = [place for place in range(len(entries)) if str(place) in asked]
-        shown = st.multiselect(
+        address_places = (state.asked("show") or usual).split(",")
+        st.session_state["compare-shown"] = [place for place in range(len(entries)) if str(place) in address_places]
+        places = st.multiselect(
             "Runs to look into",
             range(len(entries)),
             format_func=lambda place: entries[place].label,
@@ -306,7 +306,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
             key="compare-shown",
             on_change=lambda: state.choose("show", ",".join(map(str, st.session_state["compare-shown"])) or "none", usual),
         )
-        looked_at = [entries[place] for place in shown]
+        looked_at = [entries[place] for place in places]
     if not looked_at:
         st.info("Choose at least one run to look into.", icon=":material/info:")
         return
@@ -362,8 +362,8 @@ def opened(entries: list[Entry]) -> dict[str, "Inspection"]:
     }
 
 
-def first_of(found: Mapping[str, "Inspection"]) -> "Inspection":
-    return next(iter(found.values()))
+def first_of(networks: Mapping[str, "Inspection"]) -> "Inspection":
+    return next(iter(networks.values()))
 
 
 @st.cache_data(max_entries=24, show_spinner=False)
@@ -407,7 +407,7 @@ def answer_view(entries: list[Entry]) -> None:
         for entry in entries
     }
     dense = _logits(of, first.run.created(), "dense", of, len(images), first, images)
-    flips = {label: comparison.flips(dense, found, labels) for label, found in logits.items()}
+    flips = {label: comparison.flips(dense, outputs, labels) for label, outputs in logits.items()}
     count = frames.counted(len(images), "evaluation image")
 
     left, right = st.columns([1, 1], gap="large")
@@ -426,7 +426,7 @@ def answer_view(entries: list[Entry]) -> None:
             },
         )
         if labels is not None and len(entries) > 1:
-            right_by = {label: metrics.right(found, labels) for label, found in logits.items()}
+            right_by = {label: metrics.right(outputs, labels) for label, outputs in logits.items()}
             best = max(right_by, key=lambda label: int(right_by[label].sum()))
             st.markdown(f"**Is {frames.plain(best)} really better?** Image by image")
             tests = {o: comparison.sign_test(right_by[best], correct) for o, correct in right_by.items() if o != best}
@@ -457,8 +457,8 @@ def answer_view(entries: list[Entry]) -> None:
             st.markdown("**Accuracy by class**")
             classes = first.model.class_names or tuple(map(str, range(dense.shape[1])))
             by_class = {
-                label: (MEASURES["accuracy"].scale * comparison.class_accuracy(found, labels)).tolist()
-                for label, found in {compare.DENSE: dense, **logits}.items()
+                label: (MEASURES["accuracy"].scale * comparison.class_accuracy(outputs, labels)).tolist()
+                for label, outputs in {compare.DENSE: dense, **logits}.items()
             }
             accuracies = compare.class_accuracies(by_class, classes)
             names = accuracies.drop_duplicates("index")["class"].tolist()
@@ -522,8 +522,8 @@ def _by_depth(
 
     first = first_of(_networks)
     images = first.images.evaluation[:count]
-    sites = {site.name: site for found in _networks.values() for site in found.sites}
-    tensors = {label: found.parameters("pruned") for label, found in _networks.items()}
+    sites = {site.name: site for inspection in _networks.values() for site in inspection.sites}
+    tensors = {label: inspection.parameters("pruned") for label, inspection in _networks.items()}
     return comparison.by_depth(first.graph, images, list(sites.values()), tensors)
 
 
@@ -577,15 +577,15 @@ def attention_view(entries: list[Entry]) -> None:
     first = first_of(networks)
     images = affordable(first, 2 * len(entries), ATTENDED)
     try:
-        found = {
+        similarities = {
             e.label: _similarity(e.run.path, e.run.created(), first.run.path, len(images), networks[e.label], images)
             for e in entries
         }
     except ValueError as error:
         st.info(str(error), icon=":material/info:")
         return
-    preserved = look.preservation(found)
-    spreads = {label: look.spread(preserved.loc[preserved["network"] == label, "preserved"]) for label in found}
+    preserved = look.preservation(similarities)
+    spreads = {label: look.spread(preserved.loc[preserved["network"] == label, "preserved"]) for label in similarities}
     st.markdown("**How much of where it looked each network kept**")
     methods = {entry.label: entry.config.prune.update for entry in entries}
     panels.draw(
@@ -619,9 +619,9 @@ def _latencies(
     images = first.images.evaluation[:count]
     layout = channels_last_if_faster(first.model.module, images)
     modules = {compare.DENSE: comparison.with_weights(first.model.module, first.model.module.state_dict())}
-    for label, found in _networks.items():
-        if found.final is not None:
-            modules[label] = comparison.with_weights(first.model.module, found.final)
+    for label, inspection in _networks.items():
+        if inspection.final is not None:
+            modules[label] = comparison.with_weights(first.model.module, inspection.final)
     placed = {label: module.to(device=device, memory_format=layout) for label, module in modules.items()}  # type: ignore[call-overload]
     seconds = comparison.latencies(placed, images.to(device).contiguous(memory_format=layout), ROUNDS)
     return seconds, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -635,11 +635,13 @@ def speed_view(entries: list[Entry]) -> None:
     count = len(affordable(first_of(networks), (1 + len(entries)) * (1 + ROUNDS), TIMED, least=1))
     seconds, device = _latencies(versions(entries), count, measured, networks)
     sizes, obstacles = {}, {}
-    for label, found in networks.items():
-        kept = found.parameters("pruned") if found.final is None else found.final
-        size = metrics.size_bytes(kept, found.covered.patterns)
-        sizes[label] = (size.dense, comparison.csr_bytes(kept, list(found.masks)), size.packed)
-        obstacles[label] = {s.name: comparison.two_of_four_obstacle(s, found.covered.patterns[s.name]) for s in found.sites}
+    for label, inspection in networks.items():
+        weights = inspection.parameters("pruned") if inspection.final is None else inspection.final
+        size = metrics.size_bytes(weights, inspection.covered.patterns)
+        sizes[label] = (size.dense, comparison.csr_bytes(weights, list(inspection.masks)), size.packed)
+        obstacles[label] = {
+            s.name: comparison.two_of_four_obstacle(s, inspection.covered.patterns[s.name]) for s in inspection.sites
+        }
 
     left, right = st.columns(2, gap="large")
     with left:
@@ -662,22 +664,22 @@ def speed_view(entries: list[Entry]) -> None:
     if len(entries) > 1:
         label = st.selectbox("Of", list(networks), key="compare-why", persist_state="session", width=400)
     chosen = next(entry for entry in entries if entry.label == label)
-    found = networks[label]
+    inspection = networks[label]
     dense, sparse, packed = sizes[label]
     file = chosen.run.weights_path.stat().st_size
-    density = chosen.metrics.get("density") or metrics.density(found.masks)
+    density = chosen.metrics.get("density") or metrics.density(inspection.masks)
     st.markdown(compare.why_smaller(dense, sparse, packed, file, str(chosen.config.prune.pattern), density))
-    work = metrics.multiply_adds(found.graph, found.images.evaluation[:1], found.masks)
+    work = metrics.multiply_adds(inspection.graph, inspection.images.evaluation[:1], inspection.masks)
     eligible = sum(reason is None for reason in obstacles[label].values())
     if label in seconds:
         st.markdown(
             compare.why_faster(
-                seconds[compare.DENSE], seconds[label], work.pruned / work.dense, eligible, len(found.sites), device
+                seconds[compare.DENSE], seconds[label], work.pruned / work.dense, eligible, len(inspection.sites), device
             )
         )
     with st.expander("Which layers suit 2:4 kernels", icon=":material/memory:"):
         st.dataframe(
-            compare.kernels(obstacles[label], {site.name: site.shape for site in found.sites}),
+            compare.kernels(obstacles[label], {site.name: site.shape for site in inspection.sites}),
             hide_index=True,
             height=280,
             alt="Each pruned layer: eligible for 2:4 kernels, or why not",

@@ -51,8 +51,8 @@ _COLUMNS = {
 # --- what the run recorded ---
 
 
-def draw_run(run: Run, config: RunConfig, shown: dict[str, str | None], is_live: bool) -> None:
-    """All but the live checks. `shown` tells those which layer this is on; another pick draws the whole page anew."""
+def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], is_live: bool) -> None:
+    """All but the live checks. `layer_in_view` tells those which layer this is on; another pick draws the whole page anew."""
     events, run_state = state.watch(run)
     progress = frames.progress(events, state.now_of(events, run_state))
     if not _begun(run_state, events, progress):
@@ -70,13 +70,15 @@ def draw_run(run: Run, config: RunConfig, shown: dict[str, str | None], is_live:
             icon=":material/info:",
         )
     automatic, why = _automatic(sites, steps, events, is_live)
-    if (asked := state.asked("layer")) is not None and asked not in sites:
-        st.warning(f"This run prunes no layer {asked!r}; here is {automatic}. Choose another below.", icon=":material/info:")
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites:
+        st.warning(
+            f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below.", icon=":material/info:"
+        )
     picked = state.chosen("layer", sites, "")
-    if shown.get("picked", picked) != picked:
+    if layer_in_view.get("picked", picked) != picked:
         st.rerun()
     name = picked or automatic
-    shown.update(picked=picked, site=None if is_live and not picked else sites[name])
+    layer_in_view.update(picked=picked, site=None if is_live and not picked else sites[name])
     compared, detail = st.columns([3, 2], gap="large") if solves else (None, st.container())
     if compared is not None:
         with compared:
@@ -134,15 +136,15 @@ def _begun(run_state: str, events: list[Event], progress: frames.Progress) -> bo
     return bool(progress.sites)
 
 
-def _findings(found: list[convergence.Finding], count: int, is_live: bool) -> None:
-    if not any(finding.failure for finding in found) and count:
+def _findings(findings: list[convergence.Finding], count: int, is_live: bool) -> None:
+    if not any(finding.failure for finding in findings) and count:
         so_far = " so far" if is_live else ""
         st.markdown(
             f":green[:material/check_circle:] **No step failed{so_far}.** In all {frames.counted(count, 'Newton step')} "
             "conjugate gradient stayed below its limit, the curvature products were sound, and no loss refused to fall."
         )
     with st.container(gap="xsmall"):
-        for place, finding in enumerate(found):
+        for place, finding in enumerate(findings):
             with st.container(gap=None):
                 icon = ":red[:material/error:]" if finding.failure else ":blue[:material/info:]"
                 st.markdown(f"{icon} **{finding.what}.** {finding.why}")
@@ -231,15 +233,18 @@ def _table(steps: pd.DataFrame, name: str) -> None:
             "Of", list(options), default="This layer", required=True, label_visibility="collapsed", key="steps-of"
         )
     rows = options[of]
-    shown = rows.assign(
+    readable_steps = rows.assign(
         tried=[", ".join(map(number, tried)) for tried in rows["tried"]],
         ended=[convergence.CG_ENDED.get(cg, frames.words(cg)) for cg in rows["cg"]],
     )
     columns = [*(["layer"] if of == "All layers" else []), *_COLUMNS]
-    if not shown["trouble"].any():
+    if not readable_steps["trouble"].any():
         columns.remove("trouble")
     st.dataframe(
-        shown[columns], hide_index=True, column_config={"layer": "Layer", **_COLUMNS}, alt="Every Newton step in numbers"
+        readable_steps[columns],
+        hide_index=True,
+        column_config={"layer": "Layer", **_COLUMNS},
+        alt="Every Newton step in numbers",
     )
 
 
@@ -270,7 +275,7 @@ CHECKS = {
         "is a valley. A step that crosses the kink of a ReLU sees a jump which the Hessian does not, and raises it.",
         convergence.valley,
         convergence.valley_said,
-        lambda found, config: charts.valley_chart(found),
+        lambda result, config: charts.valley_chart(result),
     ),
     "solves": Check(
         "What does the preconditioner save?",
@@ -278,7 +283,7 @@ CHECKS = {
         "which nearly undo the curvature before conjugate gradient begins.",
         convergence.solves,
         convergence.solves_said,
-        lambda found, config: charts.solves_chart(found, config.prune.solver.rtol),
+        lambda result, config: charts.solves_chart(result, config.prune.solver.rtol),
     ),
     "eigenvalues": Check(
         "How stretched is the problem?",
@@ -331,12 +336,12 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
                 _show(check, results[key], name, config)
 
 
-def _show(check: Check, found: pd.DataFrame, name: str, config: RunConfig) -> None:
+def _show(check: Check, result: pd.DataFrame, name: str, config: RunConfig) -> None:
     if check.figure is not None:
-        st.plotly_chart(check.figure(found, config), key=f"checked-{name}", config=panels.QUIET, alt=check.title)
+        st.plotly_chart(check.figure(result, config), key=f"checked-{name}", config=panels.QUIET, alt=check.title)
         return
     st.dataframe(
-        found,
+        result,
         hide_index=True,
         column_order=["pair", "here", "without_errors"],
         column_config={
@@ -357,7 +362,7 @@ run = panels.inspected_run(
 )
 if run is not None and (config := state.config_of(run)) is not None:
     state.read_address()
-    shown: dict[str, str | None] = {}
-    panels.follow(run, partial(draw_run, run, config, shown))
-    if shown:
-        draw_checks(run, config, shown["site"])
+    layer_in_view: dict[str, str | None] = {}
+    panels.follow(run, partial(draw_run, run, config, layer_in_view))
+    if layer_in_view:
+        draw_checks(run, config, layer_in_view["site"])

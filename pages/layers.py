@@ -25,8 +25,8 @@ def draw_run(run: Run, is_live: bool) -> None:
     names = [frames.layer(site) for site in progress.sites]
     few, many = frames.left_dense(progress.skipped)
     known = [*names, *few]
-    if (asked := state.asked("layer")) is not None and asked not in known:
-        st.warning(f"This run has no layer {asked!r}; here is its first. Choose another below.", icon=":material/info:")
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in known:
+        st.warning(f"This run has no layer {linked_layer!r}; here is its first. Choose another below.", icon=":material/info:")
     picked = state.chosen("layer", known, names[0])
     errors = layers.window_errors(events)
     relative, stage = _controls(config, run_state, progress, set(errors["stage"]))
@@ -153,7 +153,7 @@ def _unfinished(name: str, progress: frames.Progress, run_state: str) -> None:
 def _facts(finished: SiteFinished, run: Run) -> None:
     whole = sum(finished.scale)
     error, at_first = (finished.losses[stage] / whole if whole else float("nan") for stage in ("final", "mask_only"))
-    shown = [
+    facts = [
         (
             "Error at the end",
             percent(error),
@@ -181,7 +181,7 @@ def _facts(finished: SiteFinished, run: Run) -> None:
         ),
     ]
     with st.container(horizontal=True, gap="small"):
-        for label, value, delta, meaning in shown:
+        for label, value, delta, meaning in facts:
             st.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning, border=True, height="stretch")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{frames.words(finished.status).capitalize()}.** {finished.message}", width="content")

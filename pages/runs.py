@@ -47,10 +47,10 @@ def show() -> None:
     table, chosen = st.container(), st.container()
     with table:
         every = runs.table(state.store().list(), state.recorded_runs().list())
-        shown = runs.filtered(every, *filters(every))
-        states = shown["state"].map(runs.base_state).tolist()
+        matching = runs.filtered(every, *filters(every))
+        states = matching["state"].map(runs.base_state).tolist()
         st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(draw_table)(
-            shown["id"].tolist(), states, len(shown) < len(every)
+            matching["id"].tolist(), states, len(matching) < len(every)
         )
     with chosen:
         ticked(st.query_params.get_all("run"))
@@ -63,18 +63,22 @@ def show() -> None:
 def filters(every: pd.DataFrame) -> tuple[str, list[str], list[str], bool]:
     words, states, tags, marked = st.columns([3, 5, 2, 2])
     marked.space("small")  # to the height of the others' labels
-    kept: Any = {"bind": "query-params", "persist_state": "session"}
+    binding: Any = {"bind": "query-params", "persist_state": "session"}
     return (
-        words.text_input("Find", placeholder="Name, network, pattern, tag …", key="find", **kept),
-        states.pills("State", STATES, selection_mode="multi", key="state", **kept),
-        tags.multiselect("Tags", sorted({tag for row in every["tags"] for tag in row}), key="tag", placeholder="Any", **kept),
-        marked.toggle("Marked only", key="marked", help="Runs that you marked, so as to set them side by side later.", **kept),
+        words.text_input("Find", placeholder="Name, network, pattern, tag …", key="find", **binding),
+        states.pills("State", STATES, selection_mode="multi", key="state", **binding),
+        tags.multiselect(
+            "Tags", sorted({tag for row in every["tags"] for tag in row}), key="tag", placeholder="Any", **binding
+        ),
+        marked.toggle(
+            "Marked only", key="marked", help="Runs that you marked, so as to set them side by side later.", **binding
+        ),
     )
 
 
 def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
-    found = [run for run_id in ids if (run := find(run_id)) is not None]
-    own, recorded = [r for r in found if not state.is_recorded(r)], [r for r in found if state.is_recorded(r)]
+    existing = [run for run_id in ids if (run := find(run_id)) is not None]
+    own, recorded = [r for r in existing if not state.is_recorded(r)], [r for r in existing if state.is_recorded(r)]
     table = runs.table(own, recorded)
     if table["state"].map(runs.base_state).tolist() != states:
         st.rerun()  # a run has begun or ended: the rest of the page says so too
@@ -138,11 +142,11 @@ def find(run_id: str) -> Run | None:
 
 
 def ticked(ids: list[str]) -> None:
-    found = {run_id: find(run_id) for run_id in ids}
-    for run_id, run in found.items():
+    runs_by_id = {run_id: find(run_id) for run_id in ids}
+    for run_id, run in runs_by_id.items():
         if run is None:
             st.error(f"There is no run {run_id!r}. It may have been deleted: see below.", icon=":material/error:")
-    match [run for run in found.values() if run is not None]:
+    match [run for run in runs_by_id.values() if run is not None]:
         case []:
             st.caption("Tick the box at the left of a run to see what can be done with it, or several to mark or delete them.")
         case [run]:
@@ -196,9 +200,9 @@ def details(run: Run) -> None:
             st.code((run.path / "config.json").read_text(), language="json")
         if run_state in ACTIVE:
             with st.container(horizontal=True, vertical_alignment="center"):
-                asked = run.cancel_requested()
-                label = "Cancelling…" if asked else "Cancel"
-                if st.button(label, icon=":material/close:", disabled=asked, key=f"cancel-{run.id}"):
+                cancelling = run.cancel_requested()
+                label = "Cancelling…" if cancelling else "Cancel"
+                if st.button(label, icon=":material/close:", disabled=cancelling, key=f"cancel-{run.id}"):
                     state.jobs().cancel(run.id)
                     st.rerun()
                 st.caption(f"It is {run_state}. Cancel it before you delete it.", width="content")
@@ -254,11 +258,11 @@ def relabel(run: Run, **changes: Any) -> None:
         st.session_state["runs-problem"] = str(error)
 
 
-def together(found: list[Run]) -> None:
-    own = [run for run in found if not state.is_recorded(run)]
+def together(ticked_runs: list[Run]) -> None:
+    own = [run for run in ticked_runs if not state.is_recorded(run)]
     with st.container(border=True):
-        st.subheader(frames.counted(len(found), "run") + " ticked", anchor=False)
-        if len(own) < len(found):
+        st.subheader(frames.counted(len(ticked_runs), "run") + " ticked", anchor=False)
+        if len(own) < len(ticked_runs):
             st.caption("Those that came with the app cannot be marked or deleted; they are left as they are.")
         active = [run for run in own if run.state() in ACTIVE]
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -266,7 +270,7 @@ def together(found: list[Run]) -> None:
                 state.page("compare"),
                 label="Compare these",
                 icon=state.PAGES["compare"][1],
-                query_params={"runs": ",".join(run.id for run in found)},
+                query_params={"runs": ",".join(run.id for run in ticked_runs)},
             )
             for label, icon, compare in (
                 ("Mark to compare", ":material/bookmark:", True),
@@ -315,12 +319,12 @@ def again(run: Run, config: RunConfig) -> None:
 # --- delete and undo ---
 
 
-def delete_button(found: list[Run]) -> None:
-    with st.popover("Delete", icon=":material/delete:", disabled=not found):
-        st.markdown("  \n".join(["**Delete?**", *(frames.plain(name_of(run)) for run in found)]))
+def delete_button(chosen_runs: list[Run]) -> None:
+    with st.popover("Delete", icon=":material/delete:", disabled=not chosen_runs):
+        st.markdown("  \n".join(["**Delete?**", *(frames.plain(name_of(run)) for run in chosen_runs)]))
         st.caption(f"You can have it back for {DAYS} days; after that its files are gone.")
         if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
-            deleted = done(state.store().trash, [run.id for run in found])
+            deleted = done(state.store().trash, [run.id for run in chosen_runs])
             st.session_state["runs-deleted"] = [run.path for run in deleted]
             st.query_params.pop("run", None)
             st.rerun()

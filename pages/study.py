@@ -28,16 +28,17 @@ def show() -> None:
     state.read_address()
     batches = {batch.id: batch for batch in state.store().batches() if study.is_study(batch)}
     recorded = study.RECORDED.list()[::-1]  # by name
-    asked = state.asked("batch") or next(iter(batches), NEW)
+    batch_key = state.asked("batch") or next(iter(batches), NEW)
     known = {NEW, *batches, *([RECORDED] if recorded else [])}
-    key = asked if asked in known else NEW
+    key = batch_key if batch_key in known else NEW
     heading(batches, recorded, key)
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
     body, settings, example = st.container(), st.container(), st.container()
     with body:
-        if key != asked:
+        if key != batch_key:
             st.error(
-                f"There is no study {asked!r}. Its runs may have been deleted. Choose another above.", icon=":material/error:"
+                f"There is no study {batch_key!r}. Its runs may have been deleted. Choose another above.",
+                icon=":material/error:",
             )
         if key in batches:
             runs = batches[key].runs()
@@ -89,25 +90,25 @@ def outcome(path: Path, ended: float) -> Outcome | None:
 
 def outcomes(runs: list[Run]) -> list[Outcome]:
     ended = [(run.path, (run.path / "metrics.json").stat().st_mtime) for run in runs if run.metrics()]
-    return [found for path, when in ended if (found := outcome(path, when)) is not None]
+    return [result for path, when in ended if (result := outcome(path, when)) is not None]
 
 
 def curves(runs: list[Run]) -> None:
-    found = study.of(outcomes(runs))
-    if not found.curves:
+    study_of_runs = study.of(outcomes(runs))
+    if not study_of_runs.curves:
         st.caption("The figures begin when a first run has finished.")
         return
     so_far = any(run.state() in ACTIVE for run in runs)
-    for name, advice in zip(found.names, found.advice, strict=True):
+    for name, advice in zip(study_of_runs.names, study_of_runs.advice, strict=True):
         if advice is not None:
-            whose = f"**{frames.plain(name)}.** " if len(found.names) > 1 else ""
+            whose = f"**{frames.plain(name)}.** " if len(study_of_runs.names) > 1 else ""
             icon = ":gray[:material/hourglass_empty:] So far:" if so_far else ":green[:material/check_circle:]"
             st.markdown(f"{icon} {whose}{advice.reason}")
-    points, lines = study.points(found), study.marks(found)
+    points, lines = study.points(study_of_runs), study.marks(study_of_runs)
     first, second = st.columns([3, 2], gap="large")
     with first:
-        share = all(curve.operations for curve in found.curves) and axis()
-        figure(points, lines, found.measure, share, dense=study.dense(found), height=390, legend=True)
+        share = all(curve.operations for curve in study_of_runs.curves) and axis()
+        figure(points, lines, study_of_runs.measure, share, dense=study.dense(study_of_runs), height=390, legend=True)
         st.caption(
             "Filled: within the noise of the best, two standard errors of the difference on the same images. Ringed: the "
             "smallest such K. The axis is of square roots, so that small K have room."
@@ -132,7 +133,7 @@ def curves(runs: list[Run]) -> None:
                 st.caption(MEASURES[measure].meaning)
             else:
                 st.caption("These runs have no memory on record; newer ones do.")
-    table(found)
+    table(study_of_runs)
     numbers(points)
 
 
@@ -165,9 +166,9 @@ def figure(
     panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {AXES['share' if share else 'k']}")
 
 
-def table(found: Study) -> None:
+def table(study_of_runs: Study) -> None:
     st.markdown("**Which K is enough**, and how it relates to the depth of the network")
-    of_networks = study.table(found)
+    of_networks = study.table(study_of_runs)
     st.dataframe(
         panels.said(of_networks),
         hide_index=True,
@@ -181,7 +182,7 @@ def table(found: Study) -> None:
             "best_k": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
         },
     )
-    if len({curve.config.model for curve in found.curves}) > 1:
+    if len({curve.config.model for curve in study_of_runs.curves}) > 1:
         st.caption(
             "How K should grow with the depth of a network is an open question. Curves that fall together when K is a share of "
             "the operations, and not when it is K itself, speak for a K that grows with depth."
@@ -190,10 +191,10 @@ def table(found: Study) -> None:
 
 def numbers(points: pd.DataFrame) -> None:
     with st.expander("All points in numbers", icon=":material/table:"):
-        shown = [name for name in DRAWN if points[name].notna().any()]
-        titles = {name: st.column_config.NumberColumn(MEASURES[name].axis, format="%.4g") for name in shown}
+        measures = [name for name in DRAWN if points[name].notna().any()]
+        titles = {name: st.column_config.NumberColumn(MEASURES[name].axis, format="%.4g") for name in measures}
         st.dataframe(
-            points[["curve", "k", "share", *shown]],
+            points[["curve", "k", "share", *measures]],
             hide_index=True,
             alt="Every point of the figures",
             column_config={
