@@ -16,7 +16,7 @@ from snows.log import by_layer
 from snows.measure_names import number
 
 if TYPE_CHECKING:
-    from snows.updates import SiteProblem
+    from snows.method.problem import SiteProblem
 
 # A step that brought less than this share of what the quadratic model promised: where a trust region would shrink (Nocedal &
 # Wright, 2006, algorithm 4.1).

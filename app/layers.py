@@ -86,7 +86,7 @@ class SiteDetail:
 def site_detail(inspection: "Inspection", site: str) -> SiteDetail:
     """Raises `InspectionError` for a site that is not finished."""
     from snows.inspection import most_moved
-    from snows.sparsity import check_compliance
+    from snows.method.sparsity import check_compliance
 
     before, after, mask = inspection.finished(site)
     places = most_moved(before, after, mask, _MOST_MOVED)

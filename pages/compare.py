@@ -612,7 +612,7 @@ def _latencies(
     import torch
 
     from snows import comparison
-    from snows.pruner import channels_last_if_faster, resolve_device
+    from snows.method.coverage import channels_last_if_faster, resolve_device
 
     device = resolve_device("auto")
     first = first_of(_networks)

@@ -17,7 +17,7 @@ from snows.measure_names import duration, number
 from snows.store import ACTIVE, Run
 
 if TYPE_CHECKING:
-    from snows.updates import SiteProblem
+    from snows.method.problem import SiteProblem
 
 _IMAGES = (8, 32, 128)
 _NAMED = 6

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from snows.attention import attention_maps
     from snows.config import NM, Dense, InputError, PruneConfig, RunConfig, SolverConfig, Unstructured, parse_pattern
     from snows.data import load as load_data
-    from snows.graph import NetworkGraph
+    from snows.method.graph import NetworkGraph
+    from snows.method.pruner import PruneResult, prune
     from snows.models import load as load_model
-    from snows.pruner import PruneResult, prune
     from snows.store import RunStore
 
 _HOMES = {
     "NM": "config.NM",
     "Dense": "config.Dense",
     "InputError": "config.InputError",
-    "NetworkGraph": "graph.NetworkGraph",
+    "NetworkGraph": "method.graph.NetworkGraph",
     "PruneConfig": "config.PruneConfig",
-    "PruneResult": "pruner.PruneResult",
+    "PruneResult": "method.pruner.PruneResult",
     "RunConfig": "config.RunConfig",
     "RunStore": "store.RunStore",
     "SolverConfig": "config.SolverConfig",
@@ -33,7 +33,7 @@ _HOMES = {
     "load_data": "data.load",
     "load_model": "models.load",
     "parse_pattern": "config.parse_pattern",
-    "prune": "pruner.prune",
+    "prune": "method.pruner.prune",
 }
 
 __all__ = [
@@ -58,7 +58,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'snows' has no attribute {name!r}")
-    module, attribute = _HOMES[name].split(".")
+    module, _, attribute = _HOMES[name].rpartition(".")
     return getattr(import_module(f"snows.{module}"), attribute)
 
 

@@ -18,8 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from snows.config import InputError
-from snows.graph import NetworkGraph, fused_attention_map
-from snows.places import FIRST, FUSED_ATTENTION, IMAGES, MapPlaces, contraction, given_arguments, learned, sizes, softmax_axis
+from snows.method.graph import NetworkGraph
+from snows.method.operations import fused_attention_map
+from snows.method.places import (
+    FIRST,
+    FUSED_ATTENTION,
+    IMAGES,
+    MapPlaces,
+    contraction,
+    given_arguments,
+    learned,
+    sizes,
+    softmax_axis,
+)
 
 aten = torch.ops.aten
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from snows.config import CURVATURES
-from snows.reconstruction import Objective
-from snows.solver import CGResult, Operator, cg
-from snows.updates import SiteProblem
+from snows.method.objective import Objective
+from snows.method.problem import SiteProblem
+from snows.method.solver import CGResult, Operator, cg
 
 PRECONDITIONERS = ("row_blocks", "none")
 

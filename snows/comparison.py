@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from snows import metrics
 from snows.config import NM, Dense, Unstructured
 from snows.export import semi_structured_shape_obstacle
-from snows.graph import Frontier, NetworkGraph, Site
+from snows.method.graph import Frontier, NetworkGraph, Site
 
 # --- answers ---
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from snows.config import NM, AnyPath, InputError, as_path, first_line
-from snows.graph import evaluating, exporting
-from snows.sparsity import check_compliance
+from snows.method.sparsity import check_compliance
+from snows.method.tracing import evaluating, exporting
 
 _TWO_OF_FOUR = NM(n=2, m=4)
 

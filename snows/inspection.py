@@ -12,13 +12,14 @@ from torch import Tensor
 
 from snows import data, models
 from snows.config import InputError
-from snows.graph import NetworkGraph, Site
 from snows.log import Log
-from snows.pruner import Cascade, Coverage, coverage
-from snows.reconstruction import rows_of_output
-from snows.sparsity import to_matrix
+from snows.method.cascade import Cascade
+from snows.method.coverage import Coverage, coverage
+from snows.method.graph import NetworkGraph, Site
+from snows.method.problem import SiteProblem
+from snows.method.rows import rows_of_output
+from snows.method.sparsity import to_matrix
 from snows.store import Run
-from snows.updates import SiteProblem
 
 STAGES = ("dense", "mask_only", "pruned")
 

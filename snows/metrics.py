@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from snows.config import NM, Dense, Unstructured
-from snows.graph import NetworkGraph
+from snows.method.graph import NetworkGraph
 
 
 def _cpu_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:

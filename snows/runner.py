@@ -22,9 +22,11 @@ from torch import Tensor, nn
 
 from snows import data, events, metrics, models
 from snows.config import Cancelled, InputError, PruneConfig, RunConfig
-from snows.graph import NetworkGraph, Site, execute_node
 from snows.log import Log
-from snows.pruner import channels_last_if_faster, coverage, prune, resolve_device
+from snows.method.coverage import channels_last_if_faster, coverage, resolve_device
+from snows.method.graph import NetworkGraph, Site
+from snows.method.operations import execute_node
+from snows.method.pruner import prune
 from snows.store import Run, RunError
 
 EVALUATION_BATCH = 250
@@ -250,7 +252,7 @@ def _gram_cost(site: Site) -> float:
 
 
 def _row_factors(site: Site, density: float, config: PruneConfig, example: Tensor) -> tuple[float, float]:
-    """Seconds and bytes of the rows' own systems (`reconstruction.RowBlocks`), which no number of images changes."""
+    """Seconds and bytes of the rows' own systems (`rows.RowBlocks`), which no number of images changes."""
     if config.update not in ("least-squares", "snows"):
         return 0.0, 0.0
     outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()

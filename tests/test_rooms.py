@@ -72,7 +72,7 @@ def test_config_and_events_know_only_the_standard_library_and_validation(name: s
 
 
 def test_the_solver_knows_torch_and_nothing_of_ours() -> None:
-    assert packages(ROOT / "snows/solver.py") - STANDARD == {"torch"}
+    assert packages(ROOT / "snows/method/solver.py") - STANDARD == {"torch"}
 
 
 @pytest.mark.parametrize("name", ["charts", "compare", "frames", "jobs", "report", "runs", "study"])

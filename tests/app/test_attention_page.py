@@ -24,8 +24,8 @@ from snows import models
 from snows.attention import MapTokens, Similarity, TokenGrid, rollout
 from snows.data import as_pixels
 from snows.events import Phase, RunStarted, SiteFinished
-from snows.graph import NetworkGraph
 from snows.inspection import Inspection
+from snows.method.graph import NetworkGraph
 from snows.store import Run, RunStore
 from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import text_of

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from app import charts, convergence
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
-from snows.solver import Status
+from snows.method.solver import Status
 from snows.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage

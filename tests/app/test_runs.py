@@ -152,7 +152,7 @@ class TestDownloads:
         assert archive.import_run(elsewhere, io.BytesIO(files["Whole run"].content())).config() == run.config()
 
     def test_masks_can_be_the_mask_of_a_new_run(self, store: RunStore, tmp_path: Path) -> None:
-        from snows.sparsity import read_mask_file
+        from snows.method.sparsity import read_mask_file
 
         run = helpers.write_run(store, "finished")
         run.save_weights({site: torch.tensor([[0.0, 1.0]]) for site in helpers.SITES})

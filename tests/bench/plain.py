@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from snows import solver
-from snows.graph import Window
-from snows.reconstruction import Batch, KeptWeights
+from snows.method import solver
+from snows.method.graph import Window
+from snows.method.objective import Batch
+from snows.method.rows import KeptWeights
 
 PASSES = 3
 

@@ -15,7 +15,7 @@ import torch
 
 from snows import data, metrics, models
 from snows.config import PruneConfig
-from snows.pruner import prune
+from snows.method.pruner import prune
 from snows.runner import logits
 from tests.bench.readme import put
 

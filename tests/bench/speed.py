@@ -25,12 +25,17 @@ from torch import Tensor, nn
 
 from snows import data, metrics, models
 from snows.config import PruneConfig
-from snows.graph import Frontier, NetworkGraph, Window, move
-from snows.linearization import Linearization
-from snows.pruner import Cascade, channels_last_if_faster, coverage, prune
-from snows.reconstruction import Objective, RowBlocks, input_gram, input_output_cross
-from snows.refinement import refine
-from snows.updates import UPDATES, SiteProblem, UpdateResult
+from snows.method.cascade import Cascade
+from snows.method.coverage import channels_last_if_faster, coverage
+from snows.method.graph import Frontier, NetworkGraph, Window
+from snows.method.linearization import Linearization
+from snows.method.objective import Objective
+from snows.method.operations import move
+from snows.method.problem import SiteProblem
+from snows.method.pruner import prune
+from snows.method.refinement import refine
+from snows.method.rows import RowBlocks, input_gram, input_output_cross
+from snows.method.updates import UPDATES, UpdateResult
 from tests.bench.plain import plain_snows
 from tests.bench.readme import put
 
@@ -289,7 +294,7 @@ _CHILD = """
 import json, resource, sys, time
 import torch
 from snows.config import PruneConfig
-from snows.pruner import prune
+from snows.method.pruner import prune
 from tests.bench import speed
 torch.set_num_threads(1)
 case = json.loads(sys.argv[1])

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from snows import data, metrics, models
 from snows.config import PruneConfig
-from snows.pruner import prune, reestimate_batch_norm
-from snows.sparsity import from_matrix, to_matrix
+from snows.method.pruner import prune, reestimate_batch_norm
+from snows.method.sparsity import from_matrix, to_matrix
 from tests.bench.quality import METHODS
 from tests.bench.readme import put
 

@@ -96,8 +96,9 @@ def check_weights(path: Path, store: RunStore, run: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from snows import data, models, sparsity
+    from snows import data, models
     from snows.events import RunStarted
+    from snows.method import sparsity
 
     config = store.get(run).config()
     fresh = models.load(config.model)

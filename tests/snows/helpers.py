@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snows.config import SolverConfig, Unstructured
-from snows.graph import NetworkGraph, Site, Window
-from snows.reconstruction import Batch, KeptWeights, Objective
-from snows.sparsity import to_matrix
-from snows.updates import SiteProblem
+from snows.method.graph import NetworkGraph, Site, Window
+from snows.method.objective import Batch, Objective
+from snows.method.problem import SiteProblem
+from snows.method.rows import KeptWeights
+from snows.method.sparsity import to_matrix
 
 ALL = 10_000  # more steps than any network has
 

@@ -24,7 +24,8 @@ from snows.attention import (
     token_grid,
 )
 from snows.config import InputError
-from snows.graph import NetworkGraph, fused_attention_map
+from snows.method.graph import NetworkGraph
+from snows.method.operations import fused_attention_map
 from snows.models import ResNet20
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from snows import checks, solver
+from snows import checks
 from snows.checks import compare_preconditioners, compare_products, finite_difference_sweep, lanczos, spectrum
 from snows.config import SolverConfig
-from snows.solver import Status
-from snows.updates import UPDATES, SiteProblem
+from snows.method import solver
+from snows.method.problem import SiteProblem
+from snows.method.solver import Status
+from snows.method.updates import UPDATES
 from tests.snows.helpers import ALL, CASE_IDS, CASES, Case, assert_entries_close, case, site_problem
 
 TABLE = pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)

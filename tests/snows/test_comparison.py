@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from snows import comparison
 from snows.comparison import OUTPUT, Flip
 from snows.config import NM, Unstructured
-from snows.graph import NetworkGraph
+from snows.method.graph import NetworkGraph
 from snows.metrics import NO_ANSWER
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 1.0]])  # answers 0, 1, 2, 0

@@ -21,8 +21,8 @@ from snows.export import (
     semi_structured_obstacle,
     to_semi_structured,
 )
+from snows.method.sparsity import keep_mask, read_mask_file
 from snows.models import BUNDLED, ResNet20
-from snows.sparsity import keep_mask, read_mask_file
 
 
 def two_of_four(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snows.inspection import channel_errors, most_moved
 from tests.snows.helpers import CASE_IDS, CASES, assert_entries_close, captured_values, case
-from tests.snows.test_updates import site_problem
+from tests.snows.method.test_updates import site_problem
 
 
 def channel(value: Tensor, kind: str, number: int) -> Tensor:

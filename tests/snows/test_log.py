@@ -29,7 +29,8 @@ from snows.events import (
 )
 from snows.export import save_masks
 from snows.log import Log, by_layer
-from snows.pruner import Cancelled, PruneResult, prune
+from snows.method.cascade import Cancelled
+from snows.method.pruner import PruneResult, prune
 from snows.store import Run, RunStore
 from snows.study import Outcome
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snows.config import NM, Dense, Unstructured
-from snows.graph import NetworkGraph
+from snows.method.graph import NetworkGraph
 from snows.metrics import NO_ANSWER, accuracy, agreement, answers, density, divergence, multiply_adds, right, size_bytes
 
 logit_pairs = st.tuples(st.integers(1, 8), st.integers(2, 5), st.integers(0, 2**31)).map(

@@ -17,7 +17,7 @@ import snows
 from snows import archive, data, export, models, training, uploads
 from snows.config import AnyPath, PruneConfig, RunConfig
 from snows.events import Queued
-from snows.sparsity import read_mask_file
+from snows.method.sparsity import read_mask_file
 from snows.store import Run, RunStore, default_root
 
 

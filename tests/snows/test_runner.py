@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from snows import data, events, metrics, models, runner
 from snows.config import InputError, RunConfig
+from snows.method.sparsity import check_compliance
 from snows.runner import plan
-from snows.sparsity import check_compliance
 from snows.store import Run, RunStore, StoreError
 
 # Four layers from all over the network: a run of seconds that still cascades.
@@ -404,7 +404,7 @@ import resource, sys
 import torch
 from snows import models
 from snows.config import RunConfig
-from snows.pruner import prune
+from snows.method.pruner import prune
 
 config = RunConfig.model_validate_json(sys.argv[1])
 model = models.load_configured(config)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from snows.config import CURVATURES, PruneConfig
-from snows.graph import NetworkGraph, Window
-from snows.linearization import Linearization
-from snows.pruner import PruneResult, prune
-from snows.reconstruction import Batch, KeptWeights, Objective
-from snows.sparsity import to_matrix
+from snows.method.graph import NetworkGraph, Window
+from snows.method.linearization import Linearization
+from snows.method.objective import Batch, Objective
+from snows.method.pruner import PruneResult, prune
+from snows.method.rows import KeptWeights
+from snows.method.sparsity import to_matrix
 from tests.snows.helpers import window_inputs
 
 

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 from snows.config import Dense, PruneConfig
-from snows.graph import NetworkGraph
-from snows.pruner import coverage
+from snows.method.coverage import coverage
+from snows.method.graph import NetworkGraph
 from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
 
 CLASSES = 5

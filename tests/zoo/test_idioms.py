@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snows.config import PruneConfig
-from snows.graph import ExportError, NetworkGraph
+from snows.method.graph import ExportError, NetworkGraph
 from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
 
 Idiom = Callable[["Host", Tensor], Tensor]

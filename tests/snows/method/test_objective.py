@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from snows.config import CURVATURES
-from snows.graph import NetworkGraph
-from snows.reconstruction import (
-    Batch,
+from snows.method.graph import NetworkGraph
+from snows.method.objective import Batch, Objective
+from snows.method.rows import (
     KeptWeights,
-    Objective,
     ReconstructionError,
     RowBlocks,
     input_gram,
@@ -27,7 +26,7 @@ from snows.reconstruction import (
     input_rows,
     rows_of_output,
 )
-from snows.sparsity import from_matrix, to_matrix
+from snows.method.sparsity import from_matrix, to_matrix
 from tests.snows.helpers import (
     ALL,
     CASE_IDS,

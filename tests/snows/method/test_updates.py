@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from snows import config, solver, updates
+from snows import config
 from snows.config import CURVATURES, SolverConfig
-from snows.reconstruction import input_rows, rows_of_output
-from snows.saliency import sparsegpt_sweep
-from snows.sparsity import to_matrix
-from snows.updates import UPDATES, SiteProblem, exchange_in_layer, exchange_in_window
+from snows.method import solver, updates
+from snows.method.problem import SiteProblem
+from snows.method.rows import input_rows, rows_of_output
+from snows.method.saliency import sparsegpt_sweep
+from snows.method.sparsity import to_matrix
+from snows.method.updates import UPDATES, exchange_in_layer, exchange_in_window
 from tests.snows.helpers import ALL, CASE_IDS, CASES, TIGHT, Case, assert_entries_close, bias_of, case, site_problem
 
 TABLE = pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snows.config import NM, Dense, Unstructured
-from snows.sparsity import (
+from snows.method.sparsity import (
     MaskError,
     check_compliance,
     check_compliance_global,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from snows import refinement
 from snows.config import NM, Unstructured
-from snows.refinement import refine
-from snows.sparsity import keep_mask, kept_count
+from snows.method import refinement
+from snows.method.refinement import refine
+from snows.method.sparsity import keep_mask, kept_count
 
 PATTERNS = [NM(n=1, m=4), NM(n=2, m=4), NM(n=3, m=8), Unstructured(sparsity=0.7), Unstructured(sparsity=0.7, scope="global")]
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -1,6 +1,6 @@
 """Kernels that write where they must not: what windows and statistics run, under an allocator that checks its blocks.
 
-The first one met was oneDNN's, see `graph._convolution`. A process that such a kernel has been in dies much later, in some
+The first one met was oneDNN's, see `operations._convolution`. A process that such a kernel has been in dies much later, in some
 other place, so each round has a process of its own.
 """
 
@@ -13,17 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snows.graph import IN_WINDOWS, aten
-from snows.reconstruction import _weight_gradient
+from snows.method.operations import IN_WINDOWS, aten
+from snows.method.rows import _weight_gradient
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CHECKING = "libc_malloc_debug.so.0"  # glibc's own, since 2.34
 
 ROUND = """
 import random, sys
 import torch
-from snows.graph import IN_WINDOWS, aten
-from snows.reconstruction import _weight_gradient
+from snows.method.operations import IN_WINDOWS, aten
+from snows.method.rows import _weight_gradient
 
 torch.set_num_threads(int(sys.argv[1]))
 layout = getattr(torch, sys.argv[2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snows.config import SolverConfig
-from snows.solver import CGResult, NewtonResult, Operator, Status, StepResult, cg, line_search, newton_cg
+from snows.method.solver import CGResult, NewtonResult, Operator, Status, StepResult, cg, line_search, newton_cg
 from tests.snows.helpers import assert_entries_close
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snows.graph import NetworkGraph, Window
-from snows.linearization import Linearization
+from snows.method.graph import NetworkGraph, Window
+from snows.method.linearization import Linearization
 from tests.snows.helpers import ALL, CASE_IDS, CASES, assert_entries_close, case, plain_attention, window_inputs
 
 

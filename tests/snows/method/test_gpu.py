@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from snows import events
 from snows.config import CURVATURES, MASKS, UPDATES, PruneConfig, Unstructured
-from snows.graph import NetworkGraph
-from snows.linearization import Linearization
-from snows.pruner import Cancelled, PruneError, prune, resolve_device
-from snows.reconstruction import KeptWeights
+from snows.method.cascade import Cancelled
+from snows.method.coverage import PruneError, resolve_device
+from snows.method.graph import NetworkGraph
+from snows.method.linearization import Linearization
+from snows.method.problem import SiteProblem
+from snows.method.pruner import prune
+from snows.method.rows import KeptWeights
 from snows.store import RunStore
-from snows.updates import SiteProblem
 from tests.snows.helpers import ALL, CASE_IDS, CASES, NETWORKS, Attention, Residual, assert_entries_close, case
 from tests.snows.test_runner import config as run_config
 from tests.snows.test_runner import execute

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from snows.graph import (
+from snows.method.graph import Window
+from snows.method.operations import (
     ACTIVATIONS,
     BATCH_NORM,
     CONVOLUTIONS,
     FUSED_ATTENTION,
     IN_WINDOWS,
-    Window,
     arguments,
     aten,
     batch_norm_affine,

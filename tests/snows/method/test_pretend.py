@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from snows.config import PruneConfig
-from snows.pruner import PruneError, prune, resolve_device
+from snows.method.coverage import PruneError, resolve_device
+from snows.method.pruner import prune
 from tests.snows.helpers import Attention, Gates, Residual
 from tests.snows.pretend import MixedDevicesError, accelerator
 

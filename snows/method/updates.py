@@ -4,22 +4,17 @@ An update is a function of a `SiteProblem`, which offers everything one site's o
 first asked. It returns the kept weights, and how it went.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from snows import solver
-from snows.config import NM, Dense, SolverConfig, Unstructured
-from snows.graph import Window
-from snows.reconstruction import Batch, KeptWeights, Objective, RowBlocks, input_gram, input_output_cross
-from snows.refinement import refine
-from snows.saliency import sparsegpt_sweep
-from snows.sparsity import to_matrix
+from snows.method import solver
+from snows.method.problem import SiteProblem
+from snows.method.refinement import refine
+from snows.method.saliency import sparsegpt_sweep
+from snows.method.sparsity import to_matrix
 
 
 @dataclass(frozen=True)
@@ -34,116 +29,6 @@ class UpdateResult:
     message: str
     by_k: dict[str, list[float]] = field(default_factory=dict)
     num_products: int = 0
-
-
-class SiteProblem:
-    """One site's reconstruction problem: window, mask, calibration batches and targets.
-
-    `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer
-    and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
-    output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
-    by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`.
-    """
-
-    def __init__(
-        self,
-        window: Window,
-        weight: Tensor,
-        mask: Tensor,
-        pattern: NM | Unstructured | Dense,
-        batches: Sequence[Batch],
-        site_inputs: Sequence[Tensor],
-        site_outputs: Sequence[Tensor] | None,
-        *,
-        bias: Tensor | None,
-        config: SolverConfig,
-        device: torch.device,
-        seed: int,
-        refinement: str = "none",
-        gram: Tensor | None = None,
-        earlier: Tensor | None = None,
-        on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
-        on_step: Callable[[solver.StepResult, float], None] = lambda step, damping: None,
-    ) -> None:
-        self.window, self.weight, self.mask, self.pattern, self.batches = window, weight, mask, pattern, batches
-        self.config, self.device, self.seed, self.refinement = config, device, seed, refinement
-        self.on_iteration, self.on_step = on_iteration, on_step
-        self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
-        self.kept = KeptWeights(mask, weight.shape)
-        self.earlier = None if earlier is None else self.kept.restrict(earlier)
-
-    def with_mask(self, mask: Tensor) -> "SiteProblem":
-        """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
-        other = copy(self)
-        for name, attribute in vars(SiteProblem).items():
-            if isinstance(attribute, cached_property) and name not in ("gram", "cross"):
-                vars(other).pop(name, None)
-        other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
-        return other
-
-    @cached_property
-    def gram(self) -> Tensor:
-        return self._gram if self._gram is not None else input_gram(self.window.site, self._site_inputs, self.device)
-
-    @cached_property
-    def cross(self) -> Tensor:
-        if self.site_outputs is None:
-            return to_matrix(self.weight) @ self.gram
-        return input_output_cross(self.window.site, self._site_inputs, self.site_outputs, self._bias, self.device)
-
-    @cached_property
-    def row_blocks(self) -> RowBlocks:
-        return RowBlocks(self.gram, self.kept)
-
-    @cached_property
-    def masked(self) -> Tensor:
-        """The dense weight's own values at the kept places (n,)."""
-        return self.kept.restrict(self.weight)
-
-    @cached_property
-    def least_squares(self) -> Tensor:
-        """The solution for K = 0 (n,), exact; where few images leave weights open, those nearest the dense values."""
-        return self.row_blocks.least_squares(self.cross, self.masked)
-
-    @cached_property
-    def objective(self) -> Objective:
-        config, preconditioned = self.config, self.config.preconditioner == "row_blocks"
-        return Objective(
-            self.window,
-            self.kept,
-            self.batches,
-            coefficients=[1.0] * len(self.window.captured),
-            device=self.device,
-            curvature_kind=config.curvature,
-            curvature_share=config.curvature_share,
-            damping=config.damping,
-            row_blocks=self.row_blocks if preconditioned or self.refinement == "window" else None,
-            preconditioned=preconditioned,
-            seed=self.seed,
-        )
-
-    @cached_property
-    def masked_losses(self) -> list[float]:
-        """The window's loss at each k with the masked dense weights."""
-        return self.objective.losses(self.masked)
-
-    @cached_property
-    def least_squares_losses(self) -> list[float]:
-        return self.objective.losses(self.least_squares)
-
-    @cached_property
-    def start(self) -> Tensor:
-        """Where SNOWS begins (n,): the better of the mask alone and, as configured, least squares; or in a second sweep, what
-        the first one found."""
-        if self.earlier is None and not self.starts_at_least_squares:
-            return self.masked
-        other = self.least_squares if self.earlier is None else self.earlier
-        loss, _ = self.objective.loss_and_gradient(other)  # the gradient is wanted next, and the loss comes with it
-        return self.masked if sum(self.masked_losses) < loss or not math.isfinite(loss) else other
-
-    @property
-    def starts_at_least_squares(self) -> bool:
-        return self.earlier is None and self.config.start == "least_squares"
 
 
 def no_update(problem: SiteProblem) -> UpdateResult:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from snows.checks import compare_products
 from snows.config import PruneConfig, SolverConfig
-from snows.graph import NetworkGraph
-from snows.pruner import prune
+from snows.method.graph import NetworkGraph
+from snows.method.pruner import prune
 from tests.snows.helpers import NETWORKS, case, site_problem
 
 SWITCHES = {

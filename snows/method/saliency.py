@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snows.config import NM, Dense, InputError, Unstructured
-from snows.sparsity import keep_highest, keep_mask, kept_count
+from snows.method.sparsity import keep_highest, keep_mask, kept_count
 
 
 @dataclass(frozen=True)

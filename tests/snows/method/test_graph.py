@@ -12,9 +12,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from snows import graph as graph_module
 from snows import models
-from snows.graph import ExportError, Frontier, NetworkGraph, Site, batch_norm_affine
+from snows.method import operations
+from snows.method.graph import ExportError, Frontier, NetworkGraph, Site
+from snows.method.operations import batch_norm_affine
 from tests.snows.helpers import ALL, NETWORKS, assert_entries_close, network, window_inputs
 
 # The smallest images that each architecture accepts.
@@ -121,7 +122,7 @@ def test_a_window_equals_the_whole_network_at_its_captured_nodes(name: str) -> N
                 assert window.captured == whole.captured[: k + 1]
                 assert window.operations == whole.operations[: k + 1]
                 values = window.outputs(parameters.get(one.name, weight), window_inputs(window, images))
-                rewritten = {n.target for n in window.nodes} & graph_module.IN_WINDOWS.keys()
+                rewritten = {n.target for n in window.nodes} & operations.IN_WINDOWS.keys()
                 for node, value in zip(window.captured, values, strict=True):
                     if rewritten:  # another form of the same function
                         assert_entries_close(value, expected[node], rtol=1e-9, atol=1e-11, what=f"{one.name} {node}")
@@ -425,8 +426,8 @@ def still_needed(graph: NetworkGraph, position: int) -> set[Any]:
 def test_a_frontier_costs_one_pass_and_holds_one_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, graph, images = exported(name)
     runs: Counter[Any] = Counter()
-    plain = graph_module.execute_node
-    monkeypatch.setattr(graph_module, "execute_node", lambda node, values: runs.update([node]) or plain(node, values))
+    plain = operations.execute_node
+    monkeypatch.setattr(operations, "execute_node", lambda node, values: runs.update([node]) or plain(node, values))
     batches = list(images.split(2))
     frontier = Frontier(graph, batches)
     parameters = graph.bind({})

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-aten = torch.ops.aten
+from snows.method.operations import FUSED_ATTENTION, SOFTMAX, aten
 
 Places = tuple[Tensor, ...]  # of one value, several kinds, each of the value's size or 1 by axis
 
@@ -27,8 +27,6 @@ Places = tuple[Tensor, ...]  # of one value, several kinds, each of the value's 
 NOTHING, MIXED, FIRST = 0.0, 1.5, 2.0
 IMAGES = 2  # how many images a graph's sizes are read for: enough to tell two apart
 
-SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default, aten.special_softmax.default}
-FUSED_ATTENTION = aten.scaled_dot_product_attention.default
 _PRODUCTS = {aten.matmul.default: 0, aten.bmm.default: 0, aten.mm.default: 0, aten.baddbmm.default: 1, aten.addmm.default: 1}
 _CASTS = {"to", "_to_copy", "contiguous", "type_as", "detach", "alias", "clone"}
 _MOVES = {

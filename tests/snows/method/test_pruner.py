@@ -15,12 +15,16 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from snows import events, updates
+from snows import events
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
-from snows.graph import ExportError, NetworkGraph
-from snows.pruner import Cancelled, PruneError, PruneResult, batches_of, coverage, prune, reestimate_batch_norm, resolve_device
-from snows.sparsity import check_compliance, check_compliance_global, keep_mask, to_matrix
-from snows.updates import SiteProblem, UpdateResult
+from snows.method import updates
+from snows.method.cascade import Cancelled
+from snows.method.coverage import PruneError, batches_of, coverage, resolve_device
+from snows.method.graph import ExportError, NetworkGraph
+from snows.method.problem import SiteProblem
+from snows.method.pruner import PruneResult, prune, reestimate_batch_norm
+from snows.method.sparsity import check_compliance, check_compliance_global, keep_mask, to_matrix
+from snows.method.updates import UpdateResult
 from tests.snows.helpers import ALL, Attention, Residual, assert_entries_close
 
 

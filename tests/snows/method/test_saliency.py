@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from snows.config import NM, Dense, Unstructured
-from snows.saliency import SCORERS, sparsegpt_sweep
-from snows.sparsity import check_compliance, keep_mask, keep_masks_global
+from snows.method.saliency import SCORERS, sparsegpt_sweep
+from snows.method.sparsity import check_compliance, keep_mask, keep_masks_global
 
 DAMPING = 0.01
 

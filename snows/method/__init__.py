@@ -1,0 +1,1 @@
+"""The paper, and what goes past it."""

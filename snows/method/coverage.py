@@ -1,0 +1,202 @@
+"""What a configuration prunes, what stays dense and why, and whether network, device and images fit: all before any work."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from snows.config import NM, Dense, InputError, PruneConfig, Unstructured, first_line
+from snows.method.graph import NetworkGraph, Site, Window
+from snows.method.linearization import Linearization
+from snows.method.sparsity import obstacle
+
+
+class PruneError(InputError):
+    """The request cannot be carried out; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which weights a configuration prunes, in order, and why it leaves the others. `patterns` by site name."""
+
+    sites: list[Site]
+    patterns: dict[str, NM | Unstructured | Dense]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where present, else the CPU. Raises `PruneError` when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PruneError(f"Device {name!r} was asked for, but PyTorch finds no CUDA device here. Choose cpu or auto.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PruneError(f"Device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
+    """Every weight of the network: pruned to which pattern, or left dense and why."""
+    known = {s.name: s for s in graph.sites}
+    if unknown := set(config.overrides) - {n for s in graph.sites for n in (s.name, s.module)}:
+        raise PruneError(f"No prunable weight is called {sorted(unknown)[0]!r}. There are: {', '.join(list(known)[:8])} …")
+    skipped, sites, patterns = dict(graph.skipped), [], {}
+    classifiers = [] if config.prune_classifier else graph.classifiers
+    tried: dict[Any, str | None] = {}
+
+    def window_obstacle(site: Site) -> str | None:
+        # Windows of the same operations on the same sizes are tried once.
+        window = graph.window(site, config.k_steps)
+        signature = site.kind, *((n.target, str(n.meta.get("val"))) for n in window.nodes)
+        if signature not in tried:
+            tried[signature] = try_window(window, curved=config.update == "snows")
+        return tried[signature]
+
+    for site in graph.sites:
+        own = config.overrides.get(site.name, config.overrides.get(site.module))
+        pattern = own or config.pattern
+        if isinstance(pattern, Dense):
+            reason: str | None = "left dense as asked"
+        elif site in classifiers and own is None:
+            reason = "the classifier, left dense unless asked for (prune_classifier)"
+        else:
+            reason = obstacle(site.shape, site.kind, pattern) or window_obstacle(site)
+        if reason is not None:
+            skipped[site.name] = reason
+            continue
+        sites.append(site)
+        patterns[site.name] = pattern
+    return Coverage(sites, patterns, skipped)
+
+
+def try_window(window: Window, curved: bool) -> str | None:
+    """Why `window` cannot be computed with, found by trying it on two images of noise; None where it can.
+
+    `curved`: whether curvature is asked for; then one product forwards and one backwards must be finite and agree,
+    <u, Jv> = <Jᵀu, v>.
+    """
+    graph, generator = window.graph, torch.Generator().manual_seed(0)
+    weight, images = graph.parameters[window.site.name], graph.noise_images()
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator).to(like)
+
+    def finite(values: Iterable[Tensor]) -> bool:
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
+    try:
+        _, values = graph.run(images, capture=[n for n in window.outside if n is not graph.input])
+        inputs = window.inputs(values | {graph.input: graph.laid_out(images)}, graph.bind({}))
+        if not curved:
+            return None if finite(window.outputs(weight, inputs)) else "its window gives NaN or infinity"
+        linear, vector = Linearization(window, weight, inputs), noise(weight)
+        moved, cotangents = linear.push(vector), [noise(y) for y in linear.outputs]
+        pulled = linear.pull(cotangents)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # any operation may refuse, with any error of its own
+        return f"its window cannot be differentiated ({first_line(error)}); a smaller K, or another update than snows, may do"
+    if not finite([*moved, pulled]):
+        return "its window has a derivative that is NaN or infinite; a smaller K may do"
+    forwards = sum(float((u.double() * v.double()).sum()) for u, v in zip(cotangents, moved, strict=True))
+    backwards = float((pulled.double() * vector.double()).sum())
+    # The products of random vectors are about as large as the norms, however many values are summed.
+    scale = sum(float(v.double().square().sum()) for v in moved) ** 0.5 + float(pulled.double().norm())
+    if abs(forwards - backwards) > 1e-3 * scale:
+        return "its window's derivatives forwards and backwards disagree, so curvature cannot be trusted; a smaller K may do"
+    return None
+
+
+# What loaders of dicts call the images, the usual names first.
+_IMAGE_KEYS = ("pixel_values", "image", "images", "img", "inputs", "input", "x", "data")
+
+
+def _images_of(batch: object) -> object:
+    """The images of what a loader yields: a tensor, a tuple that begins with them, or a mapping that names them."""
+    if isinstance(batch, Mapping):
+        names = [name for name in _IMAGE_KEYS if isinstance(batch.get(name), Tensor)]
+        names = names or [name for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4]
+        if not names:
+            raise PruneError(
+                f"The loader yields mappings with {', '.join(map(str, batch))}, and none of them is known to hold the images. "
+                f"Call the images {_IMAGE_KEYS[0]!r}, or yield them alone."
+            )
+        return batch[names[0]]
+    return batch[0] if isinstance(batch, list | tuple) and batch else batch
+
+
+def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tensor]:
+    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches."""
+    if isinstance(images, Tensor):
+        # Of like sizes: a last batch of a single image would count like the others where some are drawn.
+        parts: list[Any] = list(images.tensor_split(-(-len(images) // batch_size))) if images.ndim and len(images) else []
+    else:
+        parts = [_images_of(batch) for batch in images]
+    if not parts or not all(isinstance(p, Tensor) and p.ndim and len(p) for p in parts):
+        raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
+    for part in parts:
+        if not part.is_floating_point():
+            raise PruneError(f"Calibration images must be preprocessed to floating point, but these are {part.dtype}.")
+        if not bool(torch.isfinite(part).all()):
+            raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise PruneError(
+                f"Calibration images must have one shape, but there are {tuple(parts[0].shape[1:])} and "
+                f"{tuple(part.shape[1:])}. Resize them alike."
+            )
+    return parts
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, images: Tensor) -> None:
+    """Run a few images (B, C, H, W): what does not fit is named here, where an exporter would bury it."""
+    shape = tuple(images.shape[1:])
+    try:
+        output = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # any layer may refuse, with any error of its own
+        raise PruneError(
+            f"The network cannot run on images of shape {shape}: {first_line(error)}. Give images of the size and "
+            "channels that it was made for."
+        ) from error
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    if len(tensors) != 1:
+        kind = type(output).__name__
+        raise PruneError(
+            f"The network returns {len(tensors)} tensors in a {kind}, and it is not clear which one a pruned network should "
+            "reproduce. Wrap it in a module that returns the logits alone."
+        )
+    output = tensors[0]
+    if not output.ndim or len(output) != len(images):
+        raise PruneError(
+            f"From {len(images)} images of shape {shape} the network made an output of shape {tuple(output.shape)}, which has "
+            "no row for each. Give a tensor (N, C, H, W) or a loader that yields such batches."
+        )
+
+
+def check_weights(module: nn.Module) -> None:
+    tensors = {name: torch.isfinite(t) for name, t in module.named_parameters()}
+    # A mask among the buffers may hold infinities.
+    tensors |= {name: ~torch.isnan(t) for name, t in module.named_buffers()}
+    for name, good in tensors.items():
+        if not bool(good.all()):
+            raise PruneError(
+                f"The weight {name} holds NaN or infinity, so nothing can be reconstructed. Repair the checkpoint."
+            )
+
+
+@torch.no_grad()
+def channels_last_if_faster(module: nn.Module, images: Tensor) -> torch.memory_format:
+    """The layout to run `module` on `images` in: channels-last where it looks around and its code takes that layout."""
+    if images.ndim != 4 or not any(isinstance(m, nn.Conv2d) and m.kernel_size[0] > m.stride[0] for m in module.modules()):
+        return torch.contiguous_format
+    try:
+        module(images[:2].contiguous(memory_format=torch.channels_last))
+    except RuntimeError:  # it asks for strides, as `view` after a convolution does
+        return torch.contiguous_format
+    return torch.channels_last

@@ -1,0 +1,219 @@
+"""The K-step objective of one site, restricted to the weights its mask keeps.
+
+    L(W) = sum_k c_k mean((y_k - yhat_k(W * Z))^2)                                        (paper equation 5)
+
+`Objective` is what `solver.newton_cg` minimizes over the flat vector of kept weights: its loss, gradient, curvature products
+without ever forming the Hessian, and a preconditioner. `rows.RowBlocks` holds the small dense factors that both the exact K = 0
+solution and the preconditioner come from.
+
+Shapes: R output rows, P inputs a row (for a convolution: kernel position by input channel, see `sparsity.to_matrix`), S kept
+weights in a row, n kept weights in all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from snows.method.graph import Window
+from snows.method.linearization import Linearization, gradient_of
+from snows.method.operations import Values, move
+from snows.method.rows import KeptWeights, RowBlocks
+from snows.method.sparsity import to_matrix
+
+Product = Callable[[Tensor], Tensor]
+_POINTS_REMEMBERED = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One calibration batch as a window sees it: its inputs, and the target for each captured value."""
+
+    inputs: Values
+    targets: list[Tensor]
+    images: int
+
+
+# --- the objective ---
+
+
+class Objective:
+    """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches.
+
+    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
+    on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
+    on all of them. With `row_blocks` it comes with `row_scales` (R,), how much more each row's weights matter over K steps than
+    at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        kept: KeptWeights,
+        batches: Sequence[Batch],
+        *,
+        coefficients: Sequence[float],
+        device: torch.device,
+        curvature_kind: str = "gauss_newton",
+        curvature_share: float = 1.0,
+        damping: float = 0.0,
+        row_blocks: RowBlocks | None = None,
+        preconditioned: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.window, self.kept, self.batches = window, kept, batches
+        self.coefficients, self.device = coefficients, device
+        self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
+        self.row_blocks, self.preconditioned, self.seed = row_blocks, preconditioned, seed
+        self.num_products = 0
+        self.last_damping = 0.0
+        self.row_scales: Tensor | None = None
+        self._seen: list[tuple[Tensor, list[float], Tensor | None]] = []
+
+    def inputs(self, batch: Batch) -> Values:
+        """The batch's window inputs on the device."""
+        return {n: move(v, self.device) for n, v in batch.inputs.items()}
+
+    def _errors(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs at the captured values, and how far they are from their targets."""
+        outputs = self.window.outputs(weight, self.inputs(batch))
+        return outputs, [y.detach() - t.to(self.device) for y, t in zip(outputs, batch.targets, strict=True)]
+
+    def losses(self, kept: Tensor) -> list[float]:
+        """The mean squared error at each captured value, k = 0 … K, without coefficients."""
+        return self._evaluated(kept)[0]
+
+    def loss(self, kept: Tensor) -> float:
+        return self._weighted(self.losses(kept))
+
+    def loss_and_gradient(self, kept: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient (n,)."""
+        losses, gradient = self._evaluated(kept, with_gradient=True)
+        assert gradient is not None
+        return self._weighted(losses), self.kept.restrict(gradient)
+
+    def full_gradient(self, kept: Tensor) -> Tensor:
+        """The gradient with respect to all weights (R, P), the pruned ones at zero: which of them would help."""
+        gradient = self._evaluated(kept, with_gradient=True)[1]
+        assert gradient is not None
+        return to_matrix(gradient)
+
+    def _weighted(self, losses: Sequence[float]) -> float:
+        return sum(c * error for c, error in zip(self.coefficients, losses, strict=True))
+
+    def _evaluated(self, kept: Tensor, with_gradient: bool = False) -> tuple[list[float], Tensor | None]:
+        # A solve comes back to the points it knows: the start that was compared, the step that was accepted.
+        for point, losses, gradient in self._seen:
+            if point is kept and (gradient is not None or not with_gradient):
+                return losses, gradient
+        evaluation = self._evaluate(kept, range(len(self.batches)), with_gradient)
+        self._seen = [(kept, *evaluation), *self._seen[: _POINTS_REMEMBERED - 1]]
+        return evaluation
+
+    def _evaluate(self, kept: Tensor, chosen: Sequence[int], with_gradient: bool) -> tuple[list[float], Tensor | None]:
+        weight = self.kept.expand(kept).requires_grad_(with_gradient)
+        images = sum(self.batches[i].images for i in chosen)
+        losses, gradient = torch.zeros(len(self.coefficients), dtype=torch.float64), torch.zeros_like(weight)
+        with torch.set_grad_enabled(with_gradient):
+            for i in chosen:
+                outputs, errors = self._errors(weight, self.batches[i])
+                share = self.batches[i].images / images
+                losses += share * torch.stack([e.norm().square() / e.numel() for e in errors]).double().cpu()
+                if with_gradient:
+                    slopes = [e.mul_(2 * share * c / e.numel()) for c, e in zip(self.coefficients, errors, strict=True)]
+                    gradient += gradient_of(outputs, weight, slopes)
+        return losses.tolist(), gradient if with_gradient else None
+
+    def curvature_batches(self, step: int) -> list[int]:
+        """The batches that curvature is measured on in Newton step `step`: as many as come nearest to the share of images."""
+        wanted = self.curvature_share * sum(batch.images for batch in self.batches)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        chosen: list[int] = []
+        images = 0
+        for i in torch.randperm(len(self.batches), generator=generator).tolist():
+            if chosen and images + self.batches[i].images / 2 > wanted:
+                break
+            chosen.append(i)
+            images += self.batches[i].images
+        return sorted(chosen)
+
+    def product(self, kept: Tensor, chosen: Sequence[int] | None = None, epsilon: float | None = None) -> Product:
+        """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
+        default). `epsilon`: the relative step of finite differences, near the best one by default.
+
+        The window is run and its derivative graph built once; every product reuses them.
+        """
+        chosen = range(len(self.batches)) if chosen is None else chosen
+        if self.curvature_kind == "finite_difference":
+            return self._finite_difference(kept, chosen, epsilon)
+        weight = self.kept.expand(kept).requires_grad_()
+        images = sum(self.batches[i].images for i in chosen)
+        linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
+        parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
+
+        def product(v: Tensor) -> Tensor:
+            self.num_products += 1
+            full = self.kept.expand(v)
+            return self.kept.restrict(sum(share * part(full) for share, part in parts))  # type: ignore[arg-type]
+
+        return product
+
+    def _finite_difference(self, kept: Tensor, chosen: Sequence[int], epsilon: float | None = None) -> Product:
+        # Central differences: the error is epsilon^2 (truncation) plus precision / epsilon (rounding), least near
+        # precision^(1/3).
+        relative = epsilon or torch.finfo(kept.dtype).eps ** (1 / 3)
+
+        def product(v: Tensor) -> Tensor:
+            self.num_products += 1
+            norm = v.norm()
+            if norm == 0:
+                return torch.zeros_like(v)
+            step = relative * (1 + kept.norm()) / norm
+            ahead = self._evaluate(kept + step * v, chosen, with_gradient=True)[1]
+            behind = self._evaluate(kept - step * v, chosen, with_gradient=True)[1]
+            return self.kept.restrict(ahead - behind) / (2 * step)  # type: ignore[operator]
+
+        return product
+
+    def curvature(self, kept: Tensor, step: int) -> tuple[Product, Product]:
+        """The damped curvature product at `kept`, and a preconditioner for it (the identity without row blocks).
+
+        One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
+        (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than
+        at K = 0.
+        """
+        raw = self.product(kept, self.curvature_batches(step))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        probe = torch.randint(0, 2, kept.shape, generator=generator).to(kept).mul_(2).sub_(1)
+        image = raw(probe)
+        self.last_damping = damping = self.damping * abs(float(probe @ image)) / self.kept.count
+
+        def product(v: Tensor) -> Tensor:
+            return raw(v).add_(v, alpha=damping)
+
+        blocks = self.row_blocks
+        if blocks is None:
+            return product, lambda r: r
+        own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
+        overall = seen.sum().abs() / own.sum()
+        # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
+        self.row_scales = scales = (seen / own.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall)
+        return product, (lambda r: blocks.solve(r, scales)) if self.preconditioned else (lambda r: r)
+
+
+def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:
+    """2 Jᵀ diag(c_k / size_k) J for one batch. Positive semi-definite, since the loss is a sum of squares."""
+    linear = Linearization(objective.window, weight, objective.inputs(batch))
+    factors = [2 * c / y.numel() for c, y in zip(objective.coefficients, linear.outputs, strict=True)]
+    return lambda v: linear.pull([f * y for f, y in zip(factors, linear.push(v), strict=True)])
+
+
+def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
+    """The exact Hessian of one batch's loss by double backward (the paper's product)."""
+    outputs = objective.window.outputs(weight, objective.inputs(batch))
+    targets = (t.to(objective.device) for t in batch.targets)
+    losses = [c * F.mse_loss(y, t) for c, y, t in zip(objective.coefficients, outputs, targets, strict=True) if c]
+    (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), weight, create_graph=True)
+    return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]

@@ -1,0 +1,263 @@
+"""`prune`: a network in, the same network pruned out; itself it is left as it was.
+
+What can be pruned is `coverage`, what passes from layer to layer `cascade`; here are the copy to compute with, the loop over
+sweeps and layers, and what is given back.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.utils.parametrize as parametrize
+import torch.nn.utils.prune as pruning
+from torch import Tensor, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from snows import events
+from snows.config import MASKS, NM, Dense, PruneConfig, Unstructured
+from snows.method.cascade import Cascade
+from snows.method.coverage import PruneError, batches_of, check_fit, check_weights, coverage, resolve_device
+from snows.method.graph import NetworkGraph, Site
+from snows.method.sparsity import read_mask_file, to_matrix
+from snows.method.tracing import evaluating
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """`model` is a pruned copy, its pruned weights exactly zero. `masks` are bool in each parameter's shape, True = kept."""
+
+    model: nn.Module
+    masks: dict[str, Tensor]
+    patterns: dict[str, NM | Unstructured | Dense]
+    sites: list[events.SiteFinished]
+    skipped: dict[str, str]
+    num_products: int
+    seconds: float
+
+
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose weights are plain parameters.
+
+    Weights that are computed from others (pruning masks, weight and spectral norm, parametrizations) are fixed functions once
+    the network is trained, so they are worked out and kept. A wrapper for several devices or a compiler is taken off.
+    """
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while (inner := model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)) is not None:
+        model = inner
+    # A computed weight is no leaf of autograd's graph, and only leaves can be copied.
+    computed = {
+        id(value): value.detach().clone()
+        for part in model.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copy = deepcopy(model, computed)
+    with evaluating(copy):  # spectral norm takes a step of its power iteration whenever it is asked in training
+        for part in copy.modules():
+            if parametrize.is_parametrized(part):
+                _fold_parametrizations(part)
+            for hook in list(part._forward_pre_hooks.values()):
+                if isinstance(hook, BasePruningMethod):
+                    pruning.remove(part, hook._tensor_name)
+                elif isinstance(hook, WeightNorm):
+                    remove_weight_norm(part, hook.name)
+                elif isinstance(hook, SpectralNorm):
+                    remove_spectral_norm(part, hook.name)
+    return copy
+
+
+def _fold_parametrizations(part: nn.Module) -> None:
+    # PyTorch's own `remove_parametrizations` takes the weight off the class, which a copy shares with its original.
+    lists = dict(part.parametrizations.items())  # type: ignore[union-attr, operator]
+    values = {name: getattr(part, name).detach().clone() for name in lists}
+    part.__class__ = part.__class__.__bases__[0]
+    del part._modules["parametrizations"]
+    for name, value in values.items():
+        originals = list(lists[name].parameters(recurse=False))
+        if originals:
+            part.register_parameter(name, nn.Parameter(value, any(p.requires_grad for p in originals)))
+        else:
+            part.register_buffer(name, value)
+
+
+def _computing(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(device, torch.complex128 if dtype is torch.float64 else torch.complex64)
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+    return deepcopy(module)._apply(converted).eval()
+
+
+def prune(
+    model: nn.Module,
+    images: Tensor | Iterable[object],
+    config: PruneConfig | None = None,
+    *,
+    on_event: Callable[[events.Event], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
+    on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
+    progress: bool = False,
+) -> PruneResult:
+    """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
+
+    The copy is as `model` was given: device, number format, memory layout, training flags. Only weights that were computed from
+    others (weight norm, pruning masks, parametrizations) are plain parameters in it, and wrappers for several devices are gone.
+
+    `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked
+    between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
+    `on_site` is handed each new one: together they make a run resumable. Indices count on through the sweeps. `progress` shows
+    a progress bar.
+
+    Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
+    """
+    # Whatever the caller's block says: curvature needs autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _prune(model, images, config or PruneConfig(), on_event, cancelled, finished, on_site, progress)
+
+
+def _prune(
+    model: nn.Module,
+    images: Tensor | Iterable[object],
+    config: PruneConfig,
+    on_event: Callable[[events.Event], None],
+    cancelled: Callable[[], bool],
+    finished: Callable[[int], tuple[Tensor, Tensor] | None],
+    on_site: Callable[[int, Tensor, Tensor], None],
+    progress: bool,
+) -> PruneResult:
+    started = time.perf_counter()
+    device = resolve_device(config.device)
+    dtype = getattr(torch, config.precision)
+    batches = batches_of(images, config.batch_size)
+    given = working_copy(model)
+    pruned = _computing(given, device, dtype)
+    # What was made in inference mode cannot take part in autograd; a copy can.
+    batches = [(b.clone() if b.is_inference() else b).to(dtype) for b in batches]
+    check_weights(pruned)
+    check_fit(pruned, batches[0][:2].to(device))
+    graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
+    covered = coverage(graph, config)
+    if not covered.sites:
+        raise PruneError(
+            "No weight of this network can be pruned to this pattern: "
+            + "; ".join(f"{s.name}: {covered.skipped[s.name]}" for s in graph.sites[:3])
+        )
+
+    given_masks = None if config.mask in MASKS else _given_masks(config.mask, covered.sites, device)
+    count = len(covered.sites)
+    taken: list[tuple[Tensor, Tensor]] = []  # what an earlier call completed, over all sweeps
+    while len(taken) < config.sweeps * count and (earlier := finished(len(taken))) is not None:
+        taken.append((earlier[0].to(device, dtype), earlier[1].to(device)))
+    on_event(
+        events.RunStarted(
+            device=_device_name(device),
+            sites=[s.name for s in covered.sites],
+            skipped=covered.skipped,
+            resumed=len(taken),
+            sweeps=config.sweeps,
+            operations=graph.num_operations,
+        )
+    )
+    bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
+    done: list[events.SiteFinished] = []
+    weights_and_masks: dict[str, tuple[Tensor, Tensor]] = {}  # by site, from the latest sweep
+    for sweep in range(config.sweeps):
+        before, here = dict(weights_and_masks), taken[sweep * count : (sweep + 1) * count]
+        weights_and_masks |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
+        if len(here) == count:
+            continue
+        loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before)
+        for site in covered.sites[: len(here)]:
+            loop.skip(site, weights_and_masks[site.name][0])
+        for index in range(len(here), count):
+            weight, mask, record = loop.solve(index, covered.sites[index])
+            weights_and_masks[record.site] = weight, mask
+            on_site(sweep * count + index, weight, mask)
+            on_event(record)
+            done.append(record)
+            if bar is not None:
+                bar.update()
+    if bar is not None:
+        bar.close()
+    result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
+    return PruneResult(
+        result,
+        {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in weights_and_masks.items()},
+        covered.patterns,
+        done,
+        covered.skipped,
+        sum(r.num_products for r in done),
+        time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def _result(
+    given: nn.Module, computed: nn.Module, weights: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
+) -> nn.Module:
+    """`given` with the pruned weights and, where asked for, statistics measured again on `computed`, the copy that ran."""
+    for name, weight in weights.items():
+        given.get_parameter(name).copy_(weight)
+    if config.batch_norm_reestimate:
+        for name, weight in weights.items():
+            computed.get_parameter(name).copy_(weight)
+        device = next(iter(weights.values())).device
+        reestimate_batch_norm(computed, [b.to(device) for b in batches])
+        measured = dict(computed.named_buffers())
+        for name, buffer in given.named_buffers():
+            buffer.copy_(measured[name])
+    return given
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _progress_bar(total: int):  # type: ignore[no-untyped-def]
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc="pruning", unit="layer")
+
+
+def _given_masks(path: str, sites: Sequence[Site], device: torch.device) -> dict[str, Tensor]:
+    """The masks (R, P) of a file. Raises `PruneError` for one from another network."""
+    masks, file_masks = {}, read_mask_file(path)
+    for site in sites:
+        mask = file_masks.get(site.name)
+        if mask is None or tuple(mask.shape) != site.shape:
+            there = "no mask" if mask is None else f"a mask of shape {tuple(mask.shape)}"
+            raise PruneError(
+                f"The mask file has {there} for {site.name}, which has shape {site.shape}. Use a file from this network."
+            )
+        masks[site.name] = to_matrix(mask.to(device))
+    return masks
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Replace every batch norm's running statistics by those of the pruned network on the calibration batches, in place."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+        seen = 0
+        for batch in batches:
+            seen += len(batch)
+            for norm in norms:
+                norm.momentum = len(batch) / seen  # the average over images, whatever the sizes of the batches
+            model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
