@@ -12,11 +12,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from snows import metrics
-from snows.attention import MapTokens, Similarity, TokenGrid, attention_maps, map_tokens, rollout, spatial_attention, token_grid
+from snows.measures import metrics
+from snows.measures.attention import (
+    MapTokens,
+    Similarity,
+    TokenGrid,
+    attention_maps,
+    map_tokens,
+    rollout,
+    spatial_attention,
+    token_grid,
+)
 
 if TYPE_CHECKING:
-    from snows.inspection import Inspection
+    from snows.runs.inspection import Inspection
 
 ALL_PATCHES, ONE_PATCH, ROLLOUT = "All patches", "One patch", "Rollout"
 CLASS_TOKEN = "Class token"
@@ -41,7 +50,7 @@ class Look:
 
 
 def look(inspection: "Inspection", image: Tensor, stage: str) -> Look:
-    """`image`: (C, H, W), preprocessed. `stage`: one of `snows.inspection.STAGES`."""
+    """`image`: (C, H, W), preprocessed. `stage`: one of `snows.runs.inspection.STAGES`."""
     parameters = inspection.parameters(stage)
     batch = image[None]
     attended = attention_maps(inspection.graph, batch, parameters)

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from streamlit.delta_generator import DeltaGenerator
 
 from app import form, frames, sources, state
-from snows.batch import METHODS, Method, combinations, expand
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
-from snows.measure_names import duration
-from snows.store import StoreError
-from snows.words import labels
+from snows.measures.names import duration
+from snows.plans.batch import METHODS, Method, combinations, expand
+from snows.plans.words import labels
+from snows.runs.store import StoreError
 
 T = TypeVar("T")
 _KEPT: dict[str, Any] = {"persist_state": "session"}

@@ -6,9 +6,9 @@ import streamlit as st
 
 from app import compare, frames, panels, state
 from app.compare import Entry
-from snows.measure_names import duration
-from snows.store import ACTIVE, Batch, Run, RunTakenError, StoreError
-from snows.words import network_name
+from snows.measures.names import duration
+from snows.plans.words import network_name
+from snows.runs.store import ACTIVE, Batch, Run, RunTakenError, StoreError
 
 
 def batch_words(batch: Batch) -> str:

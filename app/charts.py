@@ -18,8 +18,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from snows.measure_names import MEASURES
-from snows.words import UPDATE_NAMES
+from snows.measures.names import MEASURES
+from snows.plans.words import UPDATE_NAMES
 
 COLORS = {
     "dense": "#8A929C",

@@ -1,5 +1,5 @@
 """Runs side by side, ready to draw: their table, what each cost and kept, layer by layer, answer by answer, and why they are or
-are not smaller and faster. Pure functions of run folders and of what `snows.comparison` measured; no torch.
+are not smaller and faster. Pure functions of run folders and of what `snows.measures.comparison` measured; no torch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 
 from app import charts, frames
-from snows.batch import Row, pareto, summarize
 from snows.config import RunConfig
 from snows.events import RunFailed
-from snows.log import Log
-from snows.measure_names import MEASURES, number, size
-from snows.store import ACTIVE, Run
-from snows.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
+from snows.measures.names import MEASURES, number, size
+from snows.plans.batch import Row, pareto, summarize
+from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
+from snows.runs.log import Log
+from snows.runs.store import ACTIVE, Run
 
 if TYPE_CHECKING:
-    from snows.comparison import Flip, Likeness, SignTest
+    from snows.measures.comparison import Flip, Likeness, SignTest
 
 DENSE = "Dense"
 
@@ -129,7 +129,7 @@ def finished(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows as numbers to sort by, and as the texts of `snows.words.cells` to show; one shape, the same titles."""
+    """The rows as numbers to sort by, and as the texts of `snows.plans.words.cells` to show; one shape, the same titles."""
     texts = pd.DataFrame(cells(rows))
     numbers = texts.copy()
     for name in COLUMNS:
@@ -320,7 +320,7 @@ def why_faster(dense: Sequence[float], pruned: Sequence[float], work: float, eli
     where = "a GPU of compute capability 8.0 or later" if device == "cpu" else device
     return says + (
         f"{eligible} of the {layers} pruned layers have the pattern and the shape for NVIDIA's 2:4 kernels: on {where}, in "
-        "half precision, these could gain; see `snows.export.to_semi_structured`."
+        "half precision, these could gain; see `snows.export.files.to_semi_structured`."
     )
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 from app.frames import counted, layer
 from snows.config import SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, SiteFinished, SiteStarted
-from snows.log import by_layer
-from snows.measure_names import number
+from snows.measures.names import number
+from snows.runs.log import by_layer
 
 if TYPE_CHECKING:
     from snows.method.problem import SiteProblem
@@ -292,7 +292,7 @@ def _why_unstable(steps: pd.DataFrame, config: SolverConfig) -> str:
 
 def products(problem: "SiteProblem") -> pd.DataFrame:
     """The three curvature products by pair: pair, here, without_errors (relative differences), allowed, agree."""
-    from snows.checks import compare_products
+    from snows.measures.checks import compare_products
 
     comparison = compare_products(problem)
     rows = [
@@ -304,7 +304,7 @@ def products(problem: "SiteProblem") -> pd.DataFrame:
 
 def valley(problem: "SiteProblem") -> pd.DataFrame:
     """Finite differences as their step grows: epsilon, error (relative), default (the solver's own step, bool)."""
-    from snows.checks import finite_difference_sweep
+    from snows.measures.checks import finite_difference_sweep
 
     sweep = finite_difference_sweep(problem)
     rows = [(e, error, math.isclose(e, sweep.default)) for e, error in zip(sweep.epsilons, sweep.errors, strict=True)]
@@ -313,7 +313,7 @@ def valley(problem: "SiteProblem") -> pd.DataFrame:
 
 def solves(problem: "SiteProblem") -> pd.DataFrame:
     """The first Newton step's system, solved with and without a preconditioner: preconditioner, iteration, residual, status."""
-    from snows.checks import compare_preconditioners
+    from snows.measures.checks import compare_preconditioners
 
     rows = [
         (PRECONDITIONERS[name], iteration, residual, solve.status.name)
@@ -325,7 +325,7 @@ def solves(problem: "SiteProblem") -> pd.DataFrame:
 
 def eigenvalues(problem: "SiteProblem") -> pd.DataFrame:
     """The curvature's Ritz values with and without a preconditioner: preconditioner, value, bound (of its error), weight."""
-    from snows.checks import spectrum
+    from snows.measures.checks import spectrum
 
     rows = [
         (PRECONDITIONERS[name], value, bound, weight)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from snows.config import InputError
 
 if TYPE_CHECKING:
-    from snows.downloads import Report
+    from snows.sources.downloads import Report
 
 
 class _StoppedError(Exception):
@@ -76,7 +76,7 @@ class Downloads:
 
 def fetch(name: str, report: "Report") -> None:
     """A data set or a network's weights, by the name that a config gives it."""
-    from snows import datasets, models
+    from snows.sources import models, named_sets
 
-    fetch_it = datasets.fetch if name in datasets.SETS else models.fetch
+    fetch_it = named_sets.fetch if name in named_sets.SETS else models.fetch
     fetch_it(name, report)

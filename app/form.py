@@ -23,8 +23,8 @@ from snows.config import (
     explain,
     parse_pattern,
 )
-from snows.measure_names import duration, size
-from snows.store import ACTIVE, StoreError
+from snows.measures.names import duration, size
+from snows.runs.store import ACTIVE, StoreError
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
 MASK_WORDS = {

@@ -1,6 +1,6 @@
 """What a screen shows of a run, from its events: data frames for the charts, progress, and numbers as people read them.
 
-Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.log` says.
+Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.runs.log` says.
 """
 
 import re
@@ -26,11 +26,11 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
-from snows.log import Log, by_layer
-from snows.measure_names import duration, number, size
+from snows.measures.names import duration, number, size
+from snows.runs.log import Log, by_layer
 
 if TYPE_CHECKING:
-    from snows.runner import Plan
+    from snows.runs.estimate import Plan
 
 PHASES = {
     "load": "Reading the network and the images",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from snows.config import RunConfig
 from snows.events import RunFinished
-from snows.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
+from snows.runs.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
 
 _log = logging.getLogger(__name__)
 # Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
@@ -33,7 +33,7 @@ class _Line:
 
 
 def _execute(run: Run) -> RunFinished:
-    from snows import runner  # takes seconds to import: torch
+    from snows.runs import runner  # takes seconds to import: torch
 
     return runner.execute(run)
 
@@ -51,7 +51,7 @@ def device_of(config: RunConfig) -> str:
 class JobManager:
     """Start, cancel and resume runs of one store. Safe to call from any thread.
 
-    `execute` does what a run's config says, see `snows.store.Hold.work`. The default is `snows.runner.execute`.
+    `execute` does what a run's config says, see `snows.runs.store.Hold.work`. The default is `snows.runs.runner.execute`.
     """
 
     def __init__(self, store: RunStore, execute: Execute = _execute) -> None:

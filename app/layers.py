@@ -13,10 +13,10 @@ import pandas as pd
 from app.frames import counted, layer, pattern_words
 from snows.config import MASKS
 from snows.events import Event, SiteFinished
-from snows.log import Log
+from snows.runs.log import Log
 
 if TYPE_CHECKING:
-    from snows.inspection import Inspection
+    from snows.runs.inspection import Inspection
 
 _BINS = 80
 _MOST_MOVED = 12
@@ -85,8 +85,8 @@ class SiteDetail:
 
 def site_detail(inspection: "Inspection", site: str) -> SiteDetail:
     """Raises `InspectionError` for a site that is not finished."""
-    from snows.inspection import most_moved
     from snows.method.sparsity import check_compliance
+    from snows.runs.inspection import most_moved
 
     before, after, mask = inspection.finished(site)
     places = most_moved(before, after, mask, _MOST_MOVED)
@@ -108,8 +108,8 @@ def site_detail(inspection: "Inspection", site: str) -> SiteDetail:
 
 def channel_errors(inspection: "Inspection", site: str) -> pd.DataFrame:
     """The layer's own error by output channel, on the first `CHANNEL_IMAGES` calibration images: channel, stage (`mask_only`,
-    `final`), relative (see `snows.inspection.channel_errors`)."""
-    from snows import inspection as engine
+    `final`), relative (see `snows.runs.inspection.channel_errors`)."""
+    from snows.runs import inspection as engine
 
     before, after, mask = inspection.finished(site)
     problem = inspection.problem(site, CHANNEL_IMAGES, k_steps=0)

@@ -27,8 +27,8 @@ def warm_up() -> threading.Thread:
     def load() -> None:
         planner.start()
         state.tidy()
-        import snows.runner  # noqa: F401
-        from snows import models
+        import snows.runs.runner  # noqa: F401
+        from snows.sources import models
 
         models.every_name()
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.

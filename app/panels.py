@@ -14,12 +14,12 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from app import charts, form, frames, live, state
-from snows import measure_names
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
-from snows.measure_names import MEASURES, duration, size
-from snows.store import ACTIVE, Run, RunTakenError, StoreError
-from snows.words import name_of
+from snows.measures import names as measure_names
+from snows.measures.names import MEASURES, duration, size
+from snows.plans.words import name_of
+from snows.runs.store import ACTIVE, Run, RunTakenError, StoreError
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler

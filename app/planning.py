@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from snows.config import InputError, RunConfig
 
 if TYPE_CHECKING:
-    from snows.runner import Plan
+    from snows.runs.estimate import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +36,7 @@ class Planner:
             self._alive()
 
     def plan(self, config: RunConfig) -> "Plan":
-        """`snows.runner.plan(config)`. Raises `InputError` for a bad config, `RuntimeError` if planning itself fails."""
+        """`snows.runs.estimate.plan(config)`. Raises `InputError` for a bad config, `RuntimeError` if planning itself fails."""
         with self._lock:
             connection = self._alive()
             try:
@@ -61,10 +61,10 @@ class Planner:
 
 
 def _answer(config_json: str) -> tuple[str, object]:
-    from snows import runner
+    from snows.runs import estimate
 
     try:
-        return "plan", runner.plan(RunConfig.model_validate_json(config_json))
+        return "plan", estimate.plan(RunConfig.model_validate_json(config_json))
     except InputError as error:
         return "input", str(error)
     except Exception:
@@ -76,7 +76,7 @@ def _answer(config_json: str) -> tuple[str, object]:
 
 def serve(connection: Connection) -> None:
     """Answer until the other end is closed."""
-    import snows.runner  # noqa: F401  # the first answer need not wait for torch
+    import snows.runs.runner  # noqa: F401  # the first answer need not wait for torch
 
     while True:
         try:

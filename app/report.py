@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from app import charts, convergence, frames, layers
 from snows.config import RunConfig, as_path, explain
 from snows.events import Event, RunFailed
-from snows.measure_names import MEASURES, duration, number, said
-from snows.store import Run, RunStore, default_root
-from snows.words import name_of
+from snows.measures.names import MEASURES, duration, number, said
+from snows.plans.words import name_of
+from snows.runs.store import Run, RunStore, default_root
 
 _TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
 _STAGES = {"mask_only": "Mask only", "least_squares": "Least squares", "final": "At the end"}

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from app import report
-from snows import archive
 from snows.config import RunConfig
-from snows.store import Run
-from snows.words import as_called, method_name, network_name
+from snows.plans.words import as_called, method_name, network_name
+from snows.runs import archive
+from snows.runs.store import Run
 
 COLUMNS = {
     "id": "str",
@@ -27,7 +27,7 @@ COLUMNS = {
     "pattern": "str",
     "method": "str",
     "state": "str",
-    "accuracy": "float64",  # from here on as `snows.measure_names` has them
+    "accuracy": "float64",  # from here on as `snows.measures.names` has them
     "change": "float64",
     "agreement": "float64",
     "density": "float64",
@@ -175,7 +175,7 @@ def downloads(run: Run) -> list[Download]:
 
 def masks_file(run: Run) -> bytes:
     """A safetensors file of the run's masks, which the setting `mask` accepts."""
-    from snows.export import save_masks
+    from snows.export.files import save_masks
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "masks.safetensors")

@@ -1,6 +1,7 @@
 """The form's choice of network and images: by name, from a preset, or brought along; with all that can be known beforehand.
 
-What is brought goes to the runs' folder (`snows.uploads`) and into the form as its path, so that a run's config says it all.
+What is brought goes to the runs' folder (`snows.sources.uploads`) and into the form as its path, so that a run's config says
+it all.
 """
 
 import sys
@@ -15,10 +16,10 @@ import streamlit as st
 
 from app import charts, fetching, frames
 from snows.config import InputError, RunConfig
-from snows.measure_names import size
-from snows.pictures import DataError, left_out_words
-from snows.presets import PRESETS, wanted
-from snows.store import default_root
+from snows.measures.names import size
+from snows.plans.presets import PRESETS, wanted
+from snows.runs.store import default_root
+from snows.sources.pictures import DataError, left_out_words
 
 MODELS = {
     "resnet20-fashion": "ResNet-20, trained on Fashion-MNIST",
@@ -46,7 +47,7 @@ def _downloads() -> fetching.Downloads:
 
 def engine_ready() -> bool:
     """Whether the engine and its catalogue are imported. A first page does not wait for them, but is drawn again then."""
-    known = getattr(sys.modules.get("snows.models"), "every_name", None)
+    known = getattr(sys.modules.get("snows.sources.models"), "every_name", None)
     return known is not None and known.cache_info().currsize > 0
 
 
@@ -54,7 +55,7 @@ def model_names() -> tuple[str, ...]:
     """Every network there is, once the catalogue is imported."""
     if not engine_ready():
         return tuple(MODELS)
-    from snows import models
+    from snows.sources import models
 
     return (*MODELS, *(name for name in models.every_name() if name not in MODELS))
 
@@ -106,8 +107,8 @@ class _Outline:
 
 @st.cache_data(max_entries=64, show_spinner="Looking up the network…")
 def _outline(model: str, checkpoint: str | None, class_names: tuple[str, ...], changed: float) -> _Outline:
-    from snows import models
-    from snows.checkpoints import CheckpointError
+    from snows.sources import models
+    from snows.sources.checkpoints import CheckpointError
 
     def known(checkpoint: str | None, names: tuple[str, ...]) -> tuple[int, tuple[int, int, int], tuple[str, ...], str]:
         outline = models.outline(model, checkpoint, class_names=names)
@@ -160,7 +161,7 @@ def own_weights() -> None:
     """Bring a checkpoint, and say what its outputs mean."""
 
     def brought() -> None:
-        from snows import uploads
+        from snows.sources import uploads
 
         file = st.session_state["checkpoint-upload"]
         if file is None:
@@ -203,7 +204,7 @@ def own_images() -> None:
     """Bring pictures: dropped, in an archive, or a folder with all that is in it."""
 
     def brought(key: str) -> None:
-        from snows import uploads
+        from snows.sources import uploads
 
         files = st.session_state[key]
         if not files:
@@ -231,7 +232,7 @@ def own_images() -> None:
             summary += ". Half of them calibrate; the result is measured on the others"
         st.session_state["images-told"] = ("info", f"Took in {summary}.")
 
-    from snows import uploads
+    from snows.sources import uploads
 
     st.file_uploader(
         "Your own: drop pictures here, or one archive of them",
@@ -274,7 +275,7 @@ def _tell(key: str) -> None:
 
 @st.cache_data(max_entries=16, show_spinner="Looking at the images…")
 def _preview(config_json: str, changed: float) -> tuple[list[str], list[str], str, list[str]]:
-    from snows import data, models
+    from snows.sources import data, models
 
     config = RunConfig.model_validate_json(config_json)
     model = models.outline(config.model, config.checkpoint, class_names=config.class_names)
@@ -291,7 +292,7 @@ def images(config: RunConfig) -> None:
     """The first images as the network will get them, and how many there are."""
     if not engine_ready() or not _here(config.data):
         return
-    from snows.downloads import DownloadError
+    from snows.sources.downloads import DownloadError
 
     try:
         # What does not bear on the images must not have them read again.
@@ -311,9 +312,9 @@ def images(config: RunConfig) -> None:
 
 
 def _here(name: str) -> bool:
-    from snows import datasets
+    from snows.sources import named_sets
 
-    return name not in datasets.SETS or datasets.is_here(name)
+    return name not in named_sets.SETS or named_sets.is_here(name)
 
 
 # --- downloads ---

@@ -16,11 +16,11 @@ from app.jobs import JobManager
 from app.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
-from snows.log import Log
-from snows.store import ACTIVE, Run, RunStore, default_root
+from snows.runs.log import Log
+from snows.runs.store import ACTIVE, Run, RunStore, default_root
 
 if TYPE_CHECKING:
-    from snows.inspection import Inspection
+    from snows.runs.inspection import Inspection
 
 ROOT = Path(__file__).resolve().parent.parent
 # The runs that come with the app. Nobody can change or delete them.
@@ -53,7 +53,7 @@ def jobs() -> JobManager:
 
 def tidy() -> None:
     """What was deleted long ago, and what was brought long ago and no run names any more, goes for good."""
-    from snows import uploads  # which takes its time to import
+    from snows.sources import uploads  # which takes its time to import
 
     store().purge()
     uploads.purge(default_root())
@@ -165,7 +165,7 @@ def is_recorded(run: Run) -> bool:
 
 @st.cache_resource(max_entries=4, show_spinner="Opening the run's network …")
 def _opened(path: Path, folder: int) -> "Inspection":
-    from snows.inspection import Inspection
+    from snows.runs.inspection import Inspection
 
     return Inspection.open(Run(path))
 

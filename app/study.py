@@ -1,6 +1,6 @@
 """A study of K, ready to draw: what each K brought and cost, on one curve a network, and which K is enough.
 
-Pure functions of run folders and of `snows.study`; no torch.
+Pure functions of run folders and of `snows.plans.study`; no torch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from app import charts
-from snows import study
-from snows.batch import Row
-from snows.measure_names import MEASURES
-from snows.store import Batch, Run, RunStore
-from snows.study import Curve, Outcome, Recommendation
+from snows.measures.names import MEASURES
+from snows.plans import study
+from snows.plans.batch import Row
+from snows.plans.study import Curve, Outcome, Recommendation
+from snows.runs.store import Batch, Run, RunStore
 
 # The study that comes with the app: runs without their weights.
 RECORDED = RunStore(Path(__file__).resolve().parent.parent / "assets" / "study")

@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import batch_form, form, frames, sources, state
 from snows.config import TARGETS, RunConfig, parse_pattern
-from snows.study import expand
+from snows.plans.study import expand
 
 _KEPT: dict[str, Any] = {"persist_state": "session"}
 

@@ -16,9 +16,9 @@ import streamlit as st
 
 from app import charts, frames, gallery, panels, state
 from snows.config import InputError
-from snows.measure_names import MEASURES, duration, size
-from snows.store import Run
-from snows.words import as_called, labels, name_of
+from snows.measures.names import MEASURES, duration, size
+from snows.plans.words import as_called, labels, name_of
+from snows.runs.store import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from app.attention_view import Look, Questions
-    from snows.attention import Similarity, TokenGrid
-    from snows.inspection import Inspection
+    from snows.measures.attention import Similarity, TokenGrid
+    from snows.runs.inspection import Inspection
 
 OFFERED = 48  # evaluation images in the strip
 MOST_IMAGES = 4
@@ -89,7 +89,7 @@ def _questions(path: Path, created: float, _inspection: "Inspection") -> "Questi
 def _similar(
     path: Path, version: object, stage: str, images: object, _inspection: "Inspection", _images: "Tensor"
 ) -> "Similarity":
-    from snows.attention import similarity
+    from snows.measures.attention import similarity
 
     return similarity(_inspection.graph, _images, _inspection.parameters(stage))
 
@@ -105,7 +105,7 @@ def _answers(
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _thumbnails(path: Path, created: float, numbers: list[int], _inspection: "Inspection") -> list[gallery.Thumbnail]:
-    from snows.data import as_pixels
+    from snows.sources.data import as_pixels
 
     images, names = _inspection.images, _inspection.model.class_names
     words = [f"Image {i}" + (f": {names[int(images.labels[i])]}" if images.labels is not None else "") for i in numbers]
@@ -164,7 +164,7 @@ def _pick(image: str) -> None:
 
 
 def _upload() -> None:
-    from snows.data import read_picture
+    from snows.sources.data import read_picture
 
     st.session_state["upload problems"] = problems = []
     st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # the next uploader is empty
@@ -451,7 +451,7 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
     if questions.mapped:
         with st.container(horizontal=True, vertical_alignment="top", gap="medium"):
             block, head, query, patch, opacity = _controls(questions)
-    from snows.data import as_pixels
+    from snows.sources.data import as_pixels
 
     seen_images = []
     for image in chosen:
@@ -514,8 +514,8 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
 
 def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
     """Why an image cannot be shown, and what can be done."""
-    from snows.data import like_fashion_mnist
-    from snows.models import BUNDLED
+    from snows.sources.data import like_fashion_mnist
+    from snows.sources.models import BUNDLED
 
     name = image.removeprefix(OWN)
     if name not in _own():
@@ -637,7 +637,7 @@ def _opener(questions: "Questions") -> Callable[[float, float], None]:
 def _measured(columns: list[Column], count: int) -> "dict[str, Similarity]":
     """Each pruned network's similarity to the dense one over the first `count` evaluation images, with progress if it takes
     long."""
-    from snows.attention import Similarity
+    from snows.measures.attention import Similarity
 
     similarities: dict[object, Similarity] = st.session_state.setdefault("similarities", {})
     dense, *pruned = columns

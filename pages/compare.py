@@ -17,18 +17,18 @@ from pydantic import ValidationError
 
 from app import batch_form, batch_view, charts, compare, frames, layers, panels, state
 from app.compare import Entry
-from snows.batch import Row
 from snows.config import InputError
-from snows.measure_names import MEASURES
-from snows.store import ACTIVE, Batch, Run
-from snows.words import BEST, COLUMNS, LEVEL, name_of, row_names
+from snows.measures.names import MEASURES
+from snows.plans.batch import Row
+from snows.plans.words import BEST, COLUMNS, LEVEL, name_of, row_names
+from snows.runs.store import ACTIVE, Batch, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from snows.attention import Similarity
-    from snows.comparison import Likeness
-    from snows.inspection import Inspection
+    from snows.measures.attention import Similarity
+    from snows.measures.comparison import Likeness
+    from snows.runs.inspection import Inspection
 
 NEW, MARKED, RECORDED, CHOSEN = "new", "marked", "recorded", "runs"
 MOST_SHOWN = 10  # networks in the closer look
@@ -368,7 +368,7 @@ def first_of(networks: Mapping[str, "Inspection"]) -> "Inspection":
 
 @st.cache_data(max_entries=24, show_spinner=False)
 def _seconds_an_image(path: Path, created: float, _inspection: "Inspection") -> float:
-    from snows import comparison
+    from snows.measures import comparison
 
     images = _inspection.images.evaluation[:4]
     tries = comparison.alternate({"dense": lambda: _inspection.run_network(images, "dense")}, rounds=2)
@@ -394,8 +394,8 @@ def _logits(
 
 
 def answer_view(entries: list[Entry]) -> None:
-    from snows import comparison, metrics
-    from snows.data import as_pixels
+    from snows.measures import comparison, metrics
+    from snows.sources.data import as_pixels
 
     networks = opened(entries)
     first = first_of(networks)
@@ -518,7 +518,7 @@ DENSE_MARK = charts.Mark.of("dense", 0)
 def _by_depth(
     versions: tuple[tuple[str, Path, float], ...], count: int, _networks: "dict[str, Inspection]"
 ) -> "list[Likeness]":
-    from snows import comparison
+    from snows.measures import comparison
 
     first = first_of(_networks)
     images = first.images.evaluation[:count]
@@ -565,7 +565,7 @@ def depth_view(entries: list[Entry]) -> None:
 def _similarity(
     path: Path, created: float, images_of: Path, count: int, _inspection: "Inspection", _images: "Tensor"
 ) -> "Similarity":
-    from snows.attention import similarity
+    from snows.measures.attention import similarity
 
     return similarity(_inspection.graph, _images, _inspection.parameters("pruned"))
 
@@ -611,7 +611,7 @@ def _latencies(
 ) -> tuple[dict[str, list[float]], str]:
     import torch
 
-    from snows import comparison
+    from snows.measures import comparison
     from snows.method.coverage import channels_last_if_faster, resolve_device
 
     device = resolve_device("auto")
@@ -628,7 +628,7 @@ def _latencies(
 
 
 def speed_view(entries: list[Entry]) -> None:
-    from snows import comparison, metrics
+    from snows.measures import comparison, metrics
 
     networks = opened(entries)
     measured = st.session_state.setdefault("compare-measured", 0)

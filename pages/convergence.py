@@ -13,8 +13,8 @@ from app import charts, convergence, frames, panels, state
 from app.layers import block
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
-from snows.measure_names import duration, number
-from snows.store import ACTIVE, Run
+from snows.measures.names import duration, number
+from snows.runs.store import ACTIVE, Run
 
 if TYPE_CHECKING:
     from snows.method.problem import SiteProblem

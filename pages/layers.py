@@ -9,8 +9,8 @@ import streamlit as st
 from app import charts, frames, layers, panels, state
 from snows.config import InputError, RunConfig
 from snows.events import Event, SiteFinished
-from snows.measure_names import MEASURES, percent
-from snows.store import ACTIVE, Run
+from snows.measures.names import MEASURES, percent
+from snows.runs.store import ACTIVE, Run
 
 _ERRORS = {"Relative": "relative_loss", "Absolute": "loss"}
 

@@ -10,10 +10,10 @@ import streamlit as st
 from pydantic import ValidationError
 
 from app import form, frames, panels, runs, state
-from snows import archive
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
-from snows.store import ACTIVE, TRASH_SECONDS, Labels, Run, StoreError
-from snows.words import name_of
+from snows.plans.words import name_of
+from snows.runs import archive
+from snows.runs.store import ACTIVE, TRASH_SECONDS, Labels, Run, StoreError
 
 STATES = ("running", "queued", "finished", "failed", "cancelled", "interrupted")
 # What "again, with one change" offers: the setting, its name, values one may want, and their words.

@@ -12,9 +12,9 @@ import streamlit as st
 
 from app import batch_view, charts, frames, panels, state, study, study_form
 from app.study import DRAWN, LOSSES, Study
-from snows.measure_names import MEASURES
-from snows.store import ACTIVE, Batch, Run
-from snows.study import Outcome
+from snows.measures.names import MEASURES
+from snows.plans.study import Outcome
+from snows.runs.store import ACTIVE, Batch, Run
 
 NEW, RECORDED = "new", "recorded"
 AXES = {"k": "K itself", "share": "K ÷ operations of the network"}

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snows.attention import attention_maps
     from snows.config import NM, Dense, InputError, PruneConfig, RunConfig, SolverConfig, Unstructured, parse_pattern
-    from snows.data import load as load_data
+    from snows.measures.attention import attention_maps
     from snows.method.graph import NetworkGraph
     from snows.method.pruner import PruneResult, prune
-    from snows.models import load as load_model
-    from snows.store import RunStore
+    from snows.runs.store import RunStore
+    from snows.sources.data import load as load_data
+    from snows.sources.models import load as load_model
 
 _HOMES = {
     "NM": "config.NM",
@@ -26,12 +26,12 @@ _HOMES = {
     "PruneConfig": "config.PruneConfig",
     "PruneResult": "method.pruner.PruneResult",
     "RunConfig": "config.RunConfig",
-    "RunStore": "store.RunStore",
+    "RunStore": "runs.store.RunStore",
     "SolverConfig": "config.SolverConfig",
     "Unstructured": "config.Unstructured",
-    "attention_maps": "attention.attention_maps",
-    "load_data": "data.load",
-    "load_model": "models.load",
+    "attention_maps": "measures.attention.attention_maps",
+    "load_data": "sources.data.load",
+    "load_model": "sources.models.load",
     "parse_pattern": "config.parse_pattern",
     "prune": "method.pruner.prune",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from snows.process import prepare
-from snows.store import RunStore
+from snows.runs.store import RunStore
 
 prepare()
 

@@ -89,7 +89,7 @@ def _convolution(target: Any, x: Tensor, weight: Tensor, bias: Tensor | None = N
     # A strided pointwise convolution is a pointwise one of every other pixel: exactly, and faster. It must not be run as it
     # stands, since its weight gradient is wrong in memory: oneDNN 3.12 (torch 2.14) without AVX-512 writes past the end of it
     # for channels-last images of fewer than 8 channels on one thread, and the process dies of it sooner or later. When torch is
-    # raised, run `tests/snows/test_kernels.py`: it looks for such kernels under an allocator that checks.
+    # raised, run `tests/snows/method/test_kernels.py`: it looks for such kernels under an allocator that checks.
     options: list[Any] = [*rest, *([1], [0], [1], 1)[len(rest) :]]
     stride, padding, dilation, groups = options
     if math.prod(weight.shape[2:]) > 1 or max(stride) == 1:

@@ -192,6 +192,16 @@ def check_compliance_global(tensors: dict[str, Tensor], pattern: Unstructured) -
     return Compliance(count <= allowed, f"{count} of {sum(sizes)} weights are kept, {allowed} are allowed.", density)
 
 
+def semi_structured_shape_obstacle(shape: tuple[int, ...]) -> str | None:
+    """Why PyTorch's 2:4 kernels cannot run a weight of that shape on any device, as a sentence; None where they can."""
+    if len(shape) != 2:
+        return f"The kernels multiply matrices, and this weight has shape {shape}; convolutions stay dense."
+    rows, columns = shape
+    if rows % 32 or columns % 64:
+        return f"The kernels need a multiple of 32 outputs and of 64 inputs, and this weight has {rows} and {columns}."
+    return None
+
+
 def read_mask_file(path: AnyPath) -> dict[str, Tensor]:
     """Masks by parameter name, in the parameters' shapes, from a `.safetensors` file.
 

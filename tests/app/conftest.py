@@ -12,7 +12,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import snows
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.app import helpers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,10 +28,10 @@ def hold() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """`snows.runner` with an `execute` of no cost; a test may set its own."""
-    fake = types.ModuleType("snows.runner")
+    """`snows.runs.runner` with an `execute` of no cost; a test may set its own."""
+    fake = types.ModuleType("snows.runs.runner")
     fake.execute = lambda run: helpers.slow_execute(run, pause=0)
-    monkeypatch.setitem(sys.modules, "snows.runner", fake)
+    monkeypatch.setitem(sys.modules, "snows.runs.runner", fake)
     monkeypatch.setattr(snows, "runner", fake, raising=False)
     return fake
 

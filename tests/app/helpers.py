@@ -23,7 +23,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
-from snows.store import Execute, Run, RunStore
+from snows.runs.store import Execute, Run, RunStore
 
 SITES = (
     ["conv1.weight"]
@@ -197,7 +197,7 @@ class Plan:
 
 
 def plan(config: RunConfig) -> Plan:
-    """What `snows.runner.plan` answers for a ResNet-20."""
+    """What `snows.runs.estimate.plan` answers for a ResNet-20."""
     if config.model not in ("resnet20-fashion", "vit-fashion"):
         raise InputError(f"There is no model {config.model!r}. Choose a bundled one, or write timm:NAME.")
     operations = [f"operation{k} (activation)" for k in range(config.prune.k_steps + 1)]

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from app import attention_view, charts
 from app.attention_view import ALL_PATCHES, ONE_PATCH, ROLLOUT, Look, Questions
-from snows import models
-from snows.attention import MapTokens, Similarity, TokenGrid, rollout
-from snows.data import as_pixels
 from snows.events import Phase, RunStarted, SiteFinished
-from snows.inspection import Inspection
+from snows.measures.attention import MapTokens, Similarity, TokenGrid, rollout
 from snows.method.graph import NetworkGraph
-from snows.store import Run, RunStore
+from snows.runs.inspection import Inspection
+from snows.runs.store import Run, RunStore
+from snows.sources import models
+from snows.sources.data import as_pixels
 from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import text_of
 

@@ -16,12 +16,12 @@ from streamlit.testing.v1 import AppTest
 
 from app import charts, compare, state
 from app.jobs import JobManager
-from snows.batch import METHODS, expand, summarize
-from snows.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.config import RunConfig
 from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
-from snows.inspection import Inspection, InspectionError
-from snows.store import Batch, Labels, Run, RunStore
+from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
+from snows.plans.batch import METHODS, expand, summarize
+from snows.runs.inspection import Inspection, InspectionError
+from snows.runs.store import Batch, Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.app.test_jobs import until
@@ -205,7 +205,7 @@ def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(sto
     script = (
         "import time\n"
         "from app.jobs import JobManager\n"
-        "from snows.store import RunStore, default_root\n"
+        "from snows.runs.store import RunStore, default_root\n"
         "from tests.app.helpers import slow_execute\n"
         "from tests.app.test_compare import ON_CPU, METHODS, expand\n"
         "manager = JobManager(RunStore(default_root()), lambda run: slow_execute(run, 0.0005))\n"

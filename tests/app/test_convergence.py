@@ -14,7 +14,7 @@ from app import charts, convergence
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
 from snows.method.solver import Status
-from snows.store import Run, RunStore
+from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.snows.helpers import ALL, case, site_problem

@@ -20,7 +20,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.app import helpers
 
 

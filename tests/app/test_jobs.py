@@ -15,8 +15,8 @@ import pytest
 from app.jobs import JobManager, device_of
 from snows.config import PruneConfig, RunConfig
 from snows.events import Queued, RunCancelled, RunFailed, RunFinished
-from snows.log import Log
-from snows.store import ACTIVE, Run, RunStore, RunTakenError
+from snows.runs.log import Log
+from snows.runs.store import ACTIVE, Run, RunStore, RunTakenError
 from tests.app import helpers
 
 ON_CPU = RunConfig(prune=PruneConfig(device="cpu"))
@@ -289,7 +289,7 @@ def test_a_killed_server_leaves_runs_that_can_be_resumed(store: RunStore) -> Non
         "import sys, time\n"
         "from app.jobs import JobManager\n"
         "from snows.config import PruneConfig, RunConfig\n"
-        "from snows.store import RunStore, default_root\n"
+        "from snows.runs.store import RunStore, default_root\n"
         "from tests.app.helpers import slow_execute\n"
         "manager = JobManager(RunStore(default_root()), lambda run: slow_execute(run, 0.01))\n"
         "for _ in range(2): manager.submit(RunConfig(prune=PruneConfig(device='cpu')))\n"

@@ -14,7 +14,7 @@ from PIL import Image
 from app import charts, layers
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunStarted, SiteFinished, SiteStarted
-from snows.store import Run, RunStore
+from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import text_of
@@ -311,7 +311,7 @@ class TestRecordedRun:
         assert detail.mask.mean() == 0.25
 
     def test_a_weight_off_its_mask_is_found(self, recorded: str, tmp_path: Path) -> None:
-        from snows.inspection import Inspection, InspectionError
+        from snows.runs.inspection import Inspection, InspectionError
 
         inspection = Inspection.open(Run(tmp_path / "recorded" / recorded))
         site = "layer1.0.conv1.weight"

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 from app import state
 from snows.config import NM, Dense, RunConfig
 from snows.events import RunFailed
-from snows.store import Run, RunStore
+from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import ROOT, OpenPage
 
@@ -46,7 +46,7 @@ def until_ended(run: Run) -> str:
 
 WORKER = """
 import sys
-from snows.store import Run
+from snows.runs.store import Run
 from tests.app import helpers
 run = Run(sys.argv[1])
 with run.queue() as hold:

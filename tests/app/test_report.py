@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from app import report, state
 from snows.config import RunConfig
 from snows.events import NewtonStep, Note, RunStarted
-from snows.store import Labels, Run, RunStore
+from snows.runs.store import Labels, Run, RunStore
 from tests.app import helpers
 
 ROOT = Path(__file__).parents[2]

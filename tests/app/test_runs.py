@@ -13,9 +13,9 @@ from safetensors.torch import load
 from streamlit.testing.v1 import AppTest
 
 from app import runs, state
-from snows import archive
 from snows.config import NM, RunConfig
-from snows.store import Labels, Run, RunStore
+from snows.runs import archive
+from snows.runs.store import Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of, until_ended

@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 
 from app import sources
 from app.fetching import Downloads
-from snows import datasets, models
 from snows.config import InputError, RunConfig
-from snows.presets import PRESETS, wanted
-from snows.store import RunStore
+from snows.plans.presets import PRESETS, wanted
+from snows.runs.store import RunStore
+from snows.sources import models, named_sets
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of
 
@@ -25,7 +25,7 @@ from tests.app.test_pages import button, labels, text_of
 @pytest.fixture
 def open_form(open_page: OpenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
     """The Prune page, its engine ready and nothing downloaded; `model` and `data` are chosen before it is drawn."""
-    monkeypatch.setattr(datasets, "ROOT", tmp_path / "data")
+    monkeypatch.setattr(named_sets, "ROOT", tmp_path / "data")
     models.every_name()
 
     def visit(**chosen: object) -> AppTest:
@@ -103,7 +103,7 @@ class TestPresets:
     def test_each_is_a_config_that_the_engine_knows(self) -> None:
         for name, preset in PRESETS.items():
             models.check_name(preset.config.model)
-            assert preset.config.data in datasets.SETS, name
+            assert preset.config.data in named_sets.SETS, name
             assert len(wanted(preset.config)) == 2
         resnet50 = PRESETS["resnet50-cifar100"].config
         assert (str(resnet50.prune.pattern), resnet50.prune.k_steps) == ("1:4", 30)
@@ -218,7 +218,7 @@ class TestDownloads:
     def test_a_failed_one_says_so_where_it_was_begun(
         self, open_form: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(datasets, "no_route", lambda address: "no route to host")
+        monkeypatch.setattr(named_sets, "no_route", lambda address: "no route to host")
         app = open_form(model="resnet20-cifar10", data="cifar-10")
         app.button("fetch-cifar-10").click().run()
         deadline = time.monotonic() + 20

@@ -14,8 +14,8 @@ from streamlit.testing.v1 import AppTest
 from app import charts, state, study
 from snows.config import RunConfig
 from snows.events import RunFinished, RunStarted, SiteFinished
-from snows.store import Batch, Run, RunStore
-from snows.study import Outcome, expand
+from snows.plans.study import Outcome, expand
+from snows.runs.store import Batch, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of, until_ended

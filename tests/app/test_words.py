@@ -8,8 +8,8 @@ from streamlit.testing.v1 import AppTest
 from app import frames, report
 from snows.__main__ import main
 from snows.config import RunConfig
-from snows.store import Labels, RunStore
-from snows.words import name_of
+from snows.plans.words import name_of
+from snows.runs.store import Labels, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from snows import data, metrics, models
 from snows.config import PruneConfig
+from snows.measures import metrics
 from snows.method.pruner import prune
-from snows.runner import logits
+from snows.runs.runner import logits
+from snows.sources import data, models
 from tests.bench.readme import put
 
 ROOT = Path(__file__).parents[2]

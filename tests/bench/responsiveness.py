@@ -23,7 +23,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from snows.events import SiteStarted
-from snows.store import Run, RunStore
+from snows.runs.store import Run, RunStore
 from tests.bench.speed import machine
 from tests.e2e.conftest import CHROMIUM, FLAGS, serve
 

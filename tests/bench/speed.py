@@ -23,8 +23,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from snows import data, metrics, models
 from snows.config import PruneConfig
+from snows.measures import metrics
 from snows.method.cascade import Cascade
 from snows.method.coverage import channels_last_if_faster, coverage
 from snows.method.graph import Frontier, NetworkGraph, Window
@@ -36,6 +36,7 @@ from snows.method.pruner import prune
 from snows.method.refinement import refine
 from snows.method.rows import RowBlocks, input_gram, input_output_cross
 from snows.method.updates import UPDATES, UpdateResult
+from snows.sources import data, models
 from tests.bench.plain import plain_snows
 from tests.bench.readme import put
 

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snows import data, metrics, models
 from snows.config import PruneConfig
+from snows.measures import metrics
 from snows.method.pruner import prune, reestimate_batch_norm
 from snows.method.sparsity import from_matrix, to_matrix
+from snows.sources import data, models
 from tests.bench.quality import METHODS
 from tests.bench.readme import put
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from snows.store import RunStore
+from snows.runs.store import RunStore
 
 ROOT = Path(__file__).parent.parent.parent
 FLAGS = [

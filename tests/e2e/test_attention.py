@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from snows.store import RunStore
+from snows.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e
 

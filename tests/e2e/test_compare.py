@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from snows.config import RunConfig
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e
@@ -55,7 +55,7 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     expect(cell(page, "Wanda")).to_have_count(1)
     assert [run.state() for run in batch.runs()] == ["finished", "finished", "cancelled"]
-    assert not snows.metrics()
+    assert not snows.measures.metrics()
 
     # A closer look, and its link in another tab.
     page.get_by_role("radio", name="Answers").click()

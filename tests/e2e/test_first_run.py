@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from snows.store import RunStore
+from snows.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e
 
@@ -96,9 +96,9 @@ def check_weights(path: Path, store: RunStore, run: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    from snows import data, models
     from snows.events import RunStarted
     from snows.method import sparsity
+    from snows.sources import data, models
 
     config = store.get(run).config()
     fresh = models.load(config.model)

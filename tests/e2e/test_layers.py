@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from snows.config import RunConfig
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from app import state
 from snows.config import RunConfig
-from snows.store import Labels, RunStore
+from snows.runs.store import Labels, RunStore
 from tests.app import helpers
 
 pytestmark = pytest.mark.e2e

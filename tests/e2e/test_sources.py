@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save, save_file
 
-from snows import data, models
-from snows.store import ACTIVE, RunStore
+from snows.runs.store import ACTIVE, RunStore
+from snows.sources import data, models
 from tests.e2e.test_first_run import run_id, set_number
 from tests.snows.loopback import serving
 

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import Browser, expect
 
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.app.test_pages import until_ended
 from tests.app.test_study import finished_batch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snows import data
+from snows.sources import data
 
 # Small operations are faster on one thread, and only there do two runs agree to the last bit.
 torch.set_num_threads(1)

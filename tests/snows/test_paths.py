@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 
 import snows
-from snows import archive, data, export, models, training, uploads
 from snows.config import AnyPath, PruneConfig, RunConfig
 from snows.events import Queued
+from snows.export import files
 from snows.method.sparsity import read_mask_file
-from snows.store import Run, RunStore, default_root
+from snows.runs import archive
+from snows.runs.store import Run, RunStore, default_root
+from snows.sources import data, models, training, uploads
 
 
 @dataclass
@@ -85,14 +87,14 @@ def test_settings(as_given: Callable[[Path], Any], folder: Path) -> None:
 def test_what_goes_out_and_comes_in_again(as_given: Callable[[Path], Any], folder: Path) -> None:
     network = snows.load_model("resnet20-fashion")
     path = as_given(folder / "mine.safetensors")
-    export.save_weights(path, network.module.state_dict())
+    files.save_weights(path, network.module.state_dict())
     assert (folder / "mine.safetensors").exists()
-    assert export.load_weights(path)[0].keys() == network.module.state_dict().keys()
+    assert files.load_weights(path)[0].keys() == network.module.state_dict().keys()
     for load in (snows.load_model, models.outline):
         assert len(load("resnet20-fashion", path).class_names) == 10
 
     mask = torch.tensor([[True, False]])
-    export.save_masks(as_given(folder / "mask.safetensors"), {"fc.weight": mask})
+    files.save_masks(as_given(folder / "mask.safetensors"), {"fc.weight": mask})
     assert torch.equal(read_mask_file(as_given(folder / "mask.safetensors"))["fc.weight"], mask)
 
     images = snows.load_data(as_given(folder / "photos"), network, 2, 2, 0)

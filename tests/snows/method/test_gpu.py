@@ -17,10 +17,10 @@ from snows.method.linearization import Linearization
 from snows.method.problem import SiteProblem
 from snows.method.pruner import prune
 from snows.method.rows import KeptWeights
-from snows.store import RunStore
+from snows.runs.store import RunStore
 from tests.snows.helpers import ALL, CASE_IDS, CASES, NETWORKS, Attention, Residual, assert_entries_close, case
-from tests.snows.test_runner import config as run_config
-from tests.snows.test_runner import execute
+from tests.snows.runs.test_runner import config as run_config
+from tests.snows.runs.test_runner import execute
 
 pytestmark = [
     pytest.mark.gpu,

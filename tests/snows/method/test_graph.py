@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from snows import models
 from snows.method import operations
 from snows.method.graph import ExportError, Frontier, NetworkGraph, Site
 from snows.method.operations import batch_norm_affine
+from snows.sources import models
 from tests.snows.helpers import ALL, NETWORKS, assert_entries_close, network, window_inputs
 
 # The smallest images that each architecture accepts.

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snows.attention import MapTokens, TokenGrid, attention_maps, map_tokens, rollout, similarity, token_grid
 from snows.config import InputError
+from snows.measures.attention import MapTokens, TokenGrid, attention_maps, map_tokens, rollout, similarity, token_grid
 from snows.method.graph import NetworkGraph
 
 T, C, H, D = 6, 8, 2, 4  # tokens of the 2 x 3 patches, channels, heads and channels of each

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snows.checks import compare_products
 from snows.config import PruneConfig, SolverConfig
+from snows.measures.checks import compare_products
 from snows.method.graph import NetworkGraph
 from snows.method.pruner import prune
 from tests.snows.helpers import NETWORKS, case, site_problem

@@ -1,0 +1,180 @@
+"""compare, study: many runs, worked through and set side by side."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from snows import events
+from snows.cli.flags import config_of
+from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, heads, json_line, table
+from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
+from snows.config import (
+    UPDATES,
+    InputError,
+    RunConfig,
+)
+from snows.measures.names import missing
+from snows.plans import study
+from snows.plans.batch import METHODS, combinations, expand, summarize
+from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
+from snows.runs.store import Batch, Run, RunStore, RunTakenError, default_root
+
+# --- compare ---
+
+
+def compare_command(given: argparse.Namespace) -> int:
+    return _batch(given, _combinations, _side_by_side)
+
+
+def _batch(
+    given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Callable[..., int]
+) -> int:
+    """Show the runs that were named; else make a batch of the combinations, or resume one, work through it, and show it."""
+    store = RunStore(default_root())
+    if given.runs:
+        return show([run for name in given.runs for run in _named(store, name)], as_json=given.json)
+    batch = _get_batch(store, given.resume) if given.resume else store.create_batch(combinations(given))
+    sys.stderr.write(f"Batch {batch.id}: {len(batch.runs())} runs.\n")
+    code = _work_through(batch)
+    if code == BAD_INPUT and not given.resume:
+        for run in batch.runs():
+            store.delete(run.id)
+        return code
+    show(batch.runs(), as_json=given.json)
+    if code != FINISHED:
+        sys.stderr.write(f"What is finished is kept. Go on with: python -m snows {given.command} --resume {batch.id}\n")
+    return code
+
+
+def _combinations(given: argparse.Namespace) -> list[RunConfig]:
+    if given.masks or given.updates:
+        if given.methods:
+            raise InputError("--method names a mask with an update; leave out --mask and --update, or --method.")
+        targets = given.many_targets or ["dense"]
+        methods = combinations(given.masks or ["magnitude"], given.updates or UPDATES, targets, given.many_refine)
+    else:
+        known = {slug(name): method for name, method in METHODS.items()}
+        if unknown := [name for name in given.methods or [] if slug(name) not in known]:
+            raise InputError(f"There is no method {unknown[0]!r}. Choose of {', '.join(known)}; or give --mask and --update.")
+        methods = [known[slug(name)] for name in given.methods or METHODS]
+    return expand(config_of(given), methods, given.patterns, given.many_k, given.seeds)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def _get_batch(store: RunStore, batch_id: str) -> Batch:
+    try:
+        return store.batch(batch_id)
+    except KeyError as error:
+        raise InputError(error.args[0]) from None
+
+
+def _named(store: RunStore, name: str) -> list[Run]:
+    """The runs of a batch of that name, else the run."""
+    batches = [batch for batch in store.batches() if batch.id == name]
+    return batches[0].runs() if batches else [get_run(store, name)]
+
+
+def _work_through(batch: Batch) -> int:
+    """Execute what is not finished of a batch. One that fails does not stop the others, Ctrl-C stops all."""
+    unfinished = [run for run in batch.runs() if run.state() != "finished"]
+    endings: list[events.Event] = []
+    stopped = False
+    with ExitStack() as stack:
+        holds = []
+        for run in unfinished:  # all of them at once, so that the app shows them waiting
+            with suppress(RunTakenError):
+                holds.append(stack.enter_context(run.queue()))
+        if unfinished and not holds:
+            raise InputError(f"Another process works on the runs of {batch.id}. Wait for it, or cancel them.")
+        if elsewhere := len(unfinished) - len(holds):
+            sys.stderr.write(f"Another process works on {elsewhere} of them; these are left to it.\n")
+        for hold, label in zip(holds, labels([as_called(hold.run) for hold in holds]), strict=True):
+            with hold:
+                if stopped:
+                    endings.append(hold.cancel())
+                    continue
+                sys.stderr.write(f"{label} ({hold.run.id})\n")
+                with progress(hold.run), cancel_on_interrupt(hold.run) as interrupted:
+                    endings.append(hold.work(execute_run))
+                stopped = interrupted.is_set()
+    failures = [ending for ending in endings if isinstance(ending, events.RunFailed)]
+    for message in dict.fromkeys(failure.message for failure in failures):
+        sys.stderr.write(message + "\n")
+    if stopped:
+        return CANCELLED
+    if failures and len(failures) == len(endings) and all(failure.bad_input for failure in failures):
+        return BAD_INPUT
+    return FAILED if any(not isinstance(ending, events.RunFinished) for ending in endings) else FINISHED
+
+
+def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
+    finished = [(run, as_called(run), metrics) for run in runs if (metrics := run.metrics())]
+    if as_json:
+        for run, config, metrics in finished:
+            sys.stdout.write(json_line({"run_id": run.id, "method": method_name(config.prune), **metrics}) + "\n")
+        return FINISHED
+    if not finished:
+        return fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
+    columns = cells(summarize([(config, metrics) for _, config, metrics in finished]))
+    sys.stdout.write(table([[title.upper() for title in columns], *zip(*columns.values(), strict=True)]))
+    sys.stdout.write(f"\n{BEST} the best of a column, {LEVEL} within the noise of it (two standard errors)\n")
+    return FINISHED
+
+
+# --- study ---
+
+
+def study_command(given: argparse.Namespace) -> int:
+    return _batch(given, _of_each_k, _against_k)
+
+
+def _of_each_k(given: argparse.Namespace) -> list[RunConfig]:
+    base = config_of(given).model_dump()
+    return study.expand([RunConfig.model_validate(base | {"model": m}) for m in given.models], given.many_k, given.sizes)
+
+
+def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
+    outcomes = [study.Outcome.of(run) for run in runs if run.metrics()]
+    curves = study.curves(outcomes)
+    if not curves:
+        return fail("None of these runs is a finished run of SNOWS, so there is no K to look at.", FAILED)
+    measured = ("accuracy", "agreement", "divergence", "seconds")
+    rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", *heads(measured), "")]
+    reasons = []
+    for name, curve in zip(study.names(curves), curves, strict=True):
+        advice = study.recommend(curve, outcomes)
+        if as_json:
+            sys.stdout.write(json_line(_curve_record(name, curve, advice)) + "\n")
+        for row in curve.rows:
+            k = row.config.prune.k_steps
+            of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
+            values = [
+                row.values[name].said(name) if name in row.values else missing(name) if name in row.missing else "-"
+                for name in measured
+            ]
+            level = advice is not None and any(row is other for other in advice.level)
+            mark = BEST if advice is not None and row is advice.row else LEVEL if level else ""
+            rows.append((name, str(k), of_all, *values, mark))
+        if advice is not None:
+            reasons.append(f"{name}: {advice.reason}")
+    if not as_json:
+        legend = f"{BEST} the smallest K within the noise of the best (two standard errors), {LEVEL} others within it"
+        sys.stdout.write("\n".join([table(rows), legend, *reasons]) + "\n")
+    return FINISHED
+
+
+def _curve_record(name: str, curve: study.Curve, advice: study.Recommendation | None) -> dict[str, Any]:
+    points = [
+        {"k_steps": row.config.prune.k_steps, **{measure: value.mean for measure, value in row.values.items()}}
+        for row in curve.rows
+    ]
+    chosen = None if advice is None else advice.row.config.prune.k_steps
+    reason = None if advice is None else advice.reason
+    record = {"network": name, "operations": curve.operations, "num_calibration": curve.config.num_calibration}
+    return record | {"recommended": chosen, "reason": reason, "points": points}

@@ -1,0 +1,95 @@
+"""A config from the command line: one flag a field."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from snows.config import (
+    InputError,
+    PruneConfig,
+    RunConfig,
+    SolverConfig,
+    as_path,
+)
+from snows.plans.presets import PRESETS, Preset
+from snows.runs.store import default_root
+
+RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation", "name")
+PRUNE_FLAGS = (
+    *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "targets", "batch_size", "seed", "device", "precision"),
+)
+PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
+SOLVER_FLAGS = tuple(SolverConfig.model_fields)
+
+
+def add_flags(parser: argparse._ActionsContainer, model: type[BaseModel], names: Sequence[str]) -> None:
+    """A flag a field. Values stay text: the field's own check converts them, and its sentence explains what is wrong."""
+    for name in names:
+        field = model.model_fields[name]
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        default = field.get_default()
+        text = str(field.description) + ("" if default in (None, "") else f" Default: {default}.")
+        if name == "class_names":
+            parser.add_argument("--class-names", metavar="FILE", help=f"A text file, one name a line. {text}")
+            continue
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            metavar="|".join(choices) or ("N" if field.annotation is int else name.rsplit("_", 1)[-1].upper()),
+            help=text.replace("%", "%%"),
+        )
+
+
+def add_overrides(parser: argparse._ActionsContainer) -> None:
+    description = PruneConfig.model_fields["overrides"].description
+    parser.add_argument(
+        "--override", action="append", metavar="SITE=PATTERN", help=f"{description} May be given several times."
+    )
+
+
+def add_switches(parser: argparse._ActionsContainer) -> None:
+    for name in PRUNE_SWITCHES:
+        flag, description = "--" + name.replace("_", "-"), PruneConfig.model_fields[name].description
+        parser.add_argument(flag, action="store_true", default=None, help=description)
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=as_path, help="Where torchvision downloaded FashionMNIST to. Default: ~/.snows/data.")
+
+
+def config_of(given: argparse.Namespace) -> RunConfig:
+    def values(names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(given, name, None)) is not None}
+
+    base = _preset(given.preset).config if getattr(given, "preset", None) else RunConfig()
+    # From the inside out, so that a sentence names the setting and not the path to it.
+    solver = SolverConfig.model_validate(base.prune.solver.model_dump() | values(SOLVER_FLAGS))
+    overrides = {"overrides": given.override} if getattr(given, "override", None) else {}
+    flags = values((*PRUNE_FLAGS, *PRUNE_SWITCHES)) | overrides | {"solver": solver}
+    prune = PruneConfig.model_validate(base.prune.model_dump() | flags)
+    named = values(RUN_FLAGS)
+    if "class_names" in named:
+        named["class_names"] = as_path(named["class_names"]).read_text()
+    return _brought(RunConfig.model_validate(base.model_dump() | named | {"prune": prune}))
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise InputError(f"There is no preset {name!r}. Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _brought(config: RunConfig) -> RunConfig:
+    """The config with an archive of images unpacked beside the runs, where a repeated run finds it again."""
+    path = as_path(config.data)
+    if not path.is_file():
+        return config
+    from snows.sources import pictures, uploads
+
+    uploads.purge(default_root())
+    unpacked = uploads.keep_archive(default_root(), path, path.name)
+    if unpacked.left_out:
+        sys.stderr.write(f"From {path.name}, {pictures.left_out_words(unpacked.left_out)}.\n")
+    return config.model_copy(update={"data": str(unpacked.path)})

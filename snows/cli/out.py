@@ -1,0 +1,39 @@
+"""What the commands say: tables, lines of JSON, one sentence for what is wrong; and the exit codes."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from snows.measures.names import MEASURES
+
+# torch and timm take seconds to import; only the commands that compute import them, inside.
+
+FINISHED, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+POLL_SECONDS = 0.2
+
+
+def fail(sentence: str, code: int) -> int:
+    sys.stderr.write(sentence + "\n")
+    return code
+
+
+def heads(measures: Sequence[str]) -> list[str]:
+    return [MEASURES[name].title.upper() for name in measures]
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """In JSON, which has no NaN and no infinity: they are null."""
+    return to_json(record, inf_nan_mode="null").decode()
+
+
+def say(measure: str, value: float | None) -> str:
+    return "-" if value is None else MEASURES[measure].say(value)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )

@@ -1,0 +1,194 @@
+"""prune, list, show: one run, worked on and looked at."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from snows import events
+from snows.cli.flags import PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
+from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table
+from snows.config import (
+    InputError,
+)
+from snows.measures.names import MEASURES, said
+from snows.plans.words import as_called, run_name
+from snows.runs.store import Run, RunStore, default_root
+
+# --- prune ---
+
+
+def prune_command(given: argparse.Namespace) -> int:
+    store = RunStore(default_root())
+    run = store.create(config_of(given)) if given.resume is None else _resumed(store, given)
+    with run.queue() as hold, progress(run), cancel_on_interrupt(run):
+        ending = hold.work(execute_run)
+    code = _report(run, ending, as_json=given.json)
+    if code == BAD_INPUT and given.resume is None:
+        store.delete(run.id)  # it never began; a slip of the keyboard is not worth a place in the list
+    return code
+
+
+def execute_run(run: Run) -> events.RunFinished:
+    from snows.runs import runner
+
+    return runner.execute(run)
+
+
+def get_run(store: RunStore, run_id: str) -> Run:
+    try:
+        return store.get(run_id)
+    except KeyError as error:
+        raise InputError(error.args[0]) from None
+
+
+def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
+    named = ("preset", *RUN_FLAGS, *PRUNE_FLAGS, *SOLVER_FLAGS, "override", *PRUNE_SWITCHES)
+    extra = ["--" + name.replace("_", "-") for name in named if getattr(given, name) is not None]
+    if extra:
+        raise InputError(f"--resume goes on with the run as it was configured; leave out {', '.join(extra)}.")
+    return get_run(store, given.resume)
+
+
+def _report(run: Run, ending: events.Event, *, as_json: bool) -> int:
+    match ending:
+        case events.RunFinished(metrics=metrics):
+            result = json_line({"run_id": run.id, **metrics}) if as_json else _summary(run, metrics)
+            sys.stdout.write(result + "\n")
+            return FINISHED
+        case events.RunFailed(message=message, bad_input=bad_input):
+            return fail(message, BAD_INPUT if bad_input else FAILED)
+        case events.RunCancelled(finished_sites=count):
+            return fail(
+                f"Cancelled after {count} finished layers, which are kept. Go on with: python -m snows prune --resume {run.id}",
+                CANCELLED,
+            )
+        case last:
+            return fail(f"Run {run.id} ended without a result (its last event is {type(last).__name__}).", FAILED)
+
+
+@contextmanager
+def cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
+    """Ctrl-C asks the run to stop, and sets the event."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        run.request_cancel()
+        sys.stderr.write("\nStopping after the current step; press Ctrl-C again to stop at once.\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def progress(run: Run) -> Iterator[None]:
+    """A bar on stderr, driven by the run's own events, until the block ends."""
+    from tqdm import tqdm
+
+    bar = tqdm(file=sys.stderr, unit=" layers", dynamic_ncols=True, desc="starting", bar_format="{desc} {elapsed}")
+    done = threading.Event()
+    _, offset = run.events()
+
+    def follow() -> None:
+        nonlocal offset
+        while True:
+            last_look = done.wait(POLL_SECONDS)
+            happened, offset = run.events(offset)
+            for event in happened:
+                _advance(bar, event)
+            if last_look:
+                return
+
+    thread = threading.Thread(target=follow, name=f"progress-{run.id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        bar.close()
+
+
+def _advance(bar: Any, event: events.Event) -> None:
+    match event:
+        case events.RunStarted(sites=sites, resumed=resumed, sweeps=sweeps):
+            bar.bar_format = None  # until now there was nothing to count
+            bar.reset(total=sweeps * len(sites))
+            bar.initial = bar.n = resumed  # so that the time left counts only this session's layers
+            bar.refresh()
+        case events.Phase(name=name):
+            bar.set_description(name.replace("_", " "))
+        case events.SiteStarted(site=site):
+            bar.set_description(site)
+        case events.CGIteration(step=step, iteration=iteration, residual=residual):
+            bar.set_postfix_str(f"Newton step {step + 1}, CG iteration {iteration}, residual {residual:.1e}", refresh=False)
+            bar.update(0)
+        case events.SiteFinished():
+            bar.set_postfix_str("", refresh=False)
+            bar.update()
+        case events.Fetched(what=what, done=done, total=total):
+            bar.set_description(f"downloading {what}, {done / 1e6:,.0f}{f' of {total / 1e6:,.0f}' if total else ''} MB")
+        case events.Measured(done=done, total=total):
+            bar.set_postfix_str(f"{done:,} of {total:,} images", refresh=False)
+            bar.update(0)
+
+
+# --- list, show ---
+
+
+def list_command(given: argparse.Namespace) -> int:
+    runs = RunStore(default_root()).list()
+    if given.json:
+        for run in runs:
+            record = {"run_id": run.id, "state": run.state(), **(run.metrics() or {})}
+            sys.stdout.write(json_line(record) + "\n")
+    elif not runs:
+        sys.stdout.write(f"There are no runs in {default_root()} yet. Start one with `python -m snows prune`.\n")
+    else:
+        measured = ("accuracy", "agreement")
+        rows: list[tuple[str, ...]] = [("RUN", "STATE", *heads(measured), "NAME")]
+        for run in runs:
+            try:
+                name, metrics = run_name(as_called(run)), run.metrics() or {}
+            except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
+                rows.append((run.id, "unreadable", *"---"))
+                continue
+            rows.append((run.id, run.state(), *(said(measure, metrics) for measure in measured), name))
+        sys.stdout.write(table(rows))
+    return FINISHED
+
+
+def show_command(given: argparse.Namespace) -> int:
+    run = get_run(RunStore(default_root()), given.run)
+    config, log = as_called(run), run.log()
+    what = f"{config.num_calibration:,} calibration images of {config.data}, seed {config.prune.seed}"
+    sys.stdout.write(f"{run.id}: {run.state()}\n{run_name(config)}\n{what}\n\n")
+    rows: list[tuple[str, ...]] = [
+        ("LAYER", *heads(["density"]), "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", *heads(["seconds"]), "STATUS")
+    ]
+    for event in log.layers():
+        losses = [say("loss", event.losses.get(stage)) for stage in ("mask_only", "least_squares", "final")]
+        density, seconds = say("density", event.density), say("seconds", event.seconds)
+        rows.append((event.site, density, str(event.exchanged), *losses, seconds, event.status))
+    if len(rows) > 1:
+        sys.stdout.write(table(rows) + "\n")
+    if log.failure:
+        sys.stdout.write(log.failure.message + "\n")
+    if metrics := run.metrics():
+        sys.stdout.write(_summary(run, metrics) + "\n")
+    return FINISHED
+
+
+def _summary(run: Run, metrics: dict[str, float | None]) -> str:
+    names = ("accuracy_dense", "accuracy", "agreement", "divergence", "density", "seconds", "num_products")
+    rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
+    return table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()

@@ -1,0 +1,200 @@
+"""Many ways to prune one network, side by side: which to try, and what came of each.
+
+`expand` makes the configs, `RunStore.create_batch` makes them one batch of ordinary runs, and `summarize` sets whatever has
+finished side by side. Runs that differ in nothing but their seed are one row, with its spread.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from snows.config import InputError, PruneConfig, RunConfig
+from snows.measures.names import MEASURES, Measure
+
+MOST_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are chosen, what the kept ones become, what they are to reproduce, and by what the mask is refined."""
+
+    mask: str
+    update: str
+    targets: str = "dense"
+    refine: str = "none"
+
+
+# As published: Wanda (Sun et al., 2023) and SparseGPT (Frantar & Alistarh, 2023); OBS (Hassibi & Stork, 1993) on a mask that is
+# given is least squares; SNOWS's own code takes the dense weight's output on the pruned network's input as its target.
+METHODS = {
+    "Magnitude only": Method("magnitude", "none"),
+    "Wanda": Method("wanda", "none"),
+    "SparseGPT": Method("sparsegpt", "sparsegpt", "propagated"),
+    "Least squares (OBS)": Method("magnitude", "least-squares", "propagated"),
+    "SNOWS, as published": Method("magnitude", "snows", "propagated"),
+    "SNOWS, dense targets": Method("magnitude", "snows", "dense"),
+    "SNOWS, refined mask": Method("magnitude", "snows", "dense", "window"),
+}
+
+
+def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence[str], refine: Sequence[str]) -> list[Method]:
+    """Every method of these parts, each once: targets and refinement count only for what is fitted."""
+    methods = []
+    for mask, update, target, refinement in itertools.product(masks, updates, targets, refine):
+        if update == "none":
+            target = "dense"
+        if update in ("none", "sparsegpt"):
+            refinement = "none"
+        methods.append(Method(mask, update, target, refinement))
+    return list(dict.fromkeys(methods))
+
+
+def expand(
+    base: RunConfig, methods: Sequence[Method], patterns: Sequence[str], k_steps: Sequence[int], seeds: Sequence[int]
+) -> list[RunConfig]:
+    """Every combination as a config of its own, else as `base`; K multiplies only what looks K operations ahead.
+
+    A first seed comes whole before the next one, so that a first whole table is there early. Raises `ValidationError` for a
+    value that cannot be, `InputError` for none or too many combinations.
+    """
+    for what, given in {"method": methods, "pattern": patterns, "seed": seeds}.items():
+        if not given:
+            raise InputError(f"There is no {what} to compare. Choose at least one.")
+    if not k_steps and any(method.update == "snows" for method in methods):
+        raise InputError("SNOWS needs a K: how many operations ahead it looks. Choose at least one.")
+    content = base.model_dump()
+    made: dict[str, RunConfig] = {}
+    for seed in seeds:
+        for pattern in patterns:
+            for method in methods:
+                for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
+                    chosen = asdict(method)
+                    sweeps = base.prune.sweeps if method.update == "snows" else 1
+                    changes = {**chosen, "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
+                    # From the inside out, so that a sentence names the setting and not the path to it.
+                    prune = PruneConfig.model_validate(content["prune"] | changes)
+                    config = RunConfig.model_validate(content | {"prune": prune})
+                    made[config.model_dump_json()] = config
+    if len(made) > MOST_RUNS:
+        raise InputError(f"These are {len(made)} runs, and a batch has at most {MOST_RUNS}. Choose fewer at once.")
+    return list(made.values())
+
+
+# --- what came of them ---
+
+
+# What rows are compared by: the best of each is marked.
+COMPARED = ("accuracy", "agreement", "divergence", "density", "packed_bytes", "seconds")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds: their mean, and their sample standard deviation, None where there is but one."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def said(self, measure: str) -> str:
+        """As a value of that measure of `measure_names`: `93.31 ± 0.12 %`."""
+        return MEASURES[measure].say(self.mean, self.deviation)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting over its seeds. `runs`: their places in what was given. `values` by name of a measure; also
+    `accuracy_dense` and `change` (of accuracy, against the dense network). `missing`: those that a run has no value of.
+
+    `best`: the measures in which no row is better. `level`: those in which a better row's lead is within the noise, see
+    `is_level`.
+    """
+
+    config: RunConfig
+    runs: list[int]
+    values: dict[str, Spread]
+    missing: set[str]
+    num_evaluation: int
+    best: set[str] = field(default_factory=set)
+    level: set[str] = field(default_factory=set)
+
+
+def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) -> list[Row]:
+    """A row a setting, in the order of their first runs, each column's best marked. Takes configs and metrics.
+
+    Where all rows are alike in a column, or there is but one row, none is marked.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, (config, _) in enumerate(finished):
+        groups.setdefault(_but_for_the_seed(config), []).append(place)
+    rows = [_row(finished, places) for places in groups.values()]
+    for name in COMPARED:
+        _mark([row for row in rows if name in row.values], name, MEASURES[name])
+    return rows
+
+
+def _but_for_the_seed(config: RunConfig) -> str:
+    return config.model_copy(update={"name": "", "prune": config.prune.model_copy(update={"seed": 0})}).model_dump_json()
+
+
+def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:
+    measured = [finished[place][1] for place in places]
+    values = {}
+    for name in (*COMPARED, "accuracy_dense"):
+        over_seeds = [value for metrics in measured if (value := metrics.get(name)) is not None]
+        if len(over_seeds) == len(measured):
+            values[name] = Spread.of(over_seeds)
+    if "accuracy" in values and "accuracy_dense" in values:
+        values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
+    images = min(int(metrics.get("num_evaluation") or 0) for metrics in measured)
+    without = {name for metrics in measured for name, value in metrics.items() if value is None}
+    if {"accuracy", "accuracy_dense"} & without:
+        without.add("change")
+    config = finished[places[0]][0]
+    if any(finished[place][0].name != config.name for place in places):  # a name of one is none of all
+        config = config.model_copy(update={"name": ""})
+    return Row(config, places, values, without, images)
+
+
+def _mark(rows: list[Row], name: str, measure: Measure) -> None:
+    means = [row.values[name].mean for row in rows]
+    if len(set(means)) < 2:
+        return
+    best = rows[means.index(max(means) if measure.more_is_better else min(means))]
+    for row in rows:
+        if row.values[name].mean == best.values[name].mean:
+            row.best.add(name)
+        elif is_level(row.values[name], best.values[name], image_noise(row, best, name) if measure.of_images else 0.0):
+            row.level.add(name)
+
+
+def image_noise(one: Row, other: Row, name: str) -> float:
+    """At most the variance that the choice of evaluation images gives to the difference of two shares of them.
+
+    That of two independent samples; but both networks saw the same images, and can be unequally right only where one of them
+    left the dense network's answer, so often less. `comparison.sign_test` looks at the images themselves.
+    """
+    images = min(one.num_evaluation, other.num_evaluation)
+    shares = [row.values[name].mean for row in (one, other)]
+    apart = [sum(share * (1 - share) for share in shares)]
+    if all("agreement" in row.values for row in (one, other)):
+        apart.append(sum(1 - row.values["agreement"].mean for row in (one, other)))
+    return min(apart) / images if images else 0.0
+
+
+def is_level(one: Spread, other: Spread, image_noise: float = 0.0) -> bool:
+    """Whether two means are within two standard errors of each other, so that chance alone may have made the difference:
+    that of the seeds, and that of the images, a variance."""
+    seeds = sum(s.deviation**2 / s.count for s in (one, other) if s.deviation is not None)
+    return abs(one.mean - other.mean) < 2 * math.sqrt(seeds + image_noise)
+
+
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Which points no other beats: none has at most its cost and at least its value, and one of the two better."""
+    points = list(zip(costs, values, strict=True))
+    return [not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points) for cost, value in points]

@@ -1,0 +1,227 @@
+"""How far ahead to look: one setting pruned with several K, what each K brings and costs, and which is enough.
+
+`expand` makes the configs, `RunStore.create_batch` makes them one batch of ordinary runs, `curves` puts those that differ in
+nothing but K (and the seed) on one curve each, and `recommend` chooses on a curve. How K should grow with the depth of the
+network is open (Lucas and Mazumder, 2025); so a curve also knows how many operations its network has.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from snows.config import InputError, RunConfig
+from snows.events import RunFinished, SiteFinished
+from snows.measures.names import MEASURES, duration
+from snows.plans import batch
+from snows.plans.batch import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
+from snows.plans.words import data_name, mask_name, network_name, set_apart
+from snows.runs.store import Run
+
+# Measured beside what `plans.batch` compares by. Errors are relative to the target's mean square, of the layer in the middle.
+OF_LAYERS = ("own_error", "window_error", "memory")
+
+
+def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: Sequence[int] = ()) -> list[RunConfig]:
+    """Each of `bases` with every K, and with each number of calibration images if there are any, else its own.
+
+    A small K comes before a large one, so that all curves begin soon. Raises `ValidationError` for a value that cannot be,
+    `InputError` for none or too many combinations.
+    """
+    if not bases:
+        raise InputError("There is no network to study. Choose at least one.")
+    if len(dict.fromkeys(k_steps)) < 2:
+        raise InputError("A study compares several K: how many operations after a layer it looks at. Choose two or more.")
+    made: list[RunConfig] = []
+    for images in dict.fromkeys(num_calibration) or (None,):
+        here: list[RunConfig] = []
+        for base in bases:
+            prune = base.prune
+            content = base.model_dump() | ({} if images is None else {"num_calibration": images})
+            snows = Method(prune.mask, "snows", prune.targets, prune.refine)
+            here += batch.expand(RunConfig.model_validate(content), [snows], [str(prune.pattern)], k_steps, [prune.seed])
+        made += sorted(here, key=lambda config: config.prune.k_steps)
+    if len(made) > MOST_RUNS:
+        raise InputError(f"These are {len(made)} runs, and a batch has at most {MOST_RUNS}. Choose fewer at once.")
+    return made
+
+
+# --- what came of them ---
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run, as a study reads it. `right` as in `events.RunFinished`; `measures` by name of `OF_LAYERS`, as far as the
+    run recorded them."""
+
+    config: RunConfig
+    metrics: Mapping[str, float | None]
+    right: str = ""
+    operations: int | None = None
+    measures: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> "Outcome":
+        """Raises `ValueError` for a run that this version cannot read."""
+        log = run.log()
+        right = log.last.right if isinstance(log.last, RunFinished) else ""
+        operations = log.started.operations if log.started else None
+        return cls(run.config(), run.metrics() or {}, right, operations, _measures(log.layers()))
+
+
+def _measures(layers: Sequence[SiteFinished]) -> dict[str, float]:
+    measures: dict[str, float] = {}
+    finals = [(layer.by_k["final"], layer.scale) for layer in layers if "final" in layer.by_k and all(layer.scale)]
+    if finals:
+        measures["own_error"] = statistics.median(errors[0] / scale[0] for errors, scale in finals)
+        measures["window_error"] = statistics.median(sum(errors) / sum(scale) for errors, scale in finals)
+    held = [layer.held_memory if layer.peak_memory is None else layer.peak_memory for layer in layers]
+    if held and None not in held:
+        measures["memory"] = max(size for size in held if size is not None)
+    return measures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One network in one setting with several K. `rows` by ascending K, their `runs` being places in what was given.
+
+    `operations`: how many operations the network has that K counts. `measure`: what tells the rows apart, accuracy, or
+    agreement where there is no accuracy.
+    """
+
+    config: RunConfig
+    rows: list[Row]
+    operations: int | None
+    measure: str
+
+    @property
+    def k_steps(self) -> list[int]:
+        return [row.config.prune.k_steps for row in self.rows]
+
+
+def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
+    """The curves there are, in the order of their first runs. Runs that look at no later operation are on none."""
+    groups: dict[str, list[int]] = {}
+    for place, outcome in enumerate(outcomes):
+        if outcome.config.prune.update == "snows":
+            groups.setdefault(_but_for_k(outcome.config), []).append(place)
+    all_curves = []
+    for places in groups.values():
+        own = sorted(places, key=lambda place: outcomes[place].config.prune.k_steps)
+        rows = [_placed(row, own, outcomes) for row in summarize([(outcomes[i].config, outcomes[i].metrics) for i in own])]
+        operations = next((outcomes[i].operations for i in own if outcomes[i].operations), None)
+        labelled = all("accuracy" in row.values for row in rows)
+        all_curves.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement"))
+    return all_curves
+
+
+def _but_for_k(config: RunConfig) -> str:
+    prune = config.prune.model_copy(update={"k_steps": 0, "seed": 0})
+    return config.model_copy(update={"name": "", "prune": prune}).model_dump_json()
+
+
+def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:
+    runs = [places[i] for i in row.runs]
+    measured = [outcomes[i].measures or {} for i in runs]
+    extra = {name: Spread.of([own[name] for own in measured]) for name in OF_LAYERS if all(name in own for own in measured)}
+    return replace(row, runs=runs, values=row.values | extra)
+
+
+# --- which K is enough ---
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`row` is the recommended one; `level` those within the noise of the best, itself included, by ascending K."""
+
+    row: Row
+    best: Row
+    level: list[Row]
+    reason: str
+
+
+def recommend(curve: Curve, outcomes: Sequence[Outcome]) -> Recommendation | None:
+    """The smallest K within the noise of the best; None while there is but one K. `outcomes` as `curves` was given them."""
+    rows = [row for row in curve.rows if curve.measure in row.values]
+    if len(rows) < 2:
+        return None
+    best = max(rows, key=lambda row: row.values[curve.measure].mean)  # of equals the first, which has the smallest K
+    level = [row for row in rows if _is_level(row, best, curve.measure, outcomes)]
+    return Recommendation(level[0], best, level, _reason(curve, rows, level, best))
+
+
+def _is_level(row: Row, best: Row, measure: str, outcomes: Sequence[Outcome]) -> bool:
+    """Whether the difference of two rows' means is within two of its standard errors.
+
+    Where the runs say which images they got right, they are compared image by image: of n images, b that only one gets right
+    and c that only the other does, the variance of (b - c) / n is ((b + c) / n - ((b - c) / n)^2) / n (Agresti, "Categorical
+    Data Analysis", on comparing dependent proportions). Both networks err on much the same images, so this sees differences
+    that a comparison of two independent samples cannot. The variance over seeds comes on top, where there are several.
+    """
+    if row.values[measure].mean == best.values[measure].mean:
+        return True
+    pairs = _pairs([outcomes[i] for i in row.runs], [outcomes[i] for i in best.runs])
+    if pairs is None:
+        return is_level(row.values[measure], best.values[measure], image_noise(row, best, measure))
+    shares = [((one & ~other).bit_count() / n, (other & ~one).bit_count() / n, n) for one, other, n in pairs]
+    differences = [ours - theirs for ours, theirs, _ in shares]
+    # Every seed is measured on the same images, so that more seeds do not make the images' part smaller.
+    variance = statistics.fmean((ours + theirs - (ours - theirs) ** 2) / n for ours, theirs, n in shares)
+    if len(differences) > 1:
+        variance += statistics.variance(differences) / len(differences)
+    return abs(statistics.fmean(differences)) <= 2 * math.sqrt(variance)
+
+
+def _pairs(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[tuple[int, int, int]] | None:
+    """Bits of the images that each got right, and how many images there are, by seed; None where that is not on record."""
+    by_seed = {outcome.config.prune.seed: outcome for outcome in theirs}
+    pairs = []
+    for one in ours:
+        other = by_seed.get(one.config.prune.seed)
+        images = int(one.metrics.get("num_evaluation") or 0)
+        if other is None or not images or not one.right or len(one.right) != len(other.right):
+            return None
+        pairs.append((int(one.right, 16), int(other.right, 16), images))
+    return pairs
+
+
+def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
+    def k(row: Row) -> str:
+        return f"K = {row.config.prune.k_steps}"
+
+    def value(row: Row) -> str:
+        return MEASURES[curve.measure].say(row.values[curve.measure].mean)
+
+    chosen, times = level[0], [row.values["seconds"].mean for row in (level[0], best) if "seconds" in row.values]
+    if len(level) == len(rows):
+        images = f" on {best.num_evaluation:,} evaluation images" if best.num_evaluation else ""
+        return (
+            f"{k(chosen)} is enough: no K that was tried is better than another beyond the noise{images}. More evaluation "
+            "images, or fewer weights kept, may tell them apart."
+        )
+    if chosen is best:
+        more = " It is the largest that was tried, so try larger ones too." if best is rows[-1] else ""
+        return f"{k(best)} has the best {curve.measure}, {value(best)}, and no smaller K is within the noise of it.{more}"
+    cost = f", and takes {duration(times[0])} where that takes {duration(times[1])}" if len(times) == 2 else ""
+    return (
+        f"{k(chosen)} is the smallest whose {curve.measure}, {value(chosen)}, is within the noise of the best, "
+        f"{value(best)} at {k(best)}{cost}."
+    )
+
+
+def names(all_curves: Sequence[Curve]) -> list[str]:
+    """What sets curves apart: the network, and whatever else is not the same in all."""
+    parts = [
+        (
+            network_name(curve.config),
+            str(curve.config.prune.pattern),
+            mask_name(curve.config.prune.mask),
+            f"mask refined by {curve.config.prune.refinement}",
+            f"{curve.config.prune.targets} targets",
+            f"{curve.config.prune.sweeps} sweeps",
+            data_name(curve.config),
+            f"{curve.config.num_calibration:,} images",
+        )
+        for curve in all_curves
+    ]
+    return set_apart(parts)

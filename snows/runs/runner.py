@@ -1,0 +1,169 @@
+"""`execute`: do what a run folder's config says; a worker's part, the same in a thread, another process or a shell.
+
+    with run.queue() as hold:
+        hold.work(runner.execute)
+
+Everything that happens goes into the run's event file, the last event saying how it ended; the folder then holds the pruned
+weights and the metrics. Sites that an earlier worker finished are taken over, so executing an interrupted run resumes it.
+`plan` says beforehand what a config would do, and about how long it would take.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from snows import events
+from snows.config import Cancelled, InputError, PruneConfig
+from snows.measures import metrics
+from snows.method.coverage import channels_last_if_faster, resolve_device
+from snows.method.pruner import prune
+from snows.runs.log import Log
+from snows.runs.store import Run, RunError
+from snows.sources import data, models
+
+EVALUATION_BATCH = 250
+
+
+def execute(run: Run) -> events.RunFinished:
+    """Do what the config says, append what happens, and return how it finished, for the run's `Hold` to write.
+
+    Raises `Cancelled` where somebody asked to stop, `InputError` for a config that cannot be done, `RunError` for a device or a
+    disk that refuses.
+    """
+    try:
+        return _execute(run)
+    except torch.OutOfMemoryError as error:
+        remedy = "Use a smaller batch size, a smaller K or fewer images"
+        raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
+
+
+def _execute(run: Run) -> events.RunFinished:
+    config = run.config()
+
+    run.append(events.Phase(name="load"))
+    device = resolve_device(config.prune.device)
+    fetched = _Fetched(run)
+    model = models.load_configured(config, report=fetched)
+    images = data.load_configured(config, model, report=fetched)
+    run.append(*(events.Note(message=note) for note in images.notes))
+    before = run.log()
+
+    run.append(events.Phase(name="prune"))
+    result = prune(
+        model.module,
+        images.calibration,
+        config.prune,
+        on_event=partial(_begin_or_go_on, run, before),
+        cancelled=run.cancel_requested,
+        finished=partial(_finished_site, run, before),
+        on_site=run.save_site,
+    )
+    solved = {(record.sweep, record.index) for record in result.sites}
+    earlier = [record for key, record in before.records.items() if key not in solved]
+
+    run.append(events.Phase(name="evaluate"))
+    measured = _Measured(run, 2 * len(images.evaluation))
+    dense_logits = logits(model.module, images.evaluation, config.prune, device, measured)
+    pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
+    pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
+    size = metrics.size_bytes(result.model.state_dict(), result.patterns)
+    for name, given in (("dense", dense_logits), ("pruned", pruned_logits)):
+        if unanswered := int((metrics.answers(given) == metrics.NO_ANSWER).sum()):
+            message = (
+                f"The {name} network gives no answer to {unanswered:,} of {len(given):,} evaluation images: its outputs are "
+                "not numbers (NaN). They count as wrong."
+            )
+            run.append(events.Note(message=message))
+    measures: dict[str, float | None] = {
+        "accuracy_dense": None if images.labels is None else metrics.accuracy(dense_logits, images.labels),
+        "accuracy": None if images.labels is None else metrics.accuracy(pruned_logits, images.labels),
+        "agreement": metrics.agreement(pruned_logits, dense_logits),
+        "divergence": metrics.divergence(pruned_logits, dense_logits),
+        "density": metrics.density(pruned),
+        "seconds": result.seconds + sum(e.seconds for e in earlier),
+        "num_products": result.num_products + sum(e.num_products for e in earlier),
+        "dense_bytes": size.dense,
+        "packed_bytes": size.packed,
+        "num_evaluation": len(images.evaluation),
+    }
+    run.append(events.Phase(name="save"))
+    run.save_weights(result.model.state_dict())
+    measures = run.save_metrics(measures)
+    right = metrics.right(pruned_logits, metrics.answers(dense_logits) if images.labels is None else images.labels)
+    return events.RunFinished(metrics=measures, right=np.packbits(right.numpy()).tobytes().hex())
+
+
+def _finished_site(run: Run, before: Log, place: int) -> tuple[Tensor, Tensor] | None:
+    """What an earlier worker made of a site, which counts with its file and its record: one that died between the two, or whose
+    machine did before the file was on the disk, leaves a layer to be solved again, to the same values."""
+    if place not in {before.place(*key) for key in before.records}:
+        return None
+    with suppress(SafetensorError):
+        return run.load_site(place)
+    return None
+
+
+def _begin_or_go_on(run: Run, before: Log, event: events.Event) -> None:
+    if isinstance(event, events.RunStarted) and before.done and event.sites != before.sites:
+        other = next(iter({*event.sites} ^ {*before.sites}), "their order")
+        raise InputError(
+            f"The run began with {len(before.sites)} layers, and now {len(event.sites)} can be pruned; they differ in {other}. "
+            "So the finished layers do not fit: this is another version or device. Start the same settings as a new run."
+        )
+    run.append(event)
+
+
+class _Fetched:
+    """Says about once a second how far a download is, and stops it where somebody asked."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._said = run, 0.0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if self._run.cancel_requested():
+            raise Cancelled
+        if time.monotonic() - self._said >= 1:
+            self._run.append(events.Fetched(what=what, done=done, total=total))
+            self._said = time.monotonic()
+
+
+class _Measured:
+    """Says about once a second how far the evaluation is, and stops it where somebody asked."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run, self._total = run, total
+        self._done, self._said = 0, time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        if self._run.cancel_requested():
+            raise Cancelled
+        self._done += images
+        if time.monotonic() - self._said >= 1:
+            self._run.append(events.Measured(done=self._done, total=self._total))
+            self._said = time.monotonic()
+
+
+@torch.no_grad()
+def logits(
+    module: nn.Module,
+    images: Tensor,
+    config: PruneConfig,
+    device: torch.device,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Tensor:
+    """The network's outputs (N, classes) on the CPU, in batches. `on_batch` is told the size of each and may raise to
+    cancel."""
+    dtype = getattr(torch, config.precision)
+    module = module.to(device=device, dtype=dtype).eval()
+    layout = channels_last_if_faster(module, images[:2].to(device, dtype))
+    parts = []
+    for batch in images.split(EVALUATION_BATCH):
+        parts.append(module(batch.to(device, dtype).contiguous(memory_format=layout)).cpu())
+        on_batch(len(batch))
+    return torch.cat(parts)

@@ -1,0 +1,172 @@
+"""A batch: what it is made of, what came of it, and which differences mean something."""
+
+import pytest
+from pydantic import ValidationError
+
+from snows.config import InputError, PruneConfig, RunConfig
+from snows.plans import batch
+from snows.plans.batch import METHODS, Method, Spread
+from snows.runs.store import RunStore, StoreError
+
+SNOWS, WANDA = METHODS["SNOWS, dense targets"], METHODS["Wanda"]
+
+
+def pruned(**changes: object) -> RunConfig:
+    return RunConfig.model_validate({"prune": changes})
+
+
+class TestExpand:
+    def test_every_combination_and_k_only_for_what_looks_ahead(self) -> None:
+        configs = batch.expand(RunConfig(num_calibration=64), [WANDA, SNOWS], ["2:4", "1:8"], [1, 3], [0, 1])
+        found = [(c.prune.seed, str(c.prune.pattern), c.prune.update, c.prune.k_steps) for c in configs]
+        once = [(p, u, k) for p in ("2:4", "1:8") for u, k in (("none", 3), ("snows", 1), ("snows", 3))]
+        assert found == [(seed, *rest) for seed in (0, 1) for rest in once]
+        assert {config.num_calibration for config in configs} == {64}
+
+    def test_a_combination_given_twice_is_one_run(self) -> None:
+        assert len(batch.expand(RunConfig(), [SNOWS, Method("magnitude", "snows")], ["2:4", "2:4"], [3, 3], [0])) == 1
+
+    def test_two_sweeps_are_for_what_gains_by_them(self) -> None:
+        base = RunConfig(prune=PruneConfig(sweeps=2))
+        assert [config.prune.sweeps for config in batch.expand(base, [WANDA, SNOWS], ["2:4"], [1], [0])] == [1, 2]
+
+    @pytest.mark.parametrize("missing", [0, 1, 2, 3])
+    def test_nothing_to_combine_is_said(self, missing: int) -> None:
+        parts: list = [[SNOWS], ["2:4"], [1], [0]]
+        parts[missing] = []
+        with pytest.raises(InputError, match=["method", "pattern", "needs a K", "seed"][missing]):
+            batch.expand(RunConfig(), *parts)
+
+    def test_wrong_values_and_too_many_are_refused(self) -> None:
+        with pytest.raises(ValidationError, match="Unknown pattern"):
+            batch.expand(RunConfig(), [WANDA], ["2by4"], [], [0])
+        with pytest.raises(InputError, match="201 runs"):
+            batch.expand(RunConfig(), [WANDA], ["2:4"], [], list(range(201)))
+
+
+def test_combinations_are_each_made_once() -> None:
+    found = batch.combinations(["magnitude"], ["none", "sparsegpt", "snows"], ["dense", "propagated"], ["none", "window"])
+    assert found == [
+        Method("magnitude", "none"),
+        *(Method("magnitude", "sparsegpt", targets) for targets in ("dense", "propagated")),
+        *(Method("magnitude", "snows", t, r) for t in ("dense", "propagated") for r in ("none", "window")),
+    ]
+
+
+def measured(accuracy: float | None, seconds: float, agreement: float = 0.9) -> dict[str, float | None]:
+    return {
+        "accuracy_dense": None if accuracy is None else 0.94,
+        "accuracy": accuracy,
+        "agreement": agreement,
+        "density": 0.25,
+        "seconds": seconds,
+        "num_evaluation": 1000,
+    }
+
+
+class TestSummarize:
+    def test_seeds_are_one_row_with_their_spread(self) -> None:
+        rows = batch.summarize(
+            [
+                (pruned(seed=0), measured(0.90, 10)),
+                (pruned(update="none", seed=0), measured(0.50, 1)),
+                (pruned(seed=1), measured(0.92, 14)),
+            ]
+        )
+        assert [row.runs for row in rows] == [[0, 2], [1]]
+        assert rows[0].values["accuracy"] == Spread(pytest.approx(0.91), pytest.approx(0.02 / 2**0.5), 2)
+        assert rows[0].values["change"].mean == pytest.approx(-0.03)
+        assert rows[1].values["seconds"] == Spread(1, None, 1)
+
+    def test_the_best_of_each_column_is_marked(self) -> None:
+        best, worse = batch.summarize([(pruned(), measured(0.9, 10)), (pruned(update="none"), measured(0.5, 1))])
+        assert best.best == {"accuracy"}
+        assert worse.best == {"seconds"}  # agreement and density are alike, and no news
+        assert (best.level, worse.level) == (set(), set())
+
+    def test_what_images_alone_may_have_made_is_no_lead(self) -> None:
+        rows = batch.summarize([(pruned(), measured(0.900, 10)), (pruned(update="none"), measured(0.890, 10.01))])
+        assert (rows[0].best, rows[1].level) == ({"accuracy", "seconds"}, {"accuracy"})
+
+    def test_networks_that_hardly_left_the_dense_one_differ_by_little_chance(self) -> None:
+        # 1.5 points on 1,000 images: two standard errors are 2.8 points of independent samples, but only 0.9 where each network
+        # changed 10 answers, since no more than 20 images can be unequal then.
+        for agreement, level in ((0.9, {"accuracy"}), (0.99, set())):
+            pairs = [(pruned(), measured(0.90, 10, agreement)), (pruned(update="none"), measured(0.885, 1, agreement))]
+            assert batch.summarize(pairs)[1].level == level
+
+    def test_level_is_two_standard_errors(self) -> None:
+        one = Spread(0.90, None, 1)
+        assert batch.is_level(one, Spread(0.881, None, 1), 0.01**2)
+        assert not batch.is_level(one, Spread(0.879, None, 1), 0.01**2)
+        assert not batch.is_level(one, Spread(0.881, None, 1))
+        # Seeds: the standard error of the difference is sqrt(0.03² / 3 + 0.04² / 4) = 0.02646.
+        assert batch.is_level(Spread(1.0, 0.03, 3), Spread(1.05, 0.04, 4))
+        assert not batch.is_level(Spread(1.0, 0.03, 3), Spread(1.06, 0.04, 4))
+
+    def test_without_labels_there_is_no_accuracy(self) -> None:
+        (row,) = batch.summarize([(pruned(), measured(None, 3))])
+        assert set(row.values) == {"agreement", "density", "seconds"}
+
+    def test_one_row_has_no_best(self) -> None:
+        (row,) = batch.summarize([(pruned(), measured(0.9, 3))])
+        assert row.best == set()
+
+
+def test_a_row_bears_a_name_that_all_its_runs_bear() -> None:
+    rows = batch.summarize(
+        [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("aa")]
+    )
+    assert [row.config.name for row in rows] == ["a"]
+    rows = batch.summarize(
+        [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("ab")]
+    )
+    assert [row.config.name for row in rows] == [""]
+
+
+def test_pareto_front_is_what_no_other_beats() -> None:
+    costs, values = [1, 2, 2, 3, 1, 4], [5, 7, 6, 7, 5, 9]
+    expected = [
+        not any(c <= cost and v >= value and (c < cost or v > value) for c, v in zip(costs, values, strict=True))
+        for cost, value in zip(costs, values, strict=True)
+    ]
+    assert batch.pareto(costs, values) == expected == [True, True, False, False, True, True]
+
+
+class TestStore:
+    def test_a_batch_is_its_runs_in_order_and_lives_on_without_one(self, store: RunStore) -> None:
+        configs = batch.expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0])
+        made = store.create_batch(configs)
+        assert [run.config() for run in made.runs()] == configs
+        assert store.batch(made.id).runs() == made.runs()
+        gone, *rest = made.runs()
+        trashed = store.trash(gone.id)
+        assert made.runs() == rest
+        store.restore(trashed)
+        assert made.runs() == [gone, *rest]
+        assert {run.id for run in store.list()} == {run.id for run in made.runs()}  # its file is no run
+
+    def test_newest_first_and_none_whose_runs_are_gone(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert store.batches() == []
+        first = store.create_batch([RunConfig()])
+        monkeypatch.setattr("snows.runs.store.time.strftime", lambda form, at=None: "29991231-235959")
+        second = store.create_batch([RunConfig()])
+        assert store.batches() == [second, first]
+        store.delete(second.runs()[0].id)
+        assert store.batches() == [first]
+        with pytest.raises(KeyError, match="may have been deleted"):
+            store.batch(second.id)
+
+    def test_all_of_it_or_none(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, made = RunStore.create, []
+
+        def create(self: RunStore, config: RunConfig) -> object:
+            if len(made) == 2:
+                raise StoreError("The disk is full.")
+            made.append(real(self, config))
+            return made[-1]
+
+        monkeypatch.setattr(RunStore, "create", create)
+        with pytest.raises(StoreError, match="full"):
+            store.create_batch([RunConfig()] * 3)
+        assert store.list() == store.batches() == []

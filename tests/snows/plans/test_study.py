@@ -1,0 +1,199 @@
+"""Curves of K and which K is enough, by hand-checked numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from snows.config import InputError, PruneConfig, RunConfig
+from snows.events import RunFinished, RunStarted, SiteFinished
+from snows.plans.study import Outcome, curves, expand, names, recommend
+from snows.runs.store import RunStore
+
+
+def config(k: int, seed: int = 0, **more: object) -> RunConfig:
+    return RunConfig.model_validate({"prune": {"k_steps": k, "seed": seed, "pattern": "1:8"}} | more)
+
+
+def bits(right: int, images: int, skipped: int = 0) -> str:
+    """So many images right, after the first `skipped`; packed to bytes, the first image the highest bit."""
+    text = ("0" * skipped + "1" * right).ljust(images, "0").ljust(-(-images // 8) * 8, "0")
+    return int(text, 2).to_bytes(len(text) // 8, "big").hex()
+
+
+def outcome(
+    k: int,
+    right: int,
+    images: int = 1000,
+    *,
+    skipped: int = 0,
+    seed: int = 0,
+    seconds: float = 1.0,
+    recorded: bool = True,
+    **more: object,
+) -> Outcome:
+    metrics = {"accuracy": right / images, "agreement": 0.5, "seconds": seconds, "num_evaluation": images}
+    return Outcome(config(k, seed, **more), metrics, bits(right, images, skipped) if recorded else "", 40)
+
+
+class TestExpand:
+    def test_every_k_of_every_network_small_k_first(self) -> None:
+        bases = [RunConfig(model="resnet20-fashion"), RunConfig(model="vit-fashion")]
+        made = expand(bases, [10, 1], [64, 128])
+        assert [(c.num_calibration, c.prune.k_steps, c.model) for c in made] == [
+            (images, k, model) for images in (64, 128) for k in (1, 10) for model in ("resnet20-fashion", "vit-fashion")
+        ]
+
+    def test_only_what_is_studied_differs(self) -> None:
+        base = RunConfig.model_validate(
+            {
+                "num_calibration": 33,
+                "prune": {"pattern": "70%", "mask": "wanda", "update": "none", "seed": 7, "targets": "propagated"},
+            }
+        )
+        made = expand([base], [0, 2])
+        assert [c.prune for c in made] == [base.prune.model_copy(update={"update": "snows", "k_steps": k}) for k in (0, 2)]
+        assert {c.num_calibration for c in made} == {33}
+
+    @pytest.mark.parametrize(
+        ("bases", "ks", "sentence"),
+        [
+            ([], [1, 2], "no network"),
+            ([RunConfig()], [3, 3], "several K"),
+            ([RunConfig()], range(201), "at most 200"),
+            ([RunConfig()], ["soon", 1], "k_steps"),
+        ],
+    )
+    def test_says_what_is_wrong(self, bases: list, ks: list, sentence: str) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            expand(bases, ks)
+
+    def test_a_bad_request_is_the_askers(self) -> None:
+        with pytest.raises(InputError):
+            expand([RunConfig()], [1])
+
+
+class TestCurves:
+    def test_one_a_network_and_setting_by_ascending_k(self) -> None:
+        other = {"model": "vit-fashion"}
+        found = curves([outcome(3, 900), outcome(1, 800, **other), outcome(0, 700), outcome(3, 850, **other)])
+        assert [(curve.config.model, curve.k_steps) for curve in found] == [
+            ("resnet20-fashion", [0, 3]),
+            ("vit-fashion", [1, 3]),
+        ]
+        assert [row.runs for row in found[0].rows] == [[2], [0]]  # places in what was given
+        assert names(found) == ["resnet20-fashion", "vit-fashion"]
+        assert found[0].operations == 40
+
+    def test_seeds_are_one_point(self) -> None:
+        (curve,) = curves([outcome(1, 800), outcome(1, 820, seed=1), outcome(3, 900)])
+        spread = curve.rows[0].values["accuracy"]
+        assert (spread.mean, spread.count) == (pytest.approx(0.81), 2)
+        assert spread.deviation == pytest.approx(0.01 * 2**0.5)
+
+    def test_numbers_of_images_are_curves_of_their_own(self) -> None:
+        found = curves([outcome(k, 800, num_calibration=n) for n in (64, 128) for k in (0, 1)])
+        assert names(found) == ["resnet20-fashion · 64 images", "resnet20-fashion · 128 images"]
+
+    def test_what_looks_at_no_later_operation_has_no_place(self) -> None:
+        plain = Outcome(RunConfig(prune=PruneConfig(update="least-squares")), {"accuracy": 0.9})
+        assert curves([plain]) == []
+
+    def test_without_labels_agreement_tells_them_apart(self) -> None:
+        unlabelled = [Outcome(config(k), {"accuracy": None, "agreement": 0.5 + k / 10}) for k in (0, 1)]
+        assert curves(unlabelled)[0].measure == "agreement"
+        assert recommend(curves(unlabelled)[0], unlabelled).row.config.prune.k_steps == 1
+
+
+class TestOutcome:
+    def test_reads_a_run(self, tmp_path: Path) -> None:
+        def site(index: int, own: float, later: float, held: int, **more: object) -> SiteFinished:
+            return SiteFinished(
+                site=f"layer{index}.weight",
+                index=index,
+                losses={"final": own + later},
+                by_k={"final": [own, later]},
+                scale=[1.0, 3.0],
+                density=0.5,
+                status="",
+                message="",
+                seconds=1.0,
+                num_products=1,
+                held_memory=held,
+                **more,
+            )
+
+        run = RunStore(tmp_path).create(config(1))
+        run.append(RunStarted(device="cpu", sites=["layer0.weight"], skipped={}, operations=41))
+        run.append(site(0, 9.0, 9.0, 50), site(1, 0.5, 0.7, 70), site(2, 0.1, 0.1, 60))
+        run.append(site(0, 0.2, 0.2, 40, sweep=1))  # solved again
+        run.append(RunFinished(metrics={"accuracy": 0.5}, right="80"))
+        run.save_metrics({"accuracy": 0.5})
+        found = Outcome.of(run)
+        assert (found.config, found.metrics, found.right, found.operations) == (config(1), {"accuracy": 0.5}, "80", 41)
+        # Own errors 0.2, 0.5, 0.1; windows 0.4 / 4, 1.2 / 4, 0.2 / 4.
+        assert found.measures == {"own_error": 0.2, "window_error": pytest.approx(0.1), "memory": 70}
+
+    def test_a_device_that_measures_its_memory_is_believed(self, tmp_path: Path) -> None:
+        run = RunStore(tmp_path).create(config(1))
+        measured = {"losses": {}, "by_k": {}, "scale": [], "density": 0.5, "status": "", "message": "", "seconds": 1.0}
+        run.append(SiteFinished(site="a", index=0, num_products=0, held_memory=5, peak_memory=900, **measured))
+        assert Outcome.of(run).measures == {"memory": 900}
+        run.append(SiteFinished(site="b", index=1, num_products=0, **measured))  # by an older version
+        assert Outcome.of(run).measures == {}
+
+
+class TestRecommendation:
+    def test_smallest_within_the_noise_image_by_image(self) -> None:
+        # Nested: K = 1 errs on 8 images more than K = 10 and on no others: 0.008 against 2 sqrt(0.008 / 1000) = 0.0057. K = 3
+        # errs on 3 more: 0.003 against 2 sqrt(0.003 / 1000) = 0.0035.
+        measured = [outcome(1, 942), outcome(3, 947, seconds=20), outcome(10, 950, seconds=60)]
+        found = recommend(curves(measured)[0], measured)
+        assert found.row.config.prune.k_steps == 3
+        assert [row.config.prune.k_steps for row in found.level] == [3, 10]
+        assert found.best.config.prune.k_steps == 10
+        assert found.reason == (
+            "K = 3 is the smallest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at K = 10, and takes 20 s "
+            "where that takes 1 min 00 s."
+        )
+
+    def test_other_images_wrong_is_more_noise(self) -> None:
+        # As far behind as K = 1 above, but right on 20 images that the best gets wrong: 0.008 against 2 sqrt(0.048 / 1000).
+        measured = [outcome(1, 942), outcome(10, 950, skipped=20)]
+        assert recommend(curves(measured)[0], measured).row.config.prune.k_steps == 1
+
+    def test_without_a_record_of_images_samples_are_taken_as_independent(self) -> None:
+        # 0.008 against 2 sqrt(0.942 * 0.058 / 1000 + 0.95 * 0.05 / 1000) = 0.0202.
+        measured = [outcome(1, 942, recorded=False), outcome(10, 950, recorded=False)]
+        assert recommend(curves(measured)[0], measured).row.config.prune.k_steps == 1
+
+    def test_seeds_that_disagree_are_noise(self) -> None:
+        # Nested, 10 and 50 images behind: on average 0.03, images alone 2 sqrt(0.03 / 1000) = 0.011; over seeds the variance of
+        # the differences is 0.0008, halved for two of them, which makes 2 sqrt(0.0004 + 0.00003) = 0.041.
+        measured = [outcome(1, 940), outcome(1, 900, seed=1), outcome(10, 950), outcome(10, 950, seed=1)]
+        assert recommend(curves(measured)[0], measured).row.config.prune.k_steps == 1
+        alike = [outcome(1, 920), outcome(1, 921, seed=1), outcome(10, 950), outcome(10, 950, seed=1)]
+        assert recommend(curves(alike)[0], alike).row.config.prune.k_steps == 10
+
+    def test_all_alike(self) -> None:
+        measured = [outcome(k, 950) for k in (0, 1, 3)]
+        found = recommend(curves(measured)[0], measured)
+        assert found.row.config.prune.k_steps == 0
+        assert found.reason.startswith(
+            "K = 0 is enough: no K that was tried is better than another beyond the noise on 1,000 evaluation"
+        )
+
+    def test_the_largest_is_best(self) -> None:
+        measured = [outcome(0, 500), outcome(5, 900)]
+        reason = recommend(curves(measured)[0], measured).reason
+        assert reason == (
+            "K = 5 has the best accuracy, 90.00 %, and no smaller K is within the noise of it. It is the largest that was "
+            "tried, so try larger ones too."
+        )
+
+    def test_one_in_the_middle_is_best(self) -> None:
+        measured = [outcome(0, 500), outcome(5, 900), outcome(9, 880)]
+        assert recommend(curves(measured)[0], measured).reason.endswith("no smaller K is within the noise of it.")
+
+    def test_one_k_is_no_choice(self) -> None:
+        measured = [outcome(3, 900)]
+        assert recommend(curves(measured)[0], measured) is None
