@@ -19,7 +19,11 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 from pydantic import ValidationError
 
-from app import charts, convergence, frames, layers
+from app import words
+from app.charts import layers as layer_charts
+from app.tables import layers
+from app.tables import run as run_tables
+from app.tables import solver as solver_tables
 from snows.config import RunConfig, as_path, explain
 from snows.events import Event, RunFailed
 from snows.measures.names import MEASURES, duration, number, said
@@ -35,7 +39,7 @@ def report(run: Run) -> str:
     """The run as HTML. Raises `ValidationError` for one that this version cannot read."""
     config, (events, _), labels = run.config(), run.events(), run.labels()
     state = run.state_after(events[-1] if events else None)
-    progress = frames.progress(events, events[-1].time if events else 0.0)
+    progress = run_tables.progress(events, events[-1].time if events else 0.0)
     made = datetime.fromtimestamp(run.created()).strftime("%d %B %Y, %H:%M").lstrip("0")
     return _template().render(
         name=name_of(run),
@@ -47,7 +51,7 @@ def report(run: Run) -> str:
         solver=_solver(events, config),
         left_dense=_left_dense(progress),
         settings=config.model_dump_json(indent=2),
-        log=[(f"{row.after:.1f} s", row.layer, row.what, row.status) for row in frames.log(events)[::-1].itertuples()],
+        log=[(f"{row.after:.1f} s", row.layer, row.what, row.status) for row in run_tables.log(events)[::-1].itertuples()],
         plotly=Markup(get_plotlyjs()),
     )
 
@@ -69,10 +73,10 @@ def _figure_json(figure: Figure) -> str:
 # --- the parts ---
 
 
-def _did(config: RunConfig, progress: frames.Progress) -> str:
+def _did(config: RunConfig, progress: run_tables.Progress) -> str:
     return (
-        f"{frames.pattern_words(config.prune.pattern)}, in {frames.counted(len(progress.sites), 'layer')} of {config.model}; "
-        f"{frames.counted(progress.done, 'layer')} finished, on {config.num_calibration:,} calibration images."
+        f"{words.pattern_words(config.prune.pattern)}, in {words.counted(len(progress.sites), 'layer')} of {config.model}; "
+        f"{words.counted(progress.done, 'layer')} finished, on {config.num_calibration:,} calibration images."
     )
 
 
@@ -81,7 +85,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     return [(MEASURES[name].title, said(name, metrics)) for name in _TILES if name in metrics]
 
 
-def _notes(events: list[Event], state: str, progress: frames.Progress) -> list[tuple[str, bool]]:
+def _notes(events: list[Event], state: str, progress: run_tables.Progress) -> list[tuple[str, bool]]:
     """What to know beside the result, and whether it is bad news."""
     last = events[-1] if events else None
     notes = [(last.message, True)] if isinstance(last, RunFailed) else []
@@ -90,16 +94,16 @@ def _notes(events: list[Event], state: str, progress: frames.Progress) -> list[t
     return notes + [(note, False) for note in progress.notes]
 
 
-def _layers(events: list[Event], config: RunConfig, progress: frames.Progress) -> dict[str, Any] | None:
+def _layers(events: list[Event], config: RunConfig, progress: run_tables.Progress) -> dict[str, Any] | None:
     finished = layers.finished(events)
     if not finished:
         return None
-    names = [frames.layer(site) for site in progress.sites]
+    names = [words.layer(site) for site in progress.sites]
     blocks = [layers.block(name) for name in names]
     losses = layers.window_losses(events, relative=True)
     figures = [
         (
-            charts.loss_chart(losses, names, config.prune.update, title=MEASURES["relative_loss"].axis, blocks=blocks),
+            layer_charts.loss_chart(losses, names, config.prune.update, title=MEASURES["relative_loss"].axis, blocks=blocks),
             "Error of each layer's window, relative to the values that the dense network has there: with the mask only, after "
             "an exact fit of the layer's own output, and at the end. 1 would be as wrong as answering zero.",
         )
@@ -108,7 +112,7 @@ def _layers(events: list[Event], config: RunConfig, progress: frames.Progress) -
     if errors["k"].max() > 0:
         figures.append(
             (
-                charts.window_chart(errors, names, "final", config.prune.update, blocks=blocks),
+                layer_charts.window_chart(errors, names, "final", config.prune.update, blocks=blocks),
                 "The error at the end along each layer's window: at the layer itself (n₀) and at each of the operations after "
                 "it. The stronger the color, the worse.",
             )
@@ -118,24 +122,24 @@ def _layers(events: list[Event], config: RunConfig, progress: frames.Progress) -
         by_stage = losses[losses["index"] == site.index].set_index("stage")["loss"]
         rows.append(
             (
-                frames.layer(site.site),
+                words.layer(site.site),
                 MEASURES["density"].say(site.density),
                 *(number(by_stage[stage]) if stage in by_stage else "" for stage in _STAGES),
                 duration(site.seconds),
                 str(site.num_products),
-                frames.words(site.status),
+                words.words(site.status),
             )
         )
     return {
         "figures": figures,
         "head": ("Layer", MEASURES["density"].title, *_STAGES.values(), MEASURES["seconds"].title, "Products", "Status"),
         "rows": rows,
-        "statuses": list({frames.words(site.status): site.message for site in finished}.items()),
+        "statuses": list({words.words(site.status): site.message for site in finished}.items()),
     }
 
 
 def _solver(events: list[Event], config: RunConfig) -> dict[str, Any] | None:
-    steps = convergence.newton_steps(events)
+    steps = solver_tables.newton_steps(events)
     if not layers.finished(events) or steps.empty:
         return None
     rows = [
@@ -147,19 +151,19 @@ def _solver(events: list[Event], config: RunConfig) -> dict[str, Any] | None:
             str(step["iterations"]),
             number(step["residual"]),
             number(step["step_size"]) if step["step_size"] > 0 else "none",
-            frames.words(step["cg"]),
+            words.words(step["cg"]),
         )
         for step in steps.to_dict("records")
     ]
     return {
-        "findings": convergence.findings(steps, config.prune.solver),
+        "findings": solver_tables.findings(steps, config.prune.solver),
         "head": ("Layer", "Step", "Loss before", "Loss after", "CG iterations", "Residual", "Step size", "CG status"),
         "rows": rows,
     }
 
 
-def _left_dense(progress: frames.Progress) -> list[tuple[str, str]]:
-    few, many = frames.left_dense(progress.skipped)
+def _left_dense(progress: run_tables.Progress) -> list[tuple[str, str]]:
+    few, many = run_tables.left_dense(progress.skipped)
     return [*few.items(), *((", ".join(names), reason) for reason, names in many.items())]
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from pydantic import ValidationError
 
-from app.jobs import JobManager
-from app.planning import Planner
+from app.work.jobs import JobManager
+from app.work.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
 from snows.runs.log import Log

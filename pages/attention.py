@@ -14,9 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import charts, frames, gallery, panels, state
+from app import state, words
+from app.charts import attention as attention_charts
+from app.parts import gallery, panels
+from app.parts.own_pictures import (
+    LARGEST_UPLOAD,
+    MOST_IMAGES,
+    OWN,
+    choose_images,
+    chosen_images,
+    keep_picture,
+    own_pictures,
+    pick_image,
+    upload_pictures,
+)
 from snows.config import InputError
-from snows.measures.names import MEASURES, duration, size
+from snows.measures.names import MEASURES, duration
 from snows.plans.words import as_called, labels, name_of
 from snows.runs.store import Run
 
@@ -25,18 +38,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from app.attention_view import Look, Questions
+    from app.tables.attention import Look, Questions
     from snows.measures.attention import Similarity, TokenGrid
     from snows.runs.inspection import Inspection
 
+
 OFFERED = 48  # evaluation images in the strip
-MOST_IMAGES = 4
-MOST_OWN = 12
-LARGEST_UPLOAD = 20  # MB
 ANSWERED = 512  # evaluation images among which those with a changed answer are looked for
 COUNTS, USUAL_COUNT = (32, 128, 512), 128  # evaluation images to compare the networks on
 CHUNK = 8  # images between two signs of progress
-OWN = "own:"
 MEAN = "Mean"
 EVERY, CHANGED = "The first ones", "Answer changed"
 LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
@@ -70,19 +80,19 @@ class Column:
 
 @st.cache_resource(max_entries=24, show_spinner=False)
 def _look(path: Path, version: object, stage: str, content: bytes, _inspection: "Inspection", _image: "Tensor") -> "Look":
-    from app import attention_view
+    from app.tables import attention as attention_tables
 
-    return attention_view.look(_inspection, _image, stage)
+    return attention_tables.look(_inspection, _image, stage)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _questions(path: Path, created: float, _inspection: "Inspection") -> "Questions":
     import torch
 
-    from app import attention_view
+    from app.tables import attention as attention_tables
 
-    blank = attention_view.look(_inspection, torch.zeros(_inspection.model.input_size), "dense")
-    return attention_view.questions(_inspection, blank)
+    blank = attention_tables.look(_inspection, torch.zeros(_inspection.model.input_size), "dense")
+    return attention_tables.questions(_inspection, blank)
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
@@ -98,9 +108,9 @@ def _similar(
 def _answers(
     path: Path, version: object, stage: str, images: object, _inspection: "Inspection", _images: "Tensor"
 ) -> list[int]:
-    from app import attention_view
+    from app.tables import attention as attention_tables
 
-    return attention_view.answers(_inspection, _images, stage)
+    return attention_tables.answers(_inspection, _images, stage)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -109,77 +119,13 @@ def _thumbnails(path: Path, created: float, numbers: list[int], _inspection: "In
 
     images, names = _inspection.images, _inspection.model.class_names
     words = [f"Image {i}" + (f": {names[int(images.labels[i])]}" if images.labels is not None else "") for i in numbers]
-    addresses = [charts.picture_address(as_pixels(images.evaluation[i]), longest_edge=112) for i in numbers]
+    addresses = [attention_charts.picture_address(as_pixels(images.evaluation[i]), longest_edge=112) for i in numbers]
     return [gallery.Thumbnail(str(i), *picture) for i, *picture in zip(numbers, addresses, words, strict=True)]
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _own_prepared(path: Path, created: float, mark: str, _inspection: "Inspection", _picture: "Image") -> "Tensor":
     return _inspection.model.preprocess([_picture])[0]
-
-
-# --- images ---
-
-
-@dataclass(frozen=True)
-class OwnPicture:
-    """A picture that somebody brought along; `mark` tells it from others of its name, `address` shows it small."""
-
-    picture: "Image"
-    mark: str
-    address: str
-
-
-def _own() -> dict[str, OwnPicture]:
-    """The pictures this session has brought along, by name. They outlive a change of page."""
-    return st.session_state.setdefault("own pictures", {})
-
-
-def _keep(name: str, picture: "Image") -> None:
-    import numpy as np
-
-    mark = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).hexdigest()
-    _own()[name] = OwnPicture(picture, mark, charts.picture_address(np.asarray(picture.convert("RGB")), longest_edge=112))
-    for oldest in list(_own())[:-MOST_OWN]:
-        del _own()[oldest]
-
-
-def _chosen() -> list[str]:
-    return st.session_state.setdefault("chosen images", ["0"])
-
-
-def _choose(images: list[str]) -> None:
-    st.session_state["chosen images"] = list(dict.fromkeys(images))[-MOST_IMAGES:]
-
-
-def _pick(image: str) -> None:
-    st.session_state["upload problems"] = []
-    chosen = _chosen()
-    if not st.session_state.get("several"):
-        _choose([image])
-    elif image not in chosen:
-        _choose([*chosen, image])
-    elif len(chosen) > 1:
-        _choose([other for other in chosen if other != image])
-
-
-def _upload() -> None:
-    from snows.sources.data import read_picture
-
-    st.session_state["upload problems"] = problems = []
-    st.session_state["uploads"] = st.session_state.get("uploads", 0) + 1  # the next uploader is empty
-    added = []
-    for file in st.session_state[f"upload-{st.session_state['uploads'] - 1}"]:
-        name = file.name.replace("\n", " ")
-        try:
-            if file.size > LARGEST_UPLOAD * 1_000_000:
-                raise InputError(f"{name} has {size(file.size)}; at most {LARGEST_UPLOAD} MB are taken. Make it smaller.")
-            _keep(name, read_picture(file.getvalue(), name))
-            added.append(OWN + name)
-        except InputError as error:
-            problems.append(str(error))
-    if added:
-        _choose(added if st.session_state.get("several") else added[-1:])
 
 
 def _offered(columns: list[Column]) -> list[int]:
@@ -220,7 +166,7 @@ def _image_controls() -> None:
             accept_multiple_files=True,
             max_upload_size=LARGEST_UPLOAD,
             key=f"upload-{st.session_state.get('uploads', 0)}",
-            on_change=_upload,
+            on_change=upload_pictures,
             help="Each goes through the network's own preparation: its resize, crop and normalization.",
         )
     st.toggle(
@@ -235,12 +181,12 @@ def _strip(columns: list[Column], offered: list[int] | None) -> None:
     """The images to choose from, one's own first."""
     for problem in st.session_state.get("upload problems", ()):
         st.error(problem, icon=":material/error:")
-    pictures = [gallery.Thumbnail(OWN + name, own.address, f"Your own: {name}") for name, own in _own().items()]
+    pictures = [gallery.Thumbnail(OWN + name, own.address, f"Your own: {name}") for name, own in own_pictures().items()]
     if offered:
         inspection = columns[0].inspection
         pictures += _thumbnails(inspection.run.path, inspection.run.created(), offered, inspection)
     if pictures:
-        gallery.gallery(pictures, _chosen(), key="gallery", on_pick=_pick)
+        gallery.gallery(pictures, chosen_images(), key="gallery", on_pick=pick_image)
     elif offered is not None:
         st.caption(f"None of the first {ANSWERED} evaluation images has another answer than before.")
 
@@ -249,7 +195,7 @@ def _prepared(image: str, inspection: "Inspection") -> "tuple[Tensor, str, int |
     """A chosen image as the network takes it, its caption and its label. Raises `InputError`."""
     if image.startswith(OWN):
         name = image.removeprefix(OWN)
-        if (own := _own().get(name)) is None:
+        if (own := own_pictures().get(name)) is None:
             raise InputError(
                 f"The address names an image of somebody's own, {name}, which is not in this session. Bring it with “Your own "
                 "image”, or choose another."
@@ -279,7 +225,7 @@ def _follow_address() -> None:
     if parameters == st.session_state.get("written address"):
         return
     if parameters["image"]:
-        _choose(parameters["image"])
+        choose_images(parameters["image"])
     st.session_state["linked run"] = next(iter(parameters["with"]), None)
     if parameters["with"]:
         st.session_state["second run"] = parameters["with"][0]
@@ -288,12 +234,12 @@ def _follow_address() -> None:
 
 
 def _write_address(second: Run | None) -> None:
-    from app.attention_view import ONE_PATCH
+    from app.tables.attention import ONE_PATCH
 
     linked = second.id if second else st.session_state.get("linked run")
     asks_patch = st.session_state.get("query") == ONE_PATCH and "row" in st.session_state
     patch = [str(st.session_state[name]) for name in ("row", "column")] if asks_patch else []
-    wanted = {"image": _chosen(), "with": [linked] if linked else [], "patch": patch}
+    wanted = {"image": chosen_images(), "with": [linked] if linked else [], "patch": patch}
     st.session_state["written address"] = wanted
     for name, values in wanted.items():
         if values and st.query_params.get_all(name) != values:
@@ -353,7 +299,7 @@ def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
 
 def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
-    from app.attention_view import ONE_PATCH, ROLLOUT
+    from app.tables.attention import ONE_PATCH, ROLLOUT
 
     if st.session_state.get("query") not in questions.queries:
         st.session_state.pop("query", None)
@@ -422,7 +368,7 @@ def _cell(place: float, most: int) -> int:
 
 def _patch_asker(grid: "TokenGrid") -> Callable[[float, float], None]:
     """Looks from the patch that was clicked."""
-    from app.attention_view import ONE_PATCH
+    from app.tables.attention import ONE_PATCH
 
     def ask_patch(column: float, row: float) -> None:
         st.session_state["query"] = ONE_PATCH
@@ -445,7 +391,7 @@ class Seen:
 
 def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> tuple[str, int | None] | None:
     """The chosen images, as each network sees them. Returns the block and head (from 1; None: their mean) shown, if any are."""
-    from app import attention_view
+    from app.tables import attention as attention_tables
 
     block, head, query, patch, opacity = questions.blocks[0] if questions.blocks else "", None, None, (1, 1), 0.0
     if questions.mapped:
@@ -463,13 +409,13 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
         content = hashlib.sha256(pixels.numpy().tobytes()).digest()
         looks = [_look(*column.network, content, column.inspection, pixels) for column in columns]
         maps = (
-            [attention_view.attended(look.maps, questions, block, head, query or "", patch) for look in looks]
+            [attention_tables.attended(look.maps, questions, block, head, query or "", patch) for look in looks]
             if questions.mapped
             else []
         )
         seen_images.append(Seen(image, as_pixels(pixels), caption, label, looks, maps))
-    limits = attention_view.limits([values for seen in seen_images for values in seen.maps])
-    marked = patch if query == attention_view.ONE_PATCH else None
+    limits = attention_tables.limits([values for seen in seen_images for values in seen.maps])
+    marked = patch if query == attention_tables.ONE_PATCH else None
     height = 300 if len(seen_images) == 1 else 210
     for seen in seen_images:
         st.caption(seen.caption)
@@ -478,20 +424,20 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
         for place, column, look, values in zip(places, columns, seen.looks, drawn, strict=True):
             key, names = f"{seen.image}-{column.name}", column.inspection.model.class_names
             with place:
-                st.markdown(f"**{frames.plain(column.name)}**")
+                st.markdown(f"**{words.plain(column.name)}**")
                 panels.draw(
-                    charts.attention_picture(seen.pixels, values, limits, opacity, marked, height),
+                    attention_charts.attention_picture(seen.pixels, values, limits, opacity, marked, height),
                     True,
                     key=f"{key}-map",
                     alt=f"{seen.caption}: where this network looks: {column.name}",
                     on_click=_patch_asker(grid) if (grid := questions.grid(block)) is not None else None,
                 )
-                top = attention_view.top(look.probabilities, names)
+                top = attention_tables.top(look.probabilities, names)
                 if top.empty:
                     st.caption("No answer: the network's outputs are not numbers (NaN).")
                     continue
                 panels.draw(
-                    charts.top_chart(top, column.method, seen.label),
+                    attention_charts.top_chart(top, column.method, seen.label),
                     True,
                     key=f"{key}-top",
                     alt=f"{seen.caption}: the five likeliest classes: {column.name}",
@@ -508,7 +454,7 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
     if seen_images and questions.mapped:
         with st.container(width=440):
             title = "Activity, in all pictures" if questions.stages else "Share of the attention, in all pictures"
-            panels.draw(charts.map_scale(limits, title), True, key="scale", alt=f"Color scale: {title}")
+            panels.draw(attention_charts.map_scale(limits, title), True, key="scale", alt=f"Color scale: {title}")
     return (block, head) if questions.mapped else None
 
 
@@ -518,14 +464,14 @@ def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
     from snows.sources.models import BUNDLED
 
     name = image.removeprefix(OWN)
-    if name not in _own():
+    if name not in own_pictures():
         st.error(str(error), icon=":material/error:")
         return
     st.error(f"{name} does not suit the network: {error}.", icon=":material/error:")
     if inspection.model.name in BUNDLED:
 
         def convert() -> None:
-            _keep(name, like_fashion_mnist(_own()[name].picture))
+            keep_picture(name, like_fashion_mnist(own_pictures()[name].picture))
 
         st.button(
             "Make it like Fashion-MNIST",
@@ -538,7 +484,7 @@ def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
 
 def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[str, int | None] | None, is_live: bool) -> None:
     """Dense against each pruned network, over many images. `block_and_head`: the block and head whose maps are on the page."""
-    from app import attention_view
+    from app.tables import attention as attention_tables
 
     st.subheader("Over many images, how alike do they look?", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -568,10 +514,10 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
             st.caption("Measured when the run has ended.")
             return
     similarities = _measured(columns, count)
-    preserved = attention_view.preservation(similarities)
-    spreads = {name: attention_view.spread(rows["preserved"]) for name, rows in preserved.groupby("network")}
+    preserved = attention_tables.preservation(similarities)
+    spreads = {name: attention_tables.spread(rows["preserved"]) for name, rows in preserved.groupby("network")}
     tables = {
-        name: attention_view.by_head(values).rename(columns={SIMILARITIES[measure]: "value"})
+        name: attention_tables.by_head(values).rename(columns={SIMILARITIES[measure]: "value"})
         for name, values in similarities.items()
     }
     limits = (min(0.99, *(float(table["value"].min()) for table in tables.values())), 1.0)
@@ -584,7 +530,7 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
             "of them.",
         )
         panels.draw(
-            charts.preservation_chart(preserved, {column.name: column.method for column in columns[1:]}, spreads),
+            attention_charts.preservation_chart(preserved, {column.name: column.method for column in columns[1:]}, spreads),
             True,
             key="preserved",
             alt="Preserved attention of each image, by network",
@@ -592,7 +538,7 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
     for place, column in zip(places, columns[1:], strict=True):
         mean, low, high = spreads[column.name]
         with place:
-            st.markdown(f"**{frames.plain(column.name)}**")
+            st.markdown(f"**{words.plain(column.name)}**")
             st.metric(
                 score.title,
                 score.say(mean),
@@ -602,7 +548,7 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
                 help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
             )
             panels.draw(
-                charts.similarity_map(tables[column.name], limits, block_and_head),
+                attention_charts.similarity_map(tables[column.name], limits, block_and_head),
                 True,
                 key=f"alike-{column.name}",
                 alt=f"Similarity to the dense network, by block and head: {column.name}",
@@ -613,12 +559,14 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
     st.caption(f"{measure} similarity to the dense network by {parts}, 1 = alike.{click}")
     with st.container(width=440):
         title = f"{measure} similarity"
-        panels.draw(charts.map_scale(limits, title, of_similarity=True), True, key="alike-scale", alt=f"Color scale: {title}")
+        panels.draw(
+            attention_charts.map_scale(limits, title, of_similarity=True), True, key="alike-scale", alt=f"Color scale: {title}"
+        )
 
 
 def _opener(questions: "Questions") -> Callable[[float, float], None]:
     """Opens the head, or the stage, whose cell was clicked."""
-    from app.attention_view import ROLLOUT
+    from app.tables.attention import ROLLOUT
 
     def open_head(head: float, row: float) -> None:
         block = questions.blocks[_cell(row, len(questions.blocks)) - 1]
@@ -674,13 +622,13 @@ def _page(run: Run, is_live: bool) -> None:
         _image_controls()
     inspection = columns[0].inspection
     if is_live:
-        done = f"{len(inspection.masks)} of {frames.counted(len(inspection.sites), 'layer')} pruned"
+        done = f"{len(inspection.masks)} of {words.counted(len(inspection.sites), 'layer')} pruned"
         st.caption(f":material/play_arrow: So far {done}; the others are still dense.")
     _strip(columns, offered)
     questions = _questions(run.path, run.created(), inspection)
     if questions.note:
         st.caption(f":material/info: {questions.note}")
-    chosen = [image for image in _chosen() if offered is not None or image.startswith(OWN)]
+    chosen = [image for image in chosen_images() if offered is not None or image.startswith(OWN)]
     block_and_head = _maps(columns, questions, chosen)
     _write_address(second)
     if questions.blocks and offered is not None:

@@ -9,8 +9,13 @@ import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import charts, convergence, frames, panels, state
-from app.layers import block
+from app import state, words
+from app.charts import palette
+from app.charts import solver as solver_charts
+from app.parts import panels
+from app.tables import run as run_tables
+from app.tables import solver as solver_tables
+from app.tables.layers import block
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
 from snows.measures.names import duration, number
@@ -54,16 +59,16 @@ _COLUMNS = {
 def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], is_live: bool) -> None:
     """All but the live checks. `layer_in_view` tells those which layer this is on; another pick draws the whole page anew."""
     events, run_state = state.watch(run)
-    progress = frames.progress(events, state.now_of(events, run_state))
+    progress = run_tables.progress(events, state.now_of(events, run_state))
     if not _begun(run_state, events, progress):
         return
-    sites = {frames.layer(site): site for site in progress.sites}
+    sites = {words.layer(site): site for site in progress.sites}
     solves = config.prune.update == "snows"
-    steps = convergence.newton_steps(events)
+    steps = solver_tables.newton_steps(events)
     if solves:
-        _findings(convergence.findings(steps, config.prune.solver), len(steps), is_live)
+        _findings(solver_tables.findings(steps, config.prune.solver), len(steps), is_live)
     else:
-        method = charts.LABELS[config.prune.update].lower()
+        method = palette.LABELS[config.prune.update].lower()
         st.info(
             f"This run filled its weights by {method}, without Newton steps, so it has none to show. The checks below show "
             "what the solver would have met.",
@@ -106,22 +111,22 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
 
 def _automatic(sites: dict[str, str], steps: pd.DataFrame, events: list[Event], is_live: bool) -> tuple[str, str]:
     """The layer to show when none is picked, and why that."""
-    solved = frames.last_solved(events)
+    solved = run_tables.last_solved(events)
     if is_live and solved is not None:
-        return frames.layer(solved.site), "in work"
-    if (hardest := convergence.hardest(steps)) is None:
+        return words.layer(solved.site), "in work"
+    if (hardest := solver_tables.hardest(steps)) is None:
         return next(iter(sites)), "the first"
     return hardest, "needs attention" if (steps["trouble"] != "").any() else "most iterations"
 
 
-def _begun(run_state: str, events: list[Event], progress: frames.Progress) -> bool:
+def _begun(run_state: str, events: list[Event], progress: run_tables.Progress) -> bool:
     """The run's state; whether there is a layer to show."""
     if progress.sites:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             panels.badge(run_state)
             sweeps = progress.total // len(progress.sites)
             again = f" in {sweeps} sweeps; the last of each layer is shown" if sweeps > 1 else ""
-            done = f"{progress.done} of {frames.counted(progress.total, 'layer')} finished"
+            done = f"{progress.done} of {words.counted(progress.total, 'layer')} finished"
             st.caption(done + again, width="content")
     if events and isinstance(events[-1], RunFailed):
         st.error(events[-1].message, icon=":material/error:")
@@ -136,11 +141,11 @@ def _begun(run_state: str, events: list[Event], progress: frames.Progress) -> bo
     return bool(progress.sites)
 
 
-def _findings(findings: list[convergence.Finding], count: int, is_live: bool) -> None:
+def _findings(findings: list[solver_tables.Finding], count: int, is_live: bool) -> None:
     if not any(finding.failure for finding in findings) and count:
         so_far = " so far" if is_live else ""
         st.markdown(
-            f":green[:material/check_circle:] **No step failed{so_far}.** In all {frames.counted(count, 'Newton step')} "
+            f":green[:material/check_circle:] **No step failed{so_far}.** In all {words.counted(count, 'Newton step')} "
             "conjugate gradient stayed below its limit, the curvature products were sound, and no loss refused to fall."
         )
     with st.container(gap="xsmall"):
@@ -159,7 +164,7 @@ def _findings(findings: list[convergence.Finding], count: int, is_live: bool) ->
                             args=(name,),
                         )
                     if (more := len(finding.layers) - _NAMED) > 0:
-                        st.caption(f"and {frames.counted(more, 'other')}", width="content")
+                        st.caption(f"and {words.counted(more, 'other')}", width="content")
 
 
 def _pick(name: str) -> None:
@@ -169,19 +174,19 @@ def _pick(name: str) -> None:
 def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str, is_live: bool) -> None:
     by = st.segmented_control(
         "All Newton steps by",
-        list(convergence.MEASURES),
+        list(solver_tables.MEASURES),
         required=True,
-        **state.addressed("by", convergence.MEASURES, "Residual"),
+        **state.addressed("by", solver_tables.MEASURES, "Residual"),
         wrap=True,
     )
-    measure = convergence.MEASURES[by]
+    measure = solver_tables.MEASURES[by]
     solver = config.prune.solver
     limits = {
         "Residual": (solver.rtol, f"tolerance {solver.rtol:g}"),
         "Iterations": (solver.max_iters, f"limit {solver.max_iters}"),
     }
-    figure = charts.steps_chart(
-        convergence.marks(steps, measure),
+    figure = solver_charts.steps_chart(
+        solver_tables.marks(steps, measure),
         names,
         measure.axis,
         log=measure.log,
@@ -200,14 +205,14 @@ def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: st
 
 
 def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) -> None:
-    ended = convergence.outcome(events, site)
+    ended = solver_tables.outcome(events, site)
     if ended is not None:
         first = ended.losses.get("least_squares", ended.losses["mask_only"])
         st.caption(
             f"{ended.message} Loss {number(first)} to {number(ended.losses['final'])} with "
-            f"{frames.counted(ended.num_products, 'curvature product')} in {duration(ended.seconds)}."
+            f"{words.counted(ended.num_products, 'curvature product')} in {duration(ended.seconds)}."
         )
-    directions = convergence.directions(events, site)
+    directions = solver_tables.directions(events, site)
     if directions.empty:
         st.caption("Conjugate gradient took no iteration here.")
         return
@@ -215,14 +220,14 @@ def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) ->
         "**What is left unsolved**, by iteration",
         help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line is a Newton step.",
     )
-    figure = charts.residual_chart(directions, config.prune.solver.rtol)
+    figure = solver_charts.residual_chart(directions, config.prune.solver.rtol)
     panels.draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
     st.markdown(
         "**Curvature** along each direction",
         help="How strongly the loss bends along that iteration's direction p, with the damping. C is the curvature matrix, "
         "which is never formed. A value at or below zero cuts the solve, and is not drawn.",
     )
-    panels.draw(charts.curvature_chart(directions), is_live, "curvatures", "Curvature along each direction by iteration")
+    panels.draw(solver_charts.curvature_chart(directions), is_live, "curvatures", "Curvature along each direction by iteration")
 
 
 def _table(steps: pd.DataFrame, name: str) -> None:
@@ -235,7 +240,7 @@ def _table(steps: pd.DataFrame, name: str) -> None:
     rows = options[of]
     readable_steps = rows.assign(
         tried=[", ".join(map(number, tried)) for tried in rows["tried"]],
-        ended=[convergence.CG_ENDED.get(cg, frames.words(cg)) for cg in rows["cg"]],
+        ended=[solver_tables.CG_ENDED.get(cg, words.words(cg)) for cg in rows["cg"]],
     )
     columns = [*(["layer"] if of == "All layers" else []), *_COLUMNS]
     if not readable_steps["trouble"].any():
@@ -265,33 +270,33 @@ CHECKS = {
         "Do the three products agree?",
         "**Gauss-Newton** leaves out what the errors contribute to the curvature, the **exact Hessian** differentiates twice, "
         "**finite differences** subtract two gradients. Each is applied to one random direction.",
-        convergence.products,
-        convergence.products_said,
+        solver_tables.products,
+        solver_tables.products_said,
         None,
     ),
     "valley": Check(
         "How far should finite differences step?",
         "Too small a step ε drowns in rounding, too large a one leaves the neighbourhood: the error against the exact Hessian "
         "is a valley. A step that crosses the kink of a ReLU sees a jump which the Hessian does not, and raises it.",
-        convergence.valley,
-        convergence.valley_said,
-        lambda result, config: charts.valley_chart(result),
+        solver_tables.valley,
+        solver_tables.valley_said,
+        lambda result, config: solver_charts.valley_chart(result),
     ),
     "solves": Check(
         "What does the preconditioner save?",
         "The same system from the same start, with and without **row blocks**: the least-squares factors of each output row, "
         "which nearly undo the curvature before conjugate gradient begins.",
-        convergence.solves,
-        convergence.solves_said,
-        lambda result, config: charts.solves_chart(result, config.prune.solver.rtol),
+        solver_tables.solves,
+        solver_tables.solves_said,
+        lambda result, config: solver_charts.solves_chart(result, config.prune.solver.rtol),
     ),
     "eigenvalues": Check(
         "How stretched is the problem?",
         "**Lanczos**' method finds the curvature's outermost eigenvalues. The wider they spread, the longer conjugate gradient "
         "takes: its iterations grow with the square root of largest ÷ smallest.",
-        convergence.eigenvalues,
-        convergence.eigenvalues_said,
-        lambda found, config: charts.eigenvalues_chart(found),
+        solver_tables.eigenvalues,
+        solver_tables.eigenvalues_said,
+        lambda found, config: solver_charts.eigenvalues_chart(found),
     ),
 }
 
@@ -300,7 +305,7 @@ CHECKS = {
 def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
     """Computed on a click, and kept for this session."""
     st.divider()
-    st.header("Live checks" + (f" on {frames.layer(site)}" if site else ""), anchor=False)
+    st.header("Live checks" + (f" on {words.layer(site)}" if site else ""), anchor=False)
     st.markdown(
         "Computed here and now: this layer as its solver met it, with the layers before it pruned, at the point where it began."
     )

@@ -6,7 +6,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import charts, frames, layers, panels, state
+from app import state, words
+from app.charts import layers as layer_charts
+from app.charts import palette
+from app.parts import panels
+from app.tables import layers
+from app.tables import run as run_tables
 from snows.config import InputError, RunConfig
 from snows.events import Event, SiteFinished
 from snows.measures.names import MEASURES, percent
@@ -18,12 +23,12 @@ _ERRORS = {"Relative": "relative_loss", "Absolute": "loss"}
 def draw_run(run: Run, is_live: bool) -> None:
     events, run_state = state.watch(run)
     config = state.config_of(run)
-    progress = frames.progress(events, state.now_of(events, run_state))
+    progress = run_tables.progress(events, state.now_of(events, run_state))
     if config is None or not progress.sites:
         _not_begun(run, run_state)
         return
-    names = [frames.layer(site) for site in progress.sites]
-    few, many = frames.left_dense(progress.skipped)
+    names = [words.layer(site) for site in progress.sites]
+    few, many = run_tables.left_dense(progress.skipped)
     known = [*names, *few]
     if (linked_layer := state.asked("layer")) is not None and linked_layer not in known:
         st.warning(f"This run has no layer {linked_layer!r}; here is its first. Choose another below.", icon=":material/info:")
@@ -70,7 +75,7 @@ def _not_begun(run: Run, run_state: str) -> None:
     st.page_link(state.page("prune"), label="See the run", icon=":material/ac_unit:", query_params={"run": run.id})
 
 
-def _controls(config: RunConfig, run_state: str, progress: frames.Progress, known: set[str]) -> tuple[bool, str]:
+def _controls(config: RunConfig, run_state: str, progress: run_tables.Progress, known: set[str]) -> tuple[bool, str]:
     """Whether errors are relative, and the stage, of those `known`, that the error along the window is shown of."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         error = st.segmented_control(
@@ -80,19 +85,19 @@ def _controls(config: RunConfig, run_state: str, progress: frames.Progress, know
             help="\n".join(f"- **{name}**: {MEASURES[measure].meaning}" for name, measure in _ERRORS.items()),
             **state.addressed("error", _ERRORS, "Relative"),
         )
-        method_of = charts.stages(config.prune.update)
-        stages = {charts.LABELS[method]: stage for stage, method in method_of.items() if stage in known or not known}
+        method_of = palette.stages(config.prune.update)
+        stages = {palette.LABELS[method]: stage for stage, method in method_of.items() if stage in known or not known}
         label = st.segmented_control(
             "Along the window",
             list(stages),
             required=True,
             help="Which values of the kept weights the right figure is about: the dense network's own (mask only), those that "
             "fit the layer's own output exactly (least squares), or those at the end. Mask only is of the mask at the end.",
-            **state.addressed("stage", stages, charts.LABELS[config.prune.update]),
+            **state.addressed("stage", stages, palette.LABELS[config.prune.update]),
         )
         panels.badge(run_state)
         if progress.done < len(progress.sites):
-            st.caption(f"{progress.done} of {frames.counted(len(progress.sites), 'layer')} finished", width="content")
+            st.caption(f"{progress.done} of {words.counted(len(progress.sites), 'layer')} finished", width="content")
     return error == "Relative", stages[label]
 
 
@@ -116,13 +121,13 @@ def _overview(
     with losses:
         st.markdown("**What each layer lost, and got back**")
         title = MEASURES["relative_loss" if relative else "loss"].axis
-        figure = charts.loss_chart(
+        figure = layer_charts.loss_chart(
             layers.window_losses(events, relative), names, config.prune.update, title=title, blocks=blocks, chosen=chosen
         )
         panels.draw(figure, is_live, "window-losses", "Error of each layer's window, by stage", choose)
     with windows:
         st.markdown("**Where along the window the error grows or heals**")
-        figure = charts.window_chart(errors, names, stage, config.prune.update, blocks=blocks, chosen=chosen)
+        figure = layer_charts.window_chart(errors, names, stage, config.prune.update, blocks=blocks, chosen=chosen)
         panels.draw(figure, is_live, "window-errors", "Relative error at each operation of each layer's window", choose)
     st.caption(
         "A layer's **window** is the layer and the operations right after it, n₀, n₁ and so on: its weights were fitted so "
@@ -140,10 +145,10 @@ def _left_dense(few: dict[str, str], many: dict[str, list[str]]) -> None:
         st.caption(":material/lock: **Left dense**  \n" + "  \n".join(lines))
 
 
-def _unfinished(name: str, progress: frames.Progress, run_state: str) -> None:
-    if progress.current is not None and frames.layer(progress.current.site) == name:
+def _unfinished(name: str, progress: run_tables.Progress, run_state: str) -> None:
+    if progress.current is not None and words.layer(progress.current.site) == name:
         st.info(f"`{name}` is in work, to be fitted so that all of these compute what they did:", icon=":material/pending:")
-        st.markdown(frames.operations(progress.current.operations))
+        st.markdown(words.operations(progress.current.operations))
     elif run_state in ACTIVE:
         st.info(f"The run has not come to `{name}` yet. It appears here once it is finished.", icon=":material/pending:")
     else:
@@ -184,12 +189,12 @@ def _facts(finished: SiteFinished, run: Run) -> None:
         for label, value, delta, meaning in facts:
             st.metric(label, value, delta, delta_color="off", delta_arrow="off", help=meaning, border=True, height="stretch")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.markdown(f"**{frames.words(finished.status).capitalize()}.** {finished.message}", width="content")
+        st.markdown(f"**{words.words(finished.status).capitalize()}.** {finished.message}", width="content")
         st.page_link(
             state.page("convergence"),
             label="How its solver went",
             icon=":material/trending_down:",
-            query_params={"run": run.id, "layer": frames.layer(finished.site)},
+            query_params={"run": run.id, "layer": words.layer(finished.site)},
             width="content",
         )
 
@@ -197,7 +202,7 @@ def _facts(finished: SiteFinished, run: Run) -> None:
 def _window(errors: pd.DataFrame, config: RunConfig, relative: bool) -> None:
     st.markdown("**Its window**, operation by operation")
     operations = errors.drop_duplicates("k").sort_values("k")["operation"]
-    figure = charts.loss_chart(
+    figure = layer_charts.loss_chart(
         errors.assign(index=errors["k"], loss=errors["relative" if relative else "loss"]),
         [f"{k} · {words}" for k, words in enumerate(operations)],
         config.prune.update,
@@ -213,7 +218,7 @@ def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
     except InputError as error:
         st.warning(f"{error} Until then the error of each channel cannot be measured.", icon=":material/error:")
         return
-    figure = charts.channel_chart(errors, config.prune.update)
+    figure = layer_charts.channel_chart(errors, config.prune.update)
     panels.draw(figure, True, "channels", "Relative error of each output channel of the layer")
     st.caption(f"Of the layer alone (n₀), measured just now on {layers.CHANNEL_IMAGES} of the calibration images.")
 
@@ -224,13 +229,13 @@ def _weights(detail: layers.SiteDetail, name: str, config: RunConfig) -> None:
         st.markdown(f"**Its mask**: {detail.pattern}")
         obeys = {True: ":material/verified: It obeys its pattern.", False: ":material/error: It breaks its pattern.", None: ""}
         st.caption(f"{obeys[detail.obeys]} {detail.compliance}")
-        figure = charts.mask_picture(*layers.mask_panels(detail.mask)).update_layout(uirevision=name)
+        figure = layer_charts.mask_picture(*layers.mask_panels(detail.mask)).update_layout(uirevision=name)
         panels.draw(figure, True, "mask", "Which weights are kept")
         positions = "One picture a kernel position; they zoom together. " if detail.mask.ndim == 4 else ""
         st.caption(f"Filled: kept. Faint: zero. {positions}Drag to zoom in, double-click to zoom out.")
     with values:
         st.markdown("**Its weights**, before and after")
-        figure = charts.weights_chart(detail.histogram, config.prune.update)
+        figure = layer_charts.weights_chart(detail.histogram, config.prune.update)
         panels.draw(figure, True, "weights", "Histograms of the layer's weights")
         st.markdown("**Weights that moved most**")
         number = st.column_config.NumberColumn(format="%.3g")

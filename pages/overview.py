@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from app import form, panels
+from app.forms import run as form
+from app.parts import panels
 from snows.config import NM, PruneConfig, RunConfig
 
 DEMONSTRATION = RunConfig(model="resnet20-fashion", num_evaluation=2_000, prune=PruneConfig(pattern=NM(n=1, m=4)))

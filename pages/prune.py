@@ -2,7 +2,9 @@
 
 import streamlit as st
 
-from app import form, panels, state
+from app import state
+from app.forms import run as form
+from app.parts import panels
 from snows.config import RunConfig
 
 opened, run, problem = state.opened_run_id(), None, ""

@@ -9,7 +9,10 @@ import pandas as pd
 import streamlit as st
 from pydantic import ValidationError
 
-from app import form, frames, panels, runs, state
+from app import state, take_along, words
+from app.forms import run as form
+from app.parts import panels
+from app.tables import runs
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.plans.words import name_of
 from snows.runs import archive
@@ -167,7 +170,7 @@ def details(run: Run) -> None:
         return
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.subheader(frames.plain(name_of(run)), anchor=False, width="content")
+            st.subheader(words.plain(name_of(run)), anchor=False, width="content")
             panels.badge(run_state)
         st.caption(
             f"{run.id} · made {panels.when(run)}"
@@ -182,7 +185,7 @@ def details(run: Run) -> None:
                 st.page_link(state.page(page), label=title, icon=icon, query_params={"run": run.id})
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown("**Download**", width="content")
-            for file in runs.downloads(run):
+            for file in take_along.downloads(run):
                 st.download_button(
                     file.label,
                     file.content,
@@ -261,7 +264,7 @@ def relabel(run: Run, **changes: Any) -> None:
 def together(ticked_runs: list[Run]) -> None:
     own = [run for run in ticked_runs if not state.is_recorded(run)]
     with st.container(border=True):
-        st.subheader(frames.counted(len(ticked_runs), "run") + " ticked", anchor=False)
+        st.subheader(words.counted(len(ticked_runs), "run") + " ticked", anchor=False)
         if len(own) < len(ticked_runs):
             st.caption("Those that came with the app cannot be marked or deleted; they are left as they are.")
         active = [run for run in own if run.state() in ACTIVE]
@@ -282,7 +285,7 @@ def together(ticked_runs: list[Run]) -> None:
                     st.rerun()
             delete_button([run for run in own if run not in active])
             if active:
-                st.caption(f"{frames.counted(len(active), 'run')} in work: cancel before deleting.", width="content")
+                st.caption(f"{words.counted(len(active), 'run')} in work: cancel before deleting.", width="content")
 
 
 def again(run: Run, config: RunConfig) -> None:
@@ -321,7 +324,7 @@ def again(run: Run, config: RunConfig) -> None:
 
 def delete_button(chosen_runs: list[Run]) -> None:
     with st.popover("Delete", icon=":material/delete:", disabled=not chosen_runs):
-        st.markdown("  \n".join(["**Delete?**", *(frames.plain(name_of(run)) for run in chosen_runs)]))
+        st.markdown("  \n".join(["**Delete?**", *(words.plain(name_of(run)) for run in chosen_runs)]))
         st.caption(f"You can have it back for {DAYS} days; after that its files are gone.")
         if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
             deleted = done(state.store().trash, [run.id for run in chosen_runs])
@@ -348,7 +351,7 @@ def trash() -> None:
                 with st.container(horizontal=True, vertical_alignment="center"):
                     if st.button("Restore", icon=":material/undo:", key=f"restore-{run.path}"):
                         restore([run])
-                    st.markdown(f"{frames.plain(name_of(run))} · {run.id}", width="content")
+                    st.markdown(f"{words.plain(name_of(run))} · {run.id}", width="content")
 
 
 def restore(deleted: list[Run]) -> None:

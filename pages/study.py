@@ -10,8 +10,13 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from app import batch_view, charts, frames, panels, state, study, study_form
-from app.study import DRAWN, LOSSES, Study
+from app import state, words
+from app.charts import compare as compare_charts
+from app.charts import palette
+from app.forms import study as study_form
+from app.parts import batch_view, panels
+from app.tables import study
+from app.tables.study import DRAWN, LOSSES, Study
 from snows.measures.names import MEASURES
 from snows.plans.study import Outcome
 from snows.runs.store import ACTIVE, Batch, Run
@@ -101,7 +106,7 @@ def curves(runs: list[Run]) -> None:
     so_far = any(run.state() in ACTIVE for run in runs)
     for name, advice in zip(study_of_runs.names, study_of_runs.advice, strict=True):
         if advice is not None:
-            whose = f"**{frames.plain(name)}.** " if len(study_of_runs.names) > 1 else ""
+            whose = f"**{words.plain(name)}.** " if len(study_of_runs.names) > 1 else ""
             icon = ":gray[:material/hourglass_empty:] So far:" if so_far else ":green[:material/check_circle:]"
             st.markdown(f"{icon} {whose}{advice.reason}")
     points, lines = study.points(study_of_runs), study.marks(study_of_runs)
@@ -154,7 +159,7 @@ def axis() -> bool:
 
 def figure(
     points: pd.DataFrame,
-    lines: Mapping[str, charts.Line],
+    lines: Mapping[str, palette.Line],
     name: str,
     share: bool,
     *,
@@ -162,7 +167,7 @@ def figure(
     height: int = 260,
     legend: bool = False,
 ) -> None:
-    drawn = charts.study_chart(points, lines, name, share=share, dense=dense, height=height, legend=legend)
+    drawn = compare_charts.study_chart(points, lines, name, share=share, dense=dense, height=height, legend=legend)
     panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {AXES['share' if share else 'k']}")
 
 

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from streamlit.testing.v1 import AppTest
 from torch import Tensor, nn
 
-from app import attention_view, charts
-from app.attention_view import ALL_PATCHES, ONE_PATCH, ROLLOUT, Look, Questions
+from app.charts import attention as attention_charts
+from app.charts import palette
+from app.tables import attention as attention_tables
+from app.tables.attention import ALL_PATCHES, ONE_PATCH, ROLLOUT, Look, Questions
 from snows.events import Phase, RunStarted, SiteFinished
 from snows.measures.attention import MapTokens, Similarity, TokenGrid, rollout
 from snows.method.graph import NetworkGraph
@@ -95,34 +97,34 @@ def asked(grid: TokenGrid, queries: list[str]) -> Questions:
     return Questions(blocks, False, {"blocks.0": 2, "blocks.1": 2}, tokens, queries, "")
 
 
-WITH_CLASS = asked(TokenGrid(("cls_token",), 2, 3, (1, 2, 3, 4, 5, 6)), [attention_view.CLASS_TOKEN, ONE_PATCH, ROLLOUT])
+WITH_CLASS = asked(TokenGrid(("cls_token",), 2, 3, (1, 2, 3, 4, 5, 6)), [attention_tables.CLASS_TOKEN, ONE_PATCH, ROLLOUT])
 WITHOUT = asked(TokenGrid((), 2, 3, (0, 1, 2, 3, 4, 5)), [ALL_PATCHES, ONE_PATCH, ROLLOUT])
 
 
 def test_a_query_s_row_is_laid_out_as_patches() -> None:
     maps = random_maps()
     last = maps["blocks.1"]
-    seen = attention_view.attended(maps, WITH_CLASS, "blocks.1", 2, attention_view.CLASS_TOKEN, (1, 1))
+    seen = attention_tables.attended(maps, WITH_CLASS, "blocks.1", 2, attention_tables.CLASS_TOKEN, (1, 1))
     assert seen.tolist() == last[1, 0, 1:].reshape(2, 3).tolist()
-    seen = attention_view.attended(maps, WITH_CLASS, "blocks.1", None, ONE_PATCH, (2, 3))
+    seen = attention_tables.attended(maps, WITH_CLASS, "blocks.1", None, ONE_PATCH, (2, 3))
     np.testing.assert_allclose(seen, ((last[0] + last[1]) / 2)[6, 1:].reshape(2, 3), rtol=1e-6)
 
 
 def test_rollout_ends_at_the_class_token_or_at_all_patches() -> None:
     maps = random_maps()
     whole = rollout(found[None] for found in maps.values())[0]
-    seen = attention_view.attended(maps, WITH_CLASS, "blocks.0", 1, ROLLOUT, (1, 1))
+    seen = attention_tables.attended(maps, WITH_CLASS, "blocks.0", 1, ROLLOUT, (1, 1))
     np.testing.assert_allclose(seen, whole[0, 1:].reshape(2, 3), rtol=1e-6)
     maps = random_maps(tokens=6)
     whole = rollout(found[None] for found in maps.values())[0]
-    seen = attention_view.attended(maps, WITHOUT, "blocks.0", 1, ROLLOUT, (1, 1))
+    seen = attention_tables.attended(maps, WITHOUT, "blocks.0", 1, ROLLOUT, (1, 1))
     np.testing.assert_allclose(seen, whole.mean(0).reshape(2, 3), rtol=1e-6)
 
 
 def test_all_patches_leave_out_registers() -> None:
     grid = TokenGrid(("reg_token",), 2, 3, (1, 2, 3, 4, 5, 6))
     maps = random_maps()
-    seen = attention_view.attended(maps, asked(grid, ["Register", ALL_PATCHES]), "blocks.0", 1, ALL_PATCHES, (1, 1))
+    seen = attention_tables.attended(maps, asked(grid, ["Register", ALL_PATCHES]), "blocks.0", 1, ALL_PATCHES, (1, 1))
     np.testing.assert_allclose(seen, maps["blocks.0"][0, 1:, 1:].mean(0).reshape(2, 3), rtol=1e-6)
 
 
@@ -135,8 +137,8 @@ def inspect(network: nn.Module, *size: int) -> Inspection:
 
 
 def questions(inspection: Inspection) -> Questions:
-    look = attention_view.look(inspection, torch.zeros(inspection.model.input_size), "dense")
-    return attention_view.questions(inspection, look)
+    look = attention_tables.look(inspection, torch.zeros(inspection.model.input_size), "dense")
+    return attention_tables.questions(inspection, look)
 
 
 def transformer(**arguments: object) -> Inspection:
@@ -182,14 +184,14 @@ def test_a_block_offers_what_its_own_tokens_can_be_asked() -> None:
     found = questions(inspection)
     patches, alone = [f"blocks.{i}.attn" for i in range(2)], [f"blocks_token_only.{i}.attn" for i in range(2)]
     assert found.blocks == [*patches, *alone]
-    assert found.queries == [attention_view.CLASS_TOKEN, ALL_PATCHES, ONE_PATCH]
-    assert (found.blocks_with(ALL_PATCHES), found.blocks_with(attention_view.CLASS_TOKEN)) == (patches, alone)
+    assert found.queries == [attention_tables.CLASS_TOKEN, ALL_PATCHES, ONE_PATCH]
+    assert (found.blocks_with(ALL_PATCHES), found.blocks_with(attention_tables.CLASS_TOKEN)) == (patches, alone)
     assert (found.grid(patches[0]), found.grid(alone[0])) == (TokenGrid((), 2, 3, tuple(range(6))), None)
     assert found.note == ""
-    maps = attention_view.look(inspection, torch.randn(3, 32, 48), "dense").maps
-    seen = attention_view.attended(maps, found, alone[1], 2, attention_view.CLASS_TOKEN, (1, 1))
+    maps = attention_tables.look(inspection, torch.randn(3, 32, 48), "dense").maps
+    seen = attention_tables.attended(maps, found, alone[1], 2, attention_tables.CLASS_TOKEN, (1, 1))
     assert seen.tolist() == maps[alone[1]][1, 0, 1:].reshape(2, 3).tolist()
-    seen = attention_view.attended(maps, found, patches[0], 1, ONE_PATCH, (2, 1))
+    seen = attention_tables.attended(maps, found, patches[0], 1, ONE_PATCH, (2, 1))
     assert seen.tolist() == maps[patches[0]][0, 3].reshape(2, 3).tolist()
 
 
@@ -200,8 +202,8 @@ def test_a_pyramid_s_patches_look_at_fewer_than_they_are() -> None:
     assert found.queries == [ALL_PATCHES, ONE_PATCH]
     assert found.blocks_with(ONE_PATCH) == ["stages.3.blocks.0.attn"]
     assert len(found.blocks_with(ALL_PATCHES)) == 4
-    maps = attention_view.look(inspection, torch.randn(3, 64, 96), "dense").maps
-    seen = attention_view.attended(maps, found, "stages.0.blocks.0.attn", None, ALL_PATCHES, (1, 1))
+    maps = attention_tables.look(inspection, torch.randn(3, 64, 96), "dense").maps
+    seen = attention_tables.attended(maps, found, "stages.0.blocks.0.attn", None, ALL_PATCHES, (1, 1))
     np.testing.assert_allclose(seen, maps["stages.0.blocks.0.attn"][0].mean(0).reshape(2, 3), rtol=1e-5)
 
 
@@ -232,7 +234,7 @@ class Attends(nn.Module):
     [
         ("sigmoid", [], "Not shown, of what attends: 1 (network: it multiplies values of the image with each other without a"),
         ("gate", [], "Not shown, of what attends: 1 (network: its softmax scales values one by one"),
-        ("global", [attention_view.GLOBAL], ""),
+        ("global", [attention_tables.GLOBAL], ""),
         ("channels", [], "No query of this network sees the whole image: 1 attend between channels"),
     ],
 )
@@ -244,8 +246,8 @@ def test_attention_that_is_no_map_of_the_image_is_said_not_hidden(kind: str, que
     assert found.stages == (kind in ("sigmoid", "gate"))
     assert "A convolutional network" not in found.note
     if kind == "global":
-        maps = attention_view.look(inspection, torch.rand(1, 8, 8), "dense").maps
-        seen = attention_view.attended(maps, found, "network", None, attention_view.GLOBAL, (1, 1))
+        maps = attention_tables.look(inspection, torch.rand(1, 8, 8), "dense").maps
+        seen = attention_tables.attended(maps, found, "network", None, attention_tables.GLOBAL, (1, 1))
         assert seen.shape == (2, 2)
         assert seen.sum() == pytest.approx(1)
 
@@ -271,16 +273,16 @@ def test_a_picture_spans_black_to_white() -> None:
 
 
 def test_limits_hold_all_maps() -> None:
-    assert attention_view.limits([np.array([[0.1, 0.3]]), np.array([[0.2, 0.7]])]) == (0.1, 0.7)
-    low, high = attention_view.limits([np.array([[0.5, 0.5]])])
+    assert attention_tables.limits([np.array([[0.1, 0.3]]), np.array([[0.2, 0.7]])]) == (0.1, 0.7)
+    low, high = attention_tables.limits([np.array([[0.5, 0.5]])])
     assert low < high
 
 
 def test_top_classes() -> None:
-    found = attention_view.top(torch.tensor([0.1, 0.6, 0.3]), ("a", "b", "c"), count=2)
+    found = attention_tables.top(torch.tensor([0.1, 0.6, 0.3]), ("a", "b", "c"), count=2)
     assert found[["index", "class"]].to_numpy().tolist() == [[1, "b"], [2, "c"]]
     assert found["probability"].tolist() == pytest.approx([0.6, 0.3])
-    assert attention_view.top(torch.tensor([0.1, 0.9]), ())["class"].tolist() == ["output 1", "output 0"]
+    assert attention_tables.top(torch.tensor([0.1, 0.9]), ())["class"].tolist() == ["output 1", "output 0"]
 
 
 def similarity() -> Similarity:
@@ -290,27 +292,27 @@ def similarity() -> Similarity:
 
 
 def test_similarity_by_head_and_preservation_by_image() -> None:
-    table = attention_view.by_head(similarity())
+    table = attention_tables.by_head(similarity())
     assert table[["block", "head"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 1], ["b", 2]]
     assert table["cosine"].tolist() == pytest.approx([0.9, 0.6, 0.4, 0.6])
     assert table["preserved"].tolist() == pytest.approx([0.8, 0.6, 0.7, 0.5])
-    frame = attention_view.preservation({"x": similarity(), "y": similarity()})
+    frame = attention_tables.preservation({"x": similarity(), "y": similarity()})
     assert frame[["network", "image"]].to_numpy().tolist() == [["x", 0], ["x", 1], ["y", 0], ["y", 1]]
     assert frame["preserved"].tolist() == pytest.approx([0.85, 0.45, 0.85, 0.45])
 
 
 def test_spread_is_the_mean_and_the_middle_of_the_images() -> None:
-    assert attention_view.spread(pd.Series(range(11), dtype=float)) == (5.0, 1.0, 9.0)
+    assert attention_tables.spread(pd.Series(range(11), dtype=float)) == (5.0, 1.0, 9.0)
 
 
 def test_looks_of_the_dense_and_the_pruned_network(vit: Inspection) -> None:
     image = vit.images.evaluation[0]
-    dense, pruned = (attention_view.look(vit, image, stage) for stage in ("dense", "pruned"))
+    dense, pruned = (attention_tables.look(vit, image, stage) for stage in ("dense", "pruned"))
     assert isinstance(dense, Look)
     assert float(dense.probabilities.sum()) == pytest.approx(1)
     assert dense.probabilities.argmax() == vit.images.labels[0]
     assert 0 < (dense.maps["blocks.5.attn"] - pruned.maps["blocks.5.attn"]).abs().max() < 0.2
-    answers = attention_view.answers(vit, vit.images.evaluation[:100], "dense", batch_size=32)
+    answers = attention_tables.answers(vit, vit.images.evaluation[:100], "dense", batch_size=32)
     assert answers[0] == vit.images.labels[0]
     assert np.mean(np.array(answers) == vit.images.labels[:100].numpy()) > 0.85
 
@@ -320,7 +322,7 @@ def test_looks_of_the_dense_and_the_pruned_network(vit: Inspection) -> None:
 
 def test_pictures_to_compare_share_a_scale_and_their_cells_lie_on_their_patches() -> None:
     pixels, seen = np.zeros((28, 56), np.uint8), np.arange(8.0).reshape(2, 4) / 10
-    drawn = json.loads(charts.attention_picture(pixels, seen, (0.0, 0.9), 0.4, (2, 3)).to_json())
+    drawn = json.loads(attention_charts.attention_picture(pixels, seen, (0.0, 0.9), 0.4, (2, 3)).to_json())
     picture, heat = drawn["data"]
     assert (heat["zmin"], heat["zmax"], heat["opacity"]) == (0.0, 0.9, 0.4)
     assert heat["z"] == seen.tolist()
@@ -331,54 +333,54 @@ def test_pictures_to_compare_share_a_scale_and_their_cells_lie_on_their_patches(
     box = drawn["layout"]["shapes"][-1]
     assert (box["x0"], box["x1"], box["y0"], box["y1"]) == (2.5, 3.5, 1.5, 2.5)
     assert drawn["layout"]["yaxis"]["scaleratio"] == pytest.approx(1)
-    assert len(charts.attention_picture(pixels, None, (0, 1), 0.4).data) == 1
+    assert len(attention_charts.attention_picture(pixels, None, (0, 1), 0.4).data) == 1
 
 
 def test_a_picture_s_address_holds_its_pixels() -> None:
     import base64
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
-    content = base64.b64decode(charts.picture_address(pixels).partition(",")[2])
+    content = base64.b64decode(attention_charts.picture_address(pixels).partition(",")[2])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
-    content = base64.b64decode(charts.picture_address(pixels, longest_edge=3).partition(",")[2])
+    content = base64.b64decode(attention_charts.picture_address(pixels, longest_edge=3).partition(",")[2])
     assert Image.open(io.BytesIO(content)).size == (2, 3)
 
 
 def test_top_chart_marks_the_label() -> None:
-    top = attention_view.top(torch.tensor([0.25, 0.7, 0.0005]), ("shoe", "bag, purse", "hat"))
-    words = charts.top_chart(top, "snows", label=0).data[1].text
+    top = attention_tables.top(torch.tensor([0.25, 0.7, 0.0005]), ("shoe", "bag, purse", "hat"))
+    words = attention_charts.top_chart(top, "snows", label=0).data[1].text
     assert words == ("bag  70 %", "<b>shoe  25 %</b>", "hat  under 0.1 %")
-    assert charts.top_chart(top, "snows").data[0].marker.color == charts.COLORS["snows"]
+    assert attention_charts.top_chart(top, "snows").data[0].marker.color == palette.COLORS["snows"]
 
 
 def test_similarity_map_has_a_row_a_block_and_a_column_a_head() -> None:
-    table = attention_view.by_head(similarity()).rename(columns={"cosine": "value"})
-    figure = charts.similarity_map(table, (0.4, 1.0), ("b", 2))
+    table = attention_tables.by_head(similarity()).rename(columns={"cosine": "value"})
+    figure = attention_charts.similarity_map(table, (0.4, 1.0), ("b", 2))
     np.testing.assert_allclose(np.array(figure.data[0].z, float), [[0.9, 0.6], [0.4, 0.6]], rtol=1e-5)
     assert list(figure.data[0].x) == [1, 2]
     assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].y0) == (1.5, 1.5)
-    assert charts.similarity_map(table, (0, 1), ("b", None)).layout.shapes[0].x0 == 0.5
+    assert attention_charts.similarity_map(table, (0, 1), ("b", None)).layout.shapes[0].x0 == 0.5
     # Windows and narrower blocks: a head that a block lacks stays empty.
-    uneven = charts.similarity_map(table[:3], (0, 1))
+    uneven = attention_charts.similarity_map(table[:3], (0, 1))
     assert uneven.data[0].z[1][1] is None
 
 
 def test_scales_are_those_of_what_they_explain() -> None:
-    seen = charts.attention_picture(np.zeros((4, 4), np.uint8), np.zeros((2, 2)), (0.1, 0.3), 1).data[1]
-    scale = charts.map_scale((0.1, 0.3), "Share")
+    seen = attention_charts.attention_picture(np.zeros((4, 4), np.uint8), np.zeros((2, 2)), (0.1, 0.3), 1).data[1]
+    scale = attention_charts.map_scale((0.1, 0.3), "Share")
     assert (scale.data[0].zmin, scale.data[0].zmax, scale.data[0].colorscale) == (0.1, 0.3, seen.colorscale)
     assert list(scale.layout.xaxis.ticktext) == ["0.1", "0.15", "0.2", "0.25", "0.3"]
-    table = attention_view.by_head(similarity()).rename(columns={"cosine": "value"})
-    alike = charts.map_scale((0.4, 1.0), "Cosine", of_similarity=True).data[0]
-    assert alike.colorscale == charts.similarity_map(table, (0.4, 1.0)).data[0].colorscale != seen.colorscale
+    table = attention_tables.by_head(similarity()).rename(columns={"cosine": "value"})
+    alike = attention_charts.map_scale((0.4, 1.0), "Cosine", of_similarity=True).data[0]
+    assert alike.colorscale == attention_charts.similarity_map(table, (0.4, 1.0)).data[0].colorscale != seen.colorscale
 
 
 def test_preservation_chart_has_a_row_a_network_in_its_color() -> None:
-    frame = attention_view.preservation({"x": similarity(), "y": similarity()})
-    spreads = {name: attention_view.spread(rows["preserved"]) for name, rows in frame.groupby("network")}
-    figure = charts.preservation_chart(frame, {"x": "none", "y": "snows"}, spreads)
+    frame = attention_tables.preservation({"x": similarity(), "y": similarity()})
+    spreads = {name: attention_tables.spread(rows["preserved"]) for name, rows in frame.groupby("network")}
+    figure = attention_charts.preservation_chart(frame, {"x": "none", "y": "snows"}, spreads)
     dots = [trace for trace in figure.data if trace.marker.size == 5]
-    assert [trace.marker.color for trace in dots] == [charts.COLORS["none"], charts.COLORS["snows"]]
+    assert [trace.marker.color for trace in dots] == [palette.COLORS["none"], palette.COLORS["snows"]]
     assert [round(np.mean(trace.y)) for trace in dots] == [0, 1]
     assert all(math.isfinite(end) for end in figure.layout.xaxis.range)
 
@@ -583,7 +585,7 @@ def test_images_to_choose_from(open_page: OpenPage, store: RunStore) -> None:
     assert all(words.endswith(": Bag") for words in offered())
     app.selectbox("show").set_value("Answer changed").run()
     inspection = Inspection.open(recorded("vit"))
-    dense, pruned = (attention_view.answers(inspection, inspection.images.evaluation[:512], s) for s in ("dense", "pruned"))
+    dense, pruned = (attention_tables.answers(inspection, inspection.images.evaluation[:512], s) for s in ("dense", "pruned"))
     changed = [i for i in range(512) if dense[i] != pruned[i]]
     assert [int(words.split()[1].rstrip(":")) for words in offered()] == changed[:48]
     assert changed

@@ -5,7 +5,7 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import frames, report
+from app import report, words
 from snows.__main__ import main
 from snows.config import RunConfig
 from snows.plans.words import name_of
@@ -49,7 +49,7 @@ def test_a_run_is_called_the_same_on_every_page(page: str, where: str, open_page
     assert name_of(run) == NAME
     app = open_page(page, run=run.id)
     obeyed, shown = read_as_markdown(app), read_as_it_is(app)
-    assert [text for text in obeyed if frames.plain(NAME) in text] or [text for text in shown if NAME in text], where
+    assert [text for text in obeyed if words.plain(NAME) in text] or [text for text in shown if NAME in text], where
     assert [text for text in obeyed if re.search(r"(?<!\\)\[x\]\(", text)] == []  # an image, which the browser would fetch
 
 

@@ -4,8 +4,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from snows.runs.store import RunStore
+from tests.app.tables.test_study import finished_batch
 from tests.app.test_pages import until_ended
-from tests.app.test_study import finished_batch
 
 pytestmark = pytest.mark.e2e
 

@@ -1,0 +1,368 @@
+"""The form's choice of network and images: by name, from a preset, or brought along; with all that can be known beforehand.
+
+What is brought goes to the runs' folder (`snows.sources.uploads`) and into the form as its path, so that a run's config says
+it all.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import words
+from app.charts import attention as attention_charts
+from app.work import fetching
+from snows.config import InputError, RunConfig
+from snows.measures.names import size
+from snows.plans.presets import PRESETS, wanted
+from snows.runs.store import default_root
+from snows.sources.pictures import DataError, left_out_words
+
+MODELS = {
+    "resnet20-fashion": "ResNet-20, trained on Fashion-MNIST",
+    "vit-fashion": "Vision transformer, trained on Fashion-MNIST",
+    "resnet20-cifar10": "ResNet-20, trained on CIFAR-10",
+    "resnet50-cifar100": "ResNet-50, trained on CIFAR-100",
+}
+DATA = {
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar-10": "CIFAR-10",
+    "cifar-100": "CIFAR-100",
+    "imagenette": "Imagenette",
+    "oxford-pets": "Oxford-IIIT Pets",
+    "flowers-102": "Oxford Flowers-102",
+}
+_THUMBNAILS = 8
+_POLL_SECONDS = 0.5
+_NO_PRESET = "My own choice"
+
+
+@st.cache_resource
+def _downloads() -> fetching.Downloads:
+    return fetching.Downloads(fetching.fetch)
+
+
+def engine_ready() -> bool:
+    """Whether the engine and its catalogue are imported. A first page does not wait for them, but is drawn again then."""
+    known = getattr(sys.modules.get("snows.sources.models"), "every_name", None)
+    return known is not None and known.cache_info().currsize > 0
+
+
+def model_names() -> tuple[str, ...]:
+    """Every network there is, once the catalogue is imported."""
+    if not engine_ready():
+        return tuple(MODELS)
+    from snows.sources import models
+
+    return (*MODELS, *(name for name in models.every_name() if name not in MODELS))
+
+
+def data_words(name: str) -> str:
+    """A set of images as a person knows it."""
+    path = Path(name)
+    if ".uploads" in path.parts:
+        return f"{path.name}, brought by you"
+    return DATA.get(name, name)
+
+
+# --- presets ---
+
+
+def presets(fill: Callable[[RunConfig], None]) -> None:
+    """Begin with one of the paper's settings. `fill(config)` puts it into the form."""
+
+    def chosen() -> None:
+        if (name := st.session_state["preset"]) in PRESETS:
+            fill(PRESETS[name].config)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox(
+            "Begin with",
+            [_NO_PRESET, *PRESETS],
+            format_func=lambda name: PRESETS[name].title if name in PRESETS else name,
+            key="preset",
+            persist_state="session",
+            on_change=chosen,
+            help="The settings of the paper that introduced SNOWS. Each fills the form; change what you like.",
+        )
+    if name in PRESETS:
+        st.caption(f":material/info: {PRESETS[name].needs}")
+
+
+# --- the network ---
+
+
+@dataclass(frozen=True)
+class _Outline:
+    parameters: int
+    input_size: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    preprocessing: str
+    reason: str = ""
+    mismatches: tuple[tuple[str, str, str], ...] = ()
+
+
+@st.cache_data(max_entries=64, show_spinner="Looking up the network…")
+def _outline(model: str, checkpoint: str | None, class_names: tuple[str, ...], changed: float) -> _Outline:
+    from snows.sources import models
+    from snows.sources.checkpoints import CheckpointError
+
+    def known(checkpoint: str | None, names: tuple[str, ...]) -> tuple[int, tuple[int, int, int], tuple[str, ...], str]:
+        outline = models.outline(model, checkpoint, class_names=names)
+        return (
+            sum(p.numel() for p in outline.module.parameters()),
+            outline.input_size,
+            outline.class_names,
+            outline.preprocessing,
+        )
+
+    try:
+        return _Outline(*known(checkpoint, class_names))
+    except CheckpointError as error:
+        return _Outline(*known(None, ()), error.reason, error.mismatches)
+
+
+def network(config: RunConfig) -> None:
+    """What is known of the network before it is loaded: size, input, preparation, weights, and whether the checkpoint fits."""
+    if not engine_ready():
+        st.caption("The network's size and input are shown once the engine is loaded, in a few seconds.")
+        return
+    try:
+        outline = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
+    except InputError:
+        return  # the plan beside the form says it
+    shape = " x ".join(map(str, outline.input_size))
+    st.caption(f"**{outline.parameters:,} parameters** · images of {shape} · {len(outline.class_names):,} classes")
+    with st.expander("How it prepares an image, and its classes", icon=":material/crop:"):
+        st.markdown(outline.preprocessing + ".")
+        class_names = ", ".join(outline.class_names[:40]) + (", …" if len(outline.class_names) > 40 else "")
+        st.caption(class_names or "It has no classes.")
+    if outline.mismatches:
+        rows = pd.DataFrame(outline.mismatches[:500], columns=["tensor", "in your file", "in the network"])
+        st.warning(
+            f"The checkpoint does not fit in {words.counted(len(outline.mismatches), 'tensor')}. {outline.reason}",
+            icon=":material/rule:",
+        )
+        height = min(36 * (len(rows) + 1), 220)
+        st.dataframe(rows, hide_index=True, height=height, alt="Each tensor in which the checkpoint and the network differ")
+
+
+def _changed(path: str | None) -> float:
+    try:
+        return Path(path).expanduser().stat().st_mtime if path else 0.0
+    except OSError:
+        return 0.0
+
+
+def own_weights() -> None:
+    """Bring a checkpoint, and say what its outputs mean."""
+
+    def brought() -> None:
+        from snows.sources import uploads
+
+        file = st.session_state["checkpoint-upload"]
+        if file is None:
+            return
+        with _told("checkpoint-told"):
+            path = uploads.keep_checkpoint(default_root(), file, file.name)
+            st.session_state["form.checkpoint"] = str(path)
+
+    with st.popover("Your own weights", icon=":material/upload_file:"):
+        st.markdown(
+            "Weights of the network chosen above: safetensors, or what `torch.save` wrote, with all that a training keeps "
+            "beside them. Only tensors are read from it; nothing in it is run."
+        )
+        st.file_uploader(
+            "Checkpoint",
+            key="checkpoint-upload",
+            on_change=brought,
+            max_upload_size=2000,
+        )
+        _tell("checkpoint-told")
+        st.text_input(
+            "Or its path on this machine",
+            placeholder="The published weights",
+            key="form.checkpoint",
+            persist_state="session",
+        )
+        st.text_area(
+            "Class names, one a line",
+            key="form.class_names",
+            persist_state="session",
+            height=100,
+            help="What the outputs mean, in order. Leave it empty where the network knows its classes.",
+        )
+
+
+# --- the images ---
+
+
+def own_images() -> None:
+    """Bring pictures: dropped, in an archive, or a folder with all that is in it."""
+
+    def brought(key: str) -> None:
+        from snows.sources import uploads
+
+        files = st.session_state[key]
+        if not files:
+            return
+        with _told("images-told"):
+            archives = [file for file in files if uploads.is_archive(file.name)]
+            if archives and len(files) > 1:
+                raise InputError("Bring one archive, or pictures, not both. Take the others out of the list.")
+            pictures = (
+                uploads.keep_archive(default_root(), files[0], files[0].name)
+                if archives
+                else uploads.keep_pictures(default_root(), [(file.name, file) for file in files])
+            )
+            _use(pictures)
+
+    def _use(pictures: Any) -> None:
+        st.session_state["form.data"] = str(pictures.path)
+        summary = words.counted(pictures.count, "picture")
+        if len(pictures.classes) > 1:
+            summary += f" in {len(pictures.classes)} folders"
+        if pictures.left_out:
+            summary += f"; {left_out_words(pictures.left_out)}"
+        if st.session_state["form.num_calibration"] > pictures.count // 2:
+            st.session_state["form.num_calibration"] = max(1, pictures.count // 2)
+            summary += ". Half of them calibrate; the result is measured on the others"
+        st.session_state["images-told"] = ("info", f"Took in {summary}.")
+
+    from snows.sources import uploads
+
+    st.file_uploader(
+        "Your own: drop pictures here, or one archive of them",
+        type=["image", *(suffix.rpartition(".")[2] for suffix in uploads.ARCHIVE_SUFFIXES)],
+        accept_multiple_files=True,
+        key="images-upload",
+        on_change=brought,
+        args=("images-upload",),
+        help=f"Labels are not needed. An archive (zip or tar) with one folder a class gives them. {uploads.LIMITS}",
+    )
+    with st.popover("A whole folder", icon=":material/folder:"):
+        st.file_uploader(
+            "A folder of pictures, or of one folder a class",
+            accept_multiple_files="directory",
+            key="folder-upload",
+            on_change=brought,
+            args=("folder-upload",),
+        )
+        st.caption(f"{uploads.LIMITS} A folder on this machine need not be uploaded: type its path under Images.")
+    _tell("images-told")
+
+
+@contextmanager
+def _told(key: str) -> Iterator[None]:
+    """What is refused inside the block is kept, to be shown where the form says `_tell`."""
+    st.session_state[key] = None
+    try:
+        yield
+    except InputError as error:
+        st.session_state[key] = ("error", str(error))
+
+
+def _tell(key: str) -> None:
+    match st.session_state.get(key):
+        case ("error", sentence):
+            st.error(sentence, icon=":material/error:")
+        case ("info", sentence):
+            st.caption(f":material/check: {sentence}")
+
+
+@st.cache_data(max_entries=16, show_spinner="Looking at the images…")
+def _preview(config_json: str, changed: float) -> tuple[list[str], list[str], str, list[str]]:
+    from snows.sources import data, models
+
+    config = RunConfig.model_validate_json(config_json)
+    model = models.outline(config.model, config.checkpoint, class_names=config.class_names)
+    preview = data.preview(
+        config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=_THUMBNAILS
+    )
+    measured = "labels give an accuracy" if preview.labelled else "no labels: agreement and divergence instead of accuracy"
+    summary = f"{preview.num_calibration:,} to calibrate with, {preview.num_evaluation:,} to measure on · {measured}"
+    pictures = [attention_charts.picture_address(data.as_pixels(image), longest_edge=128) for image in preview.images]
+    return pictures, preview.words, summary, preview.notes
+
+
+def images(config: RunConfig) -> None:
+    """The first images as the network will get them, and how many there are."""
+    if not engine_ready() or not _here(config.data):
+        return
+    from snows.sources.downloads import DownloadError
+
+    try:
+        # What does not bear on the images must not have them read again.
+        relevant = config.model_copy(update={"prune": RunConfig().prune.model_copy(update={"seed": config.prune.seed})})
+        pictures, words, summary, notes = _preview(relevant.model_dump_json(), _changed(config.data))
+    except (DataError, DownloadError) as error:
+        st.error(str(error), icon=":material/image_not_supported:")
+        return
+    except InputError:
+        return  # the network is at fault, and the plan beside the form says how
+    with st.container(horizontal=True, gap="small"):
+        for picture, word in zip(pictures, words, strict=True):
+            st.image(picture, caption=word.partition(",")[0][:14], width=64)
+    st.caption(f"As the network gets them. {summary}.")
+    for note in notes:
+        st.caption(f":material/info: {note}")
+
+
+def _here(name: str) -> bool:
+    from snows.sources import named_sets
+
+    return name not in named_sets.SETS or named_sets.is_here(name)
+
+
+# --- downloads ---
+
+
+def downloads(config: RunConfig) -> None:
+    """What the run would have to fetch first, each with its size, a button to fetch it now, and how far that is."""
+    if not engine_ready():
+        return
+    try:
+        items = [item for item in wanted(config) if not item.here]
+    except InputError:
+        return
+    for item in items:
+        _download(item.name, f"{item.what}, {size(item.num_bytes)}")
+
+
+def _download(name: str, words: str) -> None:
+    seen = _downloads().look(name)
+    active = seen is not None and seen.active
+    if not active:
+        if seen is not None and seen.error:
+            st.error(seen.error, icon=":material/cloud_off:")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button(
+                "Download now",
+                icon=":material/download:",
+                key=f"fetch-{name}",
+                on_click=_downloads().start,
+                args=(name,),
+                help="A run fetches it by itself when it starts; this lets you see it before.",
+            )
+            st.caption(f"{words}, not on this machine yet", width="content")
+        return
+
+    def follow() -> None:
+        now = _downloads().look(name)
+        if now is None or not now.active:
+            st.rerun()
+        share = min(now.done / now.total, 1.0) if now.total else 0.0
+        so_far = f"{size(now.done)}" + (f" of {size(now.total)}" if now.total else "")
+        text = (
+            f"Downloading {now.what or words}: {so_far}" if not now.total or now.done < now.total else f"Unpacking {now.what}"
+        )
+        bar, button = st.columns([5, 1], vertical_alignment="bottom")
+        bar.progress(share, text=text)
+        button.button("Stop", icon=":material/close:", key=f"stop-{name}", on_click=_downloads().stop, args=(name,))
+
+    st.fragment(run_every=_POLL_SECONDS)(follow)()

@@ -1,0 +1,97 @@
+"""The form of a study: which K to try on which networks, what that comes to, and Start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from app import state, words
+from app.forms import batch as batch_form
+from app.forms import run as form
+from app.forms import sources
+from snows.config import TARGETS, RunConfig, parse_pattern
+from snows.plans.study import expand
+
+_KEPT: dict[str, Any] = {"persist_state": "session"}
+
+
+def draw(on_start: Callable[[str], None]) -> None:
+    """The form of a study, what it comes to, and Start, which calls `on_start` with the batch's id."""
+    batch_form.frame(
+        "One click queues a run for every K and network, with the same images and the same seed. They wait their turn, small K "
+        "first, and can be cancelled together or one by one; what is finished stays.",
+        _inputs,
+        lambda wanted: expand([_of(form.current(), model) for model in wanted[0]], *wanted[1:]),
+        on_start,
+    )
+
+
+def _of(config: RunConfig, model: str) -> RunConfig:
+    """The form's settings for another network, to which its checkpoint and class names do not belong."""
+    own = {} if model == config.model else {"model": model, "checkpoint": None, "class_names": ()}
+    return RunConfig.model_validate(config.model_dump() | own)
+
+
+def _inputs() -> tuple[list[str], list[int], list[int]]:
+    """Networks, K, and numbers of calibration images. All else is as in the Prune page's form, and set in both."""
+    models = batch_form.choices(
+        "Networks",
+        "study.models",
+        sources.model_names(),
+        [st.session_state["form.model"]],
+        sources.MODELS,
+        "One curve each. Type a part of a name to search all of timm's and torchvision's networks.",
+        more=True,
+    )
+    left, right = st.columns(2)
+    with left:
+        steps = batch_form.choices(
+            "K",
+            "study.k",
+            ("0", "1", "2", "3", "5", "10", "20", "30"),
+            ["0", "1", "3", "5", "10"],
+            {},
+            "How many operations after a layer its weights must also reproduce. 0: that layer alone. Type any other.",
+            more=True,
+        )
+    with right:
+        images = batch_form.choices(
+            "Calibration images",
+            "study.images",
+            ("64", "128", "256", "512", "1024"),
+            ["512"],
+            {},
+            "The kept weights are fitted on these. Several numbers give a curve each: does looking ahead need more images?",
+            more=True,
+        )
+    pattern = st.session_state["form.prune.pattern"]
+    batch_form.images(left)
+    batch_form.num_evaluation(right)
+    left.selectbox(
+        "Pattern",
+        list(dict.fromkeys((*form.PATTERNS, pattern))),
+        format_func=_pattern_words,
+        accept_new_options=True,
+        key="form.prune.pattern",
+        help="Which weights stay. Where few do, looking ahead matters more.",
+        **_KEPT,
+    )
+    right.selectbox(
+        "Target",
+        TARGETS,
+        format_func=lambda name: form.TARGET_WORDS.get(name, name),
+        key="form.prune.targets",
+        help="What each layer and the K operations after it are fitted to.",
+        **_KEPT,
+    )
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Mask, seed, solver, device, your own weights: all as they are set on", width="content")
+        st.page_link(state.page("prune"), label="Prune", icon=state.PAGES["prune"][1], width="content")
+    return models, batch_form.whole(steps), batch_form.whole(images)
+
+
+def _pattern_words(text: str) -> str:
+    try:
+        return words.pattern_words(parse_pattern(text))
+    except ValueError:
+        return text

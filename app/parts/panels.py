@@ -1,0 +1,425 @@
+"""The Streamlit parts that pages share: the view of a run, lists of runs, the device found.
+
+A run is shown by reading its folder. Only *start*, *cancel* and *resume* go the other way, through the job manager.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+from plotly.graph_objects import Figure
+
+from app import state, words
+from app.charts import layers as layer_charts
+from app.charts import solver as solver_charts
+from app.forms import run as form
+from app.parts import live
+from app.tables import run as run_tables
+from snows.config import RunConfig
+from snows.events import Event, RunFailed
+from snows.measures import names as measure_names
+from snows.measures.names import MEASURES, duration, size
+from snows.plans.words import name_of
+from snows.runs.store import ACTIVE, Run, RunTakenError, StoreError
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+_BADGES: dict[str, tuple[Any, str]] = {
+    "queued": ("gray", ":material/hourglass_empty:"),
+    "running": ("blue", ":material/play_arrow:"),
+    "finished": ("green", ":material/check:"),
+    "failed": ("red", ":material/error:"),
+    "cancelled": ("gray", ":material/close:"),
+    "interrupted": ("orange", ":material/power_off:"),
+}
+_TILES = ("accuracy", "agreement", "density", "seconds")
+_POLL_SECONDS = 1.0
+QUIET = {"displayModeBar": False}
+
+# --- the view of a run ---
+
+
+def badge(run_state: str) -> None:
+    """A run's state as a colored word with an icon."""
+    color, icon = _BADGES[run_state]
+    st.badge(run_state, icon=icon, color=color)
+
+
+def run_view(run: Run, *, recorded: bool = False) -> None:
+    """A run, live while it is active. `recorded`: one that came with the app, which nobody can resume."""
+    active = state.watch(run)[1] in ACTIVE
+    if active:
+        live.prepare()
+    st.fragment(run_every=_POLL_SECONDS if active else None)(_run_view)(run, active, recorded)
+
+
+def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
+    events, run_state = state.watch(run)
+    if was_active and run_state not in ACTIVE:
+        st.rerun()  # once: the page is drawn anew, and polls no more
+    config = state.config_of(run)
+    if config is None:
+        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown. Its folder is {run.path}.")
+        return
+    progress = run_tables.progress(events, state.now_of(events, run_state))
+    st.space("xxsmall")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.subheader(words.plain(name_of(run)), anchor=False, width="content")
+        badge(run_state)
+    where = f" in {words.counted(len(progress.sites), 'layer')}" if progress.sites else ""
+    st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
+    match run_state:
+        case "queued":
+            _queued(run)
+        case "running":
+            _running(run, progress)
+        case "finished":
+            _finished(run, config)
+        case _:
+            _stopped(run, run_state, events, progress, recorded)
+    for note in progress.notes:
+        st.caption(f":material/info: {note}")
+    if progress.sites:
+        _look_inside(run)
+        _figures(events, config, progress, was_active)
+    with st.expander("Settings of this run", icon=":material/settings:"):
+        if st.button(
+            "Use these settings for a new run",
+            icon=":material/content_copy:",
+            on_click=form.fill,
+            args=(config,),
+            key=f"reuse-{run.id}",
+        ):
+            state.open_run(None)
+        st.code(config.model_dump_json(indent=2), language="json")
+
+
+def _queued(run: Run) -> None:
+    place = state.jobs().position(run.id)
+    where = {None: "It waits for its device", 1: "It is next"}.get(place, f"It is number {place} in line")
+    st.info(
+        f"{where}, and starts when the run before it has ended. You may leave this page.", icon=":material/hourglass_empty:"
+    )
+    _cancel_button(run)
+
+
+def _cancel_button(run: Run) -> None:
+    cancelling = run.cancel_requested()
+    if st.button(
+        "Cancelling…" if cancelling else "Cancel", icon=":material/close:", disabled=cancelling, key=f"cancel-{run.id}"
+    ):
+        state.jobs().cancel(run.id)
+        st.rerun()
+
+
+def _running(run: Run, progress: run_tables.Progress) -> None:
+    after = ", then measuring" if progress.current else ""
+    sweeps = progress.total // len(progress.sites) if progress.sites else 1
+    sweep = f" in sweep {progress.current.sweep + 1} of {sweeps}" if progress.current and sweeps > 1 else ""
+    left = f", about {duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
+    where = (
+        f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
+        if progress.current
+        else progress.phase
+    )
+    bar, button = st.columns([6, 1], vertical_alignment="bottom")
+    bar.progress(progress.fraction, text=f"{where} · {duration(progress.elapsed)} so far{left}")
+    with button:
+        _cancel_button(run)
+
+
+def _finished(run: Run, config: RunConfig) -> None:
+    metrics = run.metrics() or {}
+    measured = [name for name in _TILES if name in metrics]
+    for column, name in zip(st.columns(len(measured) or 1), measured, strict=False):
+        measure, value, delta = MEASURES[name], metrics[name], None
+        if name == "accuracy" and value is not None and (dense := metrics.get("accuracy_dense")) is not None:
+            delta = f"{MEASURES['change'].say(value - dense)} from {measure.say(dense)}"
+        column.metric(
+            measure.title,
+            measure_names.said(name, metrics),
+            delta,
+            delta_color="off",
+            delta_arrow="off",
+            help=measure.meaning,
+            border=True,
+            height="stretch",
+        )
+    if run.weights_path.exists():
+        name = re.sub(r"[^\w.-]+", "-", f"{config.model}-{config.prune.pattern}-{run.id}")
+        st.download_button(
+            "Download the pruned weights",
+            run.weights_path.read_bytes,
+            f"{name}.safetensors",
+            "application/octet-stream",
+            icon=":material/download:",
+            on_click="ignore",
+            key=f"download-{run.id}",
+            help="The network's state dict, as safetensors. Removed weights are exactly zero.",
+        )
+
+
+def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables.Progress, recorded: bool) -> None:
+    last = events[-1] if events else None
+    so_far = (
+        f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
+    )
+    if isinstance(last, RunFailed):
+        st.error(f"{last.message} {so_far}", icon=":material/error:")
+        if last.detail:
+            with st.expander("Details for a report"):
+                st.code(last.detail, language=None)
+    elif run_state == "cancelled":
+        st.info(f"You cancelled this run. {so_far} Resume goes on from there.", icon=":material/close:")
+    else:
+        st.warning(
+            f"This run was interrupted: its worker is gone, as when the app is stopped. {so_far} Resume goes on from there.",
+            icon=":material/power_off:",
+        )
+    if recorded:
+        return
+    if st.button("Resume", type="primary", icon=":material/play_arrow:", key=f"resume-{run.id}"):
+        try:
+            state.jobs().resume(run.id)
+        except (RunTakenError, StoreError) as error:
+            st.error(str(error), icon=":material/error:")
+        else:
+            st.rerun()
+
+
+def draw(figure: Figure, in_place: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
+    """A figure; one that changes by itself or by a click beside it, or can be clicked, is drawn `in_place`, see `live`."""
+    if in_place or on_click is not None:
+        live.chart(figure, key=f"live-{key}", alt=alt, on_click=on_click)
+    else:
+        st.plotly_chart(figure, key=key, config=QUIET, alt=alt)
+
+
+def _look_inside(run: Run) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.caption("Look inside", width="content")
+        for name in ("layers", "convergence", "attention"):
+            label, icon = state.PAGES[name]
+            st.page_link(state.page(name), label=label, icon=icon, query_params={"run": run.id}, width="content")
+
+
+def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_live: bool = False) -> None:
+    figure = layer_charts.loss_chart(run_tables.site_losses(events), [words.layer(site) for site in sites], config.prune.update)
+    draw(figure, is_live, "losses", "Loss of each layer with the mask only, after least squares, and at the end")
+
+
+def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress, is_live: bool) -> None:
+    solves = config.prune.update == "snows"
+    losses, now = st.columns([3, 2], gap="large") if solves else (st.container(), None)
+    with losses:
+        st.markdown("**What each layer lost, and got back**")
+        _loss_chart(events, config, progress.sites, is_live)
+    if now is not None:
+        with now:
+            _solver(events, config, is_live)
+    st.markdown("**What happened**, newest first")
+    st.dataframe(
+        run_tables.log(events),
+        hide_index=True,
+        height=280,
+        alt="The run's log",
+        column_config={
+            "after": st.column_config.NumberColumn("After", format="%.1f s", width=80),
+            "layer": st.column_config.TextColumn("Layer", width=160),
+            "what": st.column_config.TextColumn("What", width=380),
+            "status": st.column_config.TextColumn("Status", width="large"),
+        },
+    )
+
+
+def _solver(events: list[Event], config: RunConfig, is_live: bool) -> None:
+    solved = run_tables.last_solved(events)
+    if solved is None:
+        st.caption("The solver has not begun.")
+        return
+    st.markdown(f"**The solver in** `{words.layer(solved.site)}`")
+    figure = solver_charts.residual_chart(run_tables.cg_residuals(events), config.prune.solver.rtol)
+    draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    st.caption("It changes this layer so that all of these compute what they did:")
+    st.markdown(words.operations(solved.operations))
+
+
+def recorded_run() -> None:
+    """The run that came with the app, for whoever has not started one."""
+    runs = state.recorded_runs().list()
+    if runs:
+        st.divider()
+        st.header("A recorded run", anchor=False)
+        st.caption("What a finished run looks like. This one came with the app; nothing was computed just now.")
+        run_view(runs[0], recorded=True)
+
+
+def example_figure() -> None:
+    """The newest finished run's layers, or those of the run that came with the app."""
+    finished = next((run for run in state.store().list() if run.metrics()), None)
+    run = finished or next(iter(state.recorded_runs().list()), None)
+    if run is None:
+        return
+    config, (events, _) = state.config_of(run), state.watch(run)
+    if config is None:
+        return
+    whose = "your newest finished run" if finished else "a recorded run"
+    st.markdown(f"**Each layer's error, before and after re-fitting**, in {whose}")
+    _loss_chart(events, config, run_tables.progress(events, events[-1].time).sites)
+    st.caption(words.plain(name_of(run)))
+
+
+# --- pages that look into a run ---
+
+
+def inspected_run(page_name: str, question: str, sentence: str, first: str | None = None) -> Run | None:
+    """The head of a page that looks into one run: its question, what it shows, and which run. The address names the run.
+
+    Without one in the address it is the one looked at last, else the newest with a finished layer, else a recorded one: `first`
+    where that is there.
+    None, with the reason shown, when the address names a run that is not there.
+    """
+    own = [run for run in state.store().list()[:50] if next(run.finished_sites(), None) is not None]
+    runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
+    problem, wanted = "", state.opened_run_id() or st.session_state.get("inspected")
+    if wanted is not None and wanted not in runs:
+        try:
+            runs[wanted] = state.find_run(wanted)
+        except KeyError as error:
+            problem, wanted = (error.args[0], None) if state.opened_run_id() else ("", None)
+    current = wanted or (first if first in runs and not own else next(iter(runs), None))
+    heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
+    heading.title(question, anchor=False, width="content")
+    if runs:
+        with heading:
+            picked = st.selectbox(
+                "Run",
+                options := list(runs),
+                options.index(current) if current and not problem else None,
+                key=f"inspected-{page_name}-{current}-{bool(problem)}",
+                width=400,
+                format_func=lambda run_id: f"{name_of(runs[run_id])} · {_origin(runs[run_id])}",
+            )
+        if picked is not None and (picked != current or problem):
+            state.open_run(picked, page_name)
+    st.markdown(sentence)
+    if problem:
+        st.error(problem + " Or choose one above.", icon=":material/error:")
+        return None
+    if current is None:
+        st.info("There is no run yet. Start one, and look at it here while it works.", icon=":material/info:")
+        st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
+        return None
+    st.session_state["inspected"] = current
+    if state.opened_run_id() != current:
+        st.query_params["run"] = current
+    if state.config_of(runs[current]) is None:
+        st.error(f"Run {current} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
+        return None
+    if state.is_recorded(runs[current]):
+        st.caption(":material/inventory_2: A recorded run that came with the app; nothing was computed just now.")
+    return runs[current]
+
+
+def _origin(run: Run) -> str:
+    return "recorded" if state.is_recorded(run) else when(run)
+
+
+def follow(run: Run, draw: Callable[[bool], None]) -> None:
+    """Call `draw(is_live)`, and again every second while the run is active; when it ends, draw the whole page anew."""
+    active = state.watch(run)[1] in ACTIVE
+    live.prepare()
+
+    def draw_now() -> None:
+        if active and state.watch(run)[1] not in ACTIVE:
+            st.rerun()
+        draw(active)
+
+    st.fragment(run_every=_POLL_SECONDS if active else None)(draw_now)()
+
+
+# --- tables of measures ---
+
+
+def said(table: pd.DataFrame) -> "Styler":
+    """The table with each measure's values said as everywhere else, and why a finished run has none; they sort as numbers."""
+    measures = [name for name in table.columns if name in MEASURES]
+    styled = table.style.format({name: MEASURES[name].say for name in measures}, na_rep="")
+    if "state" in table:
+        finished = table.index[table["state"] == "finished"]
+        for name in measures:
+            styled.format(MEASURES[name].say, na_rep=measure_names.missing(name), subset=(finished, [name]))
+    return styled
+
+
+def measure_columns(table: pd.DataFrame, widths: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The title and meaning of each column of `table` that is a measure."""
+    names = [name for name in table.columns if name in MEASURES]
+    return {
+        name: st.column_config.Column(MEASURES[name].title, help=MEASURES[name].meaning, width=(widths or {}).get(name))
+        for name in names
+    }
+
+
+# --- lists of runs ---
+
+
+def run_picker(opened: Run | None) -> None:
+    """Choose among this user's runs; the page's address follows."""
+    runs = {run.id: run for run in state.store().list()[:50]} | ({opened.id: opened} if opened else {})
+    if not runs:
+        return
+    current = opened.id if opened else None
+    picked = st.selectbox(
+        "Run",
+        options := [None, *runs],
+        options.index(current),
+        key=f"picker-{current}",
+        width=400,
+        format_func=lambda run_id: f"{name_of(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
+    )
+    if picked != current:
+        state.open_run(picked)
+
+
+def when(run: Run) -> str:
+    """When a run was made: `24 Nov, 14:05`."""
+    return datetime.fromtimestamp(run.created()).strftime("%d %b, %H:%M").lstrip("0")
+
+
+def recent_runs(limit: int = 8) -> None:
+    """The newest runs, each with its state, its result and a link."""
+    runs = state.store().list()[:limit]
+    if not runs:
+        st.caption("None yet. The demonstration would be the first.")
+    for run in runs:
+        accuracy = (run.metrics() or {}).get("accuracy")
+        reached = "" if accuracy is None else f" · accuracy {MEASURES['accuracy'].say(accuracy)}"
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.page_link(
+                state.page("prune"),
+                label=words.plain(name_of(run)),
+                icon=":material/arrow_forward:",
+                query_params={"run": run.id},
+                width=330,
+            )
+            with st.container(width=120):
+                badge(run.state())
+            st.caption(when(run) + reached, width="content")
+
+
+def found_device() -> str:
+    """A sentence on what runs will work with."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return f":material/memory: Runs will use the **{device.name}** here and its {size(device.total_memory)}."
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f":material/memory: Runs will use **{cores} processor cores** and {size(memory)}; no CUDA device was found."

@@ -1,0 +1,344 @@
+"""Runs side by side, ready to draw: their table, what each cost and kept, layer by layer, answer by answer, and why they are or
+are not smaller and faster. Pure functions of run folders and of what `snows.measures.comparison` measured; no torch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from app import words
+from app.charts import palette
+from snows.config import RunConfig
+from snows.events import RunFailed
+from snows.measures.names import MEASURES, number, size
+from snows.plans.batch import Row, pareto, summarize
+from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
+from snows.runs.log import Log
+from snows.runs.store import ACTIVE, Run
+
+if TYPE_CHECKING:
+    from snows.measures.comparison import Flip, Likeness, SignTest
+
+DENSE = "Dense"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of the runs side by side. `label` says what sets it apart from the others, `mark` how figures draw it."""
+
+    run: Run
+    config: RunConfig
+    state: str
+    metrics: Mapping[str, float | None]
+    label: str
+    mark: palette.Mark
+
+
+def entries(runs: Iterable[Run]) -> list[Entry]:
+    """Those of the runs that this version can read, in the order given."""
+    readable = []
+    for run in runs:
+        try:
+            readable.append((run, as_called(run), run.state(), run.metrics() or {}))
+        except ValueError:  # written by another version, or damaged
+            continue
+    configs = [config for _, config, _, _ in readable]
+    apart = zip(labels(configs), marks(configs), strict=True)
+    return [Entry(*parts, label, mark) for parts, (label, mark) in zip(readable, apart, strict=True)]
+
+
+def marks(configs: Sequence[RunConfig]) -> list[palette.Mark]:
+    """A color by what fills the mask, as everywhere, and among those of one color a symbol each; seeds share it."""
+    settings: dict[str, list[str]] = {}
+    config_marks = []
+    for config in configs:
+        update, prune = config.prune.update, config.prune.model_copy(update={"seed": 0})
+        of_update = settings.setdefault(update, [])
+        if (setting := prune.model_dump_json()) not in of_update:
+            of_update.append(setting)
+        config_marks.append(palette.Mark.of(update, of_update.index(setting)))
+    return config_marks
+
+
+def networks(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Runs by network and images: only runs of one network, on the same images, can be set side by side."""
+    by_network: dict[str, list[Entry]] = {}
+    for entry in entries:
+        config = entry.config
+        whose = f" from {config.checkpoint}" if config.checkpoint else ""  # the whole path: names of files repeat
+        by_network.setdefault(f"{config.model}{whose} on {config.data}", []).append(entry)
+    return by_network
+
+
+def network_titles(by_network: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
+    """What to call each of `networks`."""
+    configs = [entries[0].config for entries in by_network.values()]
+    titles = set_apart([(f"{network_name(config)} on {data_name(config)}",) for config in configs])
+    return dict(zip(by_network, titles, strict=True))
+
+
+# --- a batch at work ---
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """How far a batch is. `fraction`: of its layers, those of a run that has not begun being like those of the others."""
+
+    done: int
+    total: int
+    fraction: float
+    active: int
+    resumable: int
+    left: float | None  # seconds; None until a first run has ended
+
+
+def batch_progress(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> BatchProgress:
+    """Read from what the members' folders say now. `log`: what a run's log says, for a caller that has read most of it."""
+    parts = [1.0 if e.state == "finished" else log(e.run).share for e in entries]
+    finished = [seconds for e in entries if e.state == "finished" and (seconds := e.metrics.get("seconds")) is not None]
+    active = [part for e, part in zip(entries, parts, strict=True) if e.state in ACTIVE]
+    left = None if not finished else sum(1 - part for part in active) * sum(finished) / len(finished)
+    return BatchProgress(
+        done=sum(e.state == "finished" for e in entries),
+        total=len(entries),
+        fraction=sum(parts) / len(parts) if parts else 0.0,
+        active=len(active),
+        resumable=sum(e.state not in (*ACTIVE, "finished") for e in entries),
+        left=left,
+    )
+
+
+def problem(entry: Entry) -> str:
+    """Why a run failed, or nothing."""
+    last = entry.run.last()
+    return last.message if isinstance(last, RunFailed) else ""
+
+
+# --- the table ---
+
+
+def rows(entries: Sequence[Entry]) -> list[Row]:
+    """The finished runs as rows, those that differ in their seed alone as one."""
+    return summarize([(entry.config, entry.metrics) for entry in finished(entries)])
+
+
+def finished(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.state == "finished"]
+
+
+def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows as numbers to sort by, and as the texts of `snows.plans.words.cells` to show; one shape, the same titles."""
+    texts = pd.DataFrame(cells(rows))
+    numbers = texts.copy()
+    for name in COLUMNS:
+        if (title := MEASURES[name].title) in texts:
+            numbers[title] = [row.values[name].mean if name in row.values else np.nan for row in rows]
+    if "Seeds" in texts:
+        numbers["Seeds"] = [len(row.runs) for row in rows]
+    return numbers, texts
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """What the table says, in a sentence or two of Markdown; empty where there is nothing to choose from."""
+    measure = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
+    named = list(zip(row_names(rows), rows, strict=True))
+    best = [name for name, row in named if measure in row.best]
+    if not best:
+        return ""
+    level = [name for name, row in named if measure in row.level]
+    seeds = min(len(row.runs) for row in rows)
+    value = next(row.values[measure].mean for name, row in named if name == best[0])
+    says = f"**{words.plain(best[0])}** has the best {measure}, {MEASURES[measure].say(value)}."
+    if level:
+        says += f" The lead on {words.plain(', '.join(level))} may be chance: “Answers” below compares them image by image."
+    if seeds == 1:
+        says += " Each is one seed; add seeds to see how far another choice of calibration images moves them."
+    return says
+
+
+# --- what it costs, what it keeps ---
+
+
+def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
+    """Accuracy (agreement without labels) against `cost` (`density` or `seconds`), and which of the two it is.
+
+    One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front).
+    """
+    value = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
+    measured_rows = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
+    on_front = pareto([row.values[cost].mean for _, row in measured_rows], [row.values[value].mean for _, row in measured_rows])
+    points = [
+        (name, mark.color, mark.symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
+        for (name, row), mark, best in zip(
+            measured_rows, marks([row.config for _, row in measured_rows]), on_front, strict=True
+        )
+        for x, y in [(row.values[cost], row.values[value])]
+    ]
+    columns = ["label", "color", "symbol", "x", "y", "x_deviation", "y_deviation", "best"]
+    return pd.DataFrame(points, columns=columns), value
+
+
+def dense_value(rows: Sequence[Row], value: str) -> float | None:
+    """The dense network's accuracy, or its agreement with itself; `rows` are of one network."""
+    if value == "agreement":
+        return 1.0
+    return next((row.values["accuracy_dense"].mean for row in rows if "accuracy_dense" in row.values), None)
+
+
+# --- layer by layer ---
+
+
+def layer_losses(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> tuple[pd.DataFrame, list[str]]:
+    """Each run's error at every layer's own output, at the end and relative to its target: label, index, value; and the layers.
+
+    At the layer itself, since only there do runs with another K look at the same values.
+    """
+    order: dict[str, None] = {}
+    losses = []
+    for entry in entries:
+        for event in log(entry.run).layers():
+            order.setdefault(words.layer(event.site))
+            scale = event.scale[0] if event.scale else 0.0
+            final = event.by_k.get("final")
+            if final and scale > 0:
+                losses.append((entry.label, words.layer(event.site), final[0] / scale))
+    layers = list(order)
+    rows = [(label, layers.index(layer), value) for label, layer, value in losses]
+    return pd.DataFrame(rows, columns=["label", "index", "value"]), layers
+
+
+def likenesses(by_layer: "Sequence[Likeness]", measure: str) -> tuple[pd.DataFrame, list[str]]:
+    """`cka`, `cosine` or `error` by depth: label, index, value; and the layers, downwards."""
+    layers = list(dict.fromkeys(words.layer(row.layer) for row in by_layer))
+    rows = [(row.network, layers.index(words.layer(row.layer)), getattr(row, measure)) for row in by_layer]
+    return pd.DataFrame(rows, columns=["label", "index", "value"]), layers
+
+
+# --- answer by answer ---
+
+
+def class_accuracies(by_network: Mapping[str, Sequence[float]], classes: Sequence[str], most: int = 30) -> pd.DataFrame:
+    """Accuracy by class: label, index, value, class; of many classes the `most` that differ most between the networks.
+
+    `by_network`: a label to one share a class, NaN where no image is of it.
+    """
+    values = np.array(list(by_network.values()), float)
+    seen = np.flatnonzero(~np.isnan(values).any(0))
+    widest = seen[np.argsort(-np.ptp(values[:, seen], axis=0), kind="stable")][:most]
+    rows = [
+        (label, place, by_network[label][index], classes[index])
+        for place, index in enumerate(sorted(widest))
+        for label in by_network
+    ]
+    return pd.DataFrame(rows, columns=["label", "index", "value", "class"])
+
+
+KINDS = {"lost": "Lost: the dense network was right", "won": "Won: it was wrong", "other": "Both wrong, or no label"}
+
+
+def flipped(by_network: "Mapping[str, Sequence[Flip]]", kinds: Sequence[str] = ()) -> pd.DataFrame:
+    """The images that any network answers differently from the dense one: image, label, dense (class numbers), and a column a
+    network with its own answer, None where it agrees. Those that most networks flip come first."""
+    answers: dict[int, dict[str, int]] = {}
+    about: dict[int, tuple[int | None, int]] = {}
+    for network, flips in by_network.items():
+        for flip in flips:
+            if not kinds or flip.kind in kinds:
+                answers.setdefault(flip.image, {})[network] = flip.pruned
+                about[flip.image] = flip.label, flip.dense
+    order = sorted(answers, key=lambda image: (-len(answers[image]), image))
+    rows = [(image, *about[image], *(answers[image].get(network) for network in by_network)) for image in order]
+    return pd.DataFrame(rows, columns=["image", "label", "dense", *by_network], dtype=object)
+
+
+def flip_counts(by_network: "Mapping[str, Sequence[Flip]]", num_images: int) -> pd.DataFrame:
+    """One row a network: network, changed (a share of the images), and how many it lost, won, and other."""
+    rows = [
+        (network, len(flips) / num_images, *(sum(flip.kind == kind for flip in flips) for kind in KINDS))
+        for network, flips in by_network.items()
+    ]
+    return pd.DataFrame(rows, columns=["network", "changed", *KINDS])
+
+
+def sign_tests(by_network: "Mapping[str, SignTest]") -> pd.DataFrame:
+    """The best network against each other one: against, best_only and other_only (images), chance, verdict."""
+    rows = [
+        (other, test.first_only, test.second_only, test.chance, "real" if test.chance < 0.05 else "may be chance")
+        for other, test in by_network.items()
+    ]
+    return pd.DataFrame(rows, columns=["against", "best_only", "other_only", "chance", "verdict"])
+
+
+# --- size and speed ---
+
+
+def sizes(by_network: Mapping[str, tuple[int, int, int]]) -> pd.DataFrame:
+    """Bytes as label, form, bytes. `by_network`: a label to its dense, sparse and packed size."""
+    forms = ("Dense, zeros included", "Sparse rows (CSR)", "Packed")
+    rows = []
+    for label, by_form in by_network.items():
+        rows += [(label, form, count) for form, count in zip(forms, by_form, strict=True)]
+    return pd.DataFrame(rows, columns=["label", "form", "bytes"])
+
+
+def why_smaller(dense: int, sparse: int, packed: int, file: int, pattern: str, density: float) -> str:
+    """Why a pruned model's file is, or is not, smaller."""
+    says = (
+        f"The file holds {size(file)}: every weight is written, the zeros too, so that any program can load it. "
+        f"Kept values with their positions would take {size(packed)} ({100 * packed / dense:.0f} % of "
+        f"{size(dense)}), "
+    )
+    if sparse >= dense:
+        says += "while the general sparse format saves nothing: 32 bits of position a value cost as much as the value."
+    else:
+        says += f"the general sparse format {size(sparse)}, since it spends 32 bits on each position."
+    return says + (
+        f" Of the pruned layers' weights {100 * density:.0f} % are kept ({pattern}); layers left dense, biases and norms count "
+        "in full."
+    )
+
+
+def why_faster(dense: Sequence[float], pruned: Sequence[float], work: float, eligible: int, layers: int, device: str) -> str:
+    """Why a pruned model is, or is not, faster here. `dense`, `pruned`: seconds a batch. `work`: the share of the dense
+    network's multiply-adds that are not with a zero. `eligible`: how many of the pruned `layers` suit 2:4 kernels. `device`:
+    `cpu`, or a GPU's name."""
+    before, after = float(np.median(dense)), float(np.median(pruned))
+    noise = max(float(np.subtract(*np.percentile(seconds, [75, 25]))) for seconds in (dense, pruned))
+    if abs(after - before) <= max(noise, 0.03 * before):
+        word, more = "Not faster", "; the difference is within the noise"
+    else:
+        word, more = "Faster" if after < before else "Slower", ""
+    says = f"**{word} here**: {_milliseconds(after)} a batch, the dense network {_milliseconds(before)}{more}. "
+    says += (
+        "A zero takes part in the product like any other number: the kernels that ran are dense ones, and know nothing of the "
+        f"mask. One that skipped zeros would have {100 * work:.0f} % of the multiplications to do. "
+    )
+    if not eligible:
+        return says + "No pruned layer has the pattern and the shape that NVIDIA's 2:4 kernels need."
+    where = "a GPU of compute capability 8.0 or later" if device == "cpu" else device
+    return says + (
+        f"{eligible} of the {layers} pruned layers have the pattern and the shape for NVIDIA's 2:4 kernels: on {where}, in "
+        "half precision, these could gain; see `snows.export.files.to_semi_structured`."
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{number(1000 * seconds)} ms"
+
+
+def times(by_network: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Milliseconds of each round as label, milliseconds."""
+    rows = [(label, 1000 * second) for label, seconds in by_network.items() for second in seconds]
+    return pd.DataFrame(rows, columns=["label", "milliseconds"])
+
+
+def kernels(obstacles: Mapping[str, str | None], shapes: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """One row a pruned layer: layer, shape, eligible for 2:4 kernels, and why not."""
+    rows = [
+        (words.layer(site), " x ".join(map(str, shapes[site])), reason is None, reason or "")
+        for site, reason in obstacles.items()
+    ]
+    return pd.DataFrame(rows, columns=["layer", "shape", "eligible", "reason"])

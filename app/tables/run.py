@@ -1,0 +1,179 @@
+"""What a screen shows of a run, from its events: data frames for the charts, progress, and numbers as people read them.
+
+Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.runs.log` says.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from app.words import layer, words
+from snows.config import NM, Dense, Unstructured
+from snows.events import (
+    CGIteration,
+    Event,
+    Fetched,
+    NewtonStep,
+    Note,
+    Phase,
+    Queued,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
+from snows.measures.names import duration, number, size
+from snows.runs.log import Log, by_layer
+
+if TYPE_CHECKING:
+    from snows.runs.estimate import Plan
+
+
+PHASES = {
+    "load": "Reading the network and the images",
+    "prune": "Pruning",
+    "evaluate": "Measuring the dense and the pruned network",
+    "save": "Saving the weights",
+}
+_WIDEST_PICTURE = 48
+_PICTURE_ROWS = 6
+_FEW = 8
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. Times are seconds of work: waiting in line and the pauses before a resume do not count."""
+
+    device: str | None
+    sites: list[str]
+    skipped: dict[str, str]
+    done: int  # layers, over all sweeps
+    total: int  # likewise
+    current: SiteStarted | None  # the layer in work
+    phase: str
+    fraction: float  # of the phase: layers while pruning, images while measuring
+    elapsed: float
+    left: float | None  # for the rest of the phase; None until a first part of it has been timed
+    notes: list[str]  # what to read beside the results
+
+
+def progress(events: list[Event], now: float) -> Progress:
+    """`now`: seconds since the epoch for a run in work; for an ended one its last event's time."""
+    log = Log.of(events)
+    phase = PHASES.get(log.phase, log.phase)
+    if isinstance(log.last, Fetched):
+        of = f" of {size(log.last.total)}" if log.last.total else ""
+        phase = f"Downloading {log.last.what}, {size(log.last.done)}{of}"
+    return Progress(
+        device=log.started.device if log.started else None,
+        sites=log.sites,
+        skipped=log.skipped,
+        done=log.done,
+        total=log.total,
+        current=log.current,
+        phase=phase,
+        fraction=log.fraction,
+        elapsed=log.elapsed(now),
+        left=log.left(now),
+        notes=log.notes,
+    )
+
+
+def site_losses(events: list[Event]) -> pd.DataFrame:
+    """One row a layer and stage (`mask_only`, `least_squares`, `final`), in network order: index, layer, stage, loss."""
+    rows = [(e.index, layer(e.site), stage, loss) for e in Log.of(events).layers() for stage, loss in e.losses.items()]
+    return pd.DataFrame(rows, columns=["index", "layer", "stage", "loss"])
+
+
+def last_solved(events: list[Event]) -> SiteStarted | None:
+    """The layer that conjugate gradient worked on last. A layer just begun takes its place with its first iteration."""
+    site = next((e.site for e in reversed(events) if isinstance(e, CGIteration)), None)
+    return Log.of(events).begun.get(site) if site else None
+
+
+def cg_residuals(events: list[Event]) -> pd.DataFrame:
+    """One row a CG iteration of `last_solved`, counted through its Newton steps: layer, step (from 1), iteration, residual."""
+    solved = last_solved(events)
+    own = by_layer(events)[solved.site] if solved else []
+    iterations = [e for e in own if isinstance(e, CGIteration)]
+    rows = [(layer(e.site), e.step + 1, count, e.residual) for count, e in enumerate(iterations, start=1)]
+    return pd.DataFrame(rows, columns=["layer", "step", "iteration", "residual"])
+
+
+def log(events: list[Event]) -> pd.DataFrame:
+    """What happened, newest first: `after` (seconds since the run's first event), layer, what, status."""
+    rows = []
+    for event in events:
+        after = event.time - events[0].time
+        match event:
+            case Queued():
+                rows.append((after, "", "Waiting for the device", ""))
+            case Phase():
+                rows.append((after, "", PHASES.get(event.name, event.name), ""))
+            case RunStarted():
+                resumed = f", {event.resumed} of them already finished" if event.resumed else ""
+                rows.append((after, "", f"Started on {event.device}: {len(event.sites)} layers to prune{resumed}", ""))
+            case NewtonStep():
+                what = (
+                    f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
+                )
+                rows.append((after, layer(event.site), what + number(event.step_size), words(event.cg_status)))
+            case SiteFinished():
+                first = event.losses.get("mask_only")
+                change = (
+                    f"{number(first)} to {number(event.losses['final'])}"
+                    if first is not None
+                    else number(event.losses["final"])
+                )
+                rows.append((after, layer(event.site), f"Finished in {duration(event.seconds)}: loss {change}", event.message))
+            case Note():
+                rows.append((after, "", event.message, ""))
+            case RunFinished():
+                rows.append((after, "", "Finished", ""))
+            case RunCancelled():
+                rows.append((after, "", f"Cancelled after {event.finished_sites} layers", ""))
+            case RunFailed():
+                rows.append((after, "", "Failed", event.message))
+    return pd.DataFrame(rows[::-1], columns=["after", "layer", "what", "status"])
+
+
+def coverage(plan: "Plan") -> pd.DataFrame:
+    """Every weight of the network: layer, shape, keeps, reason (why it stays dense, or empty).
+
+    What many weights share a reason for is one row, last; it would bury the rest.
+    """
+    few, many = left_dense(plan.skipped)
+    pruned = [(layer(s.name), " x ".join(map(str, s.shape)), f"{100 * s.density:g} %", "") for s in plan.sites]
+    rows = [
+        *((name, "", "all", reason) for name, reason in few.items()),
+        *pruned,
+        *((f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}") for reason, names in many.items()),
+    ]
+    return pd.DataFrame(rows, columns=["layer", "shape", "keeps", "reason"])
+
+
+def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Layers left dense: why, by name, and apart from these the names by a reason that many share."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        names_by_reason.setdefault(reason, []).append(layer(name))
+    few = {name: reason for reason, names in names_by_reason.items() if len(names) <= _FEW for name in names}
+    return few, {reason: names for reason, names in names_by_reason.items() if len(names) > _FEW}
+
+
+def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
+    """A small example of the pattern on made-up weights: (rows, columns) float32, 1 kept, 0 pruned, NaN between groups."""
+    if not isinstance(pattern, NM):
+        scores = np.random.default_rng(0).random((_PICTURE_ROWS, 32))
+        return (scores.argsort(None).argsort().reshape(scores.shape) >= round(scores.size * (1 - pattern.density))).astype(
+            np.float32
+        )
+    groups = max(32 // pattern.m, 1)
+    scores = np.random.default_rng(0).random((_PICTURE_ROWS, groups, pattern.m))
+    mask = (scores.argsort(-1).argsort(-1) >= pattern.m - pattern.n).astype(np.float32)
+    gap = np.full((_PICTURE_ROWS, groups, 1), np.nan, np.float32)
+    return np.concatenate([mask, gap], -1).reshape(_PICTURE_ROWS, -1)[:, :-1][:, :_WIDEST_PICTURE]

@@ -1,0 +1,121 @@
+"""All runs side by side: a data frame of them, what of each can be taken along, and a run's settings with one thing changed.
+
+Reads run folders and nothing else. A run that this version cannot read is still a row, so that it can be seen and deleted.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from snows.config import RunConfig
+from snows.plans.words import as_called, method_name, network_name
+from snows.runs.store import Run
+
+COLUMNS = {
+    "id": "str",
+    "compare": "bool",
+    "name": "str",
+    "network": "str",
+    "pattern": "str",
+    "method": "str",
+    "state": "str",
+    "accuracy": "float64",  # from here on as `snows.measures.names` has them
+    "change": "float64",
+    "agreement": "float64",
+    "density": "float64",
+    "seconds": "float64",
+    "made": "datetime64[s]",
+    "tags": "object",  # a list of words
+    "recorded": "bool",
+}
+UNREADABLE = "unreadable"
+_WORDS = ("id", "name", "network", "pattern", "method", "state")
+
+
+def table(runs: Iterable[Run], recorded: Iterable[Run] = ()) -> pd.DataFrame:
+    """One row a run, in the order given, those that come with the app last; columns as in `COLUMNS`, NaN where not measured."""
+    rows = [*(_row(run, False) for run in runs), *(_row(run, True) for run in recorded)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _row(run: Run, recorded: bool) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": run.id,
+        "compare": False,
+        "name": "",
+        "network": "",
+        "pattern": "",
+        "method": "",
+        "state": UNREADABLE,
+        "made": pd.Timestamp.fromtimestamp(run.created()).floor("s"),
+        "tags": [],
+        "recorded": recorded,
+    }
+    try:
+        config, labels, metrics = as_called(run), run.labels(), run.metrics() or {}
+        state = run.state()
+    except (ValueError, TypeError):  # written by another version, or damaged
+        return row
+    done = f", {sum(1 for _ in run.finished_sites())} done" if state == "running" else ""
+    accuracy, dense = metrics.get("accuracy"), metrics.get("accuracy_dense")
+    return row | {
+        "compare": labels.compare,
+        "name": config.name,
+        "network": network_name(config),
+        "pattern": str(config.prune.pattern),
+        "method": method_name(config.prune),
+        "state": state + done,
+        "accuracy": accuracy,
+        "change": None if accuracy is None or dense is None else accuracy - dense,
+        **{name: metrics.get(name) for name in ("agreement", "density", "seconds")},
+        "tags": list(labels.tags),
+    }
+
+
+def filtered(
+    table: pd.DataFrame, words: str = "", states: Sequence[str] = (), tags: Sequence[str] = (), marked: bool = False
+) -> pd.DataFrame:
+    """The rows that hold every word of `words` somewhere, are in one of `states`, and have all `tags`; empty: any."""
+
+    def is_wanted(row: dict[Hashable, Any]) -> bool:
+        text = " ".join([*(row[name] for name in _WORDS), *row["tags"]]).lower()
+        return (
+            all(word in text for word in words.lower().split())
+            and (not states or base_state(row["state"]) in states)
+            and set(tags) <= set(row["tags"])
+            and (row["compare"] or not marked)
+        )
+
+    wanted = pd.Series([is_wanted(row) for row in table.to_dict("records")], table.index, bool)
+    return table[wanted].reset_index(drop=True)
+
+
+def base_state(state: str) -> str:
+    """`running` of `running, 8 done`."""
+    return state.partition(",")[0]
+
+
+# --- the same again, with one change ---
+
+
+def setting(config: RunConfig, path: str) -> object:
+    """The value of a setting such as `prune.solver.rtol`."""
+    value: object = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def with_change(config: RunConfig, path: str, value: object) -> RunConfig:
+    """The config with the setting at `path` changed, checked as a whole; a text is read as a person writes it.
+
+    Raises `ValidationError`.
+    """
+    content = config.model_dump()
+    *parents, last = path.split(".")
+    inner = content
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return RunConfig.model_validate(content | {"name": ""})

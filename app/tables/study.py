@@ -1,0 +1,146 @@
+"""A study of K, ready to draw: what each K brought and cost, on one curve a network, and which K is enough.
+
+Pure functions of run folders and of `snows.plans.study`; no torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from app.charts import palette
+from snows.measures.names import MEASURES
+from snows.plans import study
+from snows.plans.batch import Row
+from snows.plans.study import Curve, Outcome, Recommendation
+from snows.runs.store import Batch, Run, RunStore
+
+# The study that comes with the app: runs without their weights.
+RECORDED = RunStore(Path(__file__).resolve().parents[2] / "assets" / "study")
+
+
+# What is drawn against K.
+DRAWN = ("accuracy", "agreement", "divergence", "window_error", "own_error", "seconds", "memory")
+LOSSES = {"divergence": "At the network's end", "window_error": "In the window", "own_error": "At the layer itself"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """Curves with their names and what is recommended on each, None while a curve has but one K."""
+
+    curves: list[Curve]
+    names: list[str]
+    advice: list[Recommendation | None]
+
+    @property
+    def measure(self) -> str:
+        """`accuracy`, or `agreement` where a curve has no accuracy."""
+        return "accuracy" if all(curve.measure == "accuracy" for curve in self.curves) else "agreement"
+
+
+def read(runs: Iterable[Run]) -> Study:
+    """What the finished ones of these runs say. Runs that this version cannot read are left out."""
+    outcomes = []
+    for run in runs:
+        try:
+            if run.metrics():
+                outcomes.append(Outcome.of(run))
+        except ValueError:  # written by another version, or damaged
+            continue
+    return of(outcomes)
+
+
+def of(outcomes: Sequence[Outcome]) -> Study:
+    """A study of finished runs."""
+    curves = study.curves(outcomes)
+    return Study(curves, study.names(curves), [study.recommend(curve, outcomes) for curve in curves])
+
+
+def is_study(batch: Batch) -> bool:
+    """Whether the runs of a batch differ in K."""
+    ks = set()
+    for run in batch.runs():
+        try:
+            config = run.config()
+        except ValueError:
+            continue
+        if config.prune.update == "snows":
+            ks.add(config.prune.k_steps)
+    return len(ks) > 1
+
+
+def points(study: Study) -> pd.DataFrame:
+    """One row a point: curve (its name), k, share (of the network's operations, in percent; NaN where it is not known), level
+    (within the noise of the best), recommended, a column a measure of `DRAWN`, and its standard deviation over seeds as
+    `MEASURE_deviation`. Numbers in the units of the axes, NaN where not measured."""
+    rows = []
+    for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
+        for row in curve.rows:
+            k = row.config.prune.k_steps
+            rows.append(
+                {
+                    "curve": name,
+                    "k": k,
+                    "share": 100 * k / curve.operations if curve.operations else float("nan"),
+                    "level": advice is None or any(row is other for other in advice.level),
+                    "recommended": advice is not None and row is advice.row,
+                    **_values(row),
+                }
+            )
+    columns = ["curve", "k", "share", "level", "recommended"]
+    columns += [name + more for name in DRAWN for more in ("", "_deviation")]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _values(row: Row) -> dict[str, float]:
+    numbers = {}
+    for name in DRAWN:
+        if (spread := row.values.get(name)) is not None:
+            scale = MEASURES[name].scale
+            numbers[name] = scale * spread.mean
+            numbers[f"{name}_deviation"] = scale * (spread.deviation or 0.0)
+    return numbers
+
+
+def dense(study: Study) -> dict[str, float]:
+    """The dense networks' accuracy in percent by network, or their agreement with themselves."""
+    scale = MEASURES[study.measure].scale
+    if study.measure == "agreement":
+        return {"the dense network": scale}
+    accuracies = {curve.config.model: scale * curve.rows[0].values["accuracy_dense"].mean for curve in study.curves}
+    if len(accuracies) == 1:
+        return {"dense": accuracies.popitem()[1]}
+    return {f"{network}, dense": value for network, value in accuracies.items()}
+
+
+def marks(study: Study) -> dict[str, palette.Line]:
+    """How each curve is drawn: all in the color of SNOWS; a network has its symbol, a number of images its dash."""
+    networks = list(dict.fromkeys(curve.config.model for curve in study.curves))
+    within: dict[str, int] = {}
+    lines = {}
+    for curve, name in zip(study.curves, study.names, strict=True):
+        place = within[curve.config.model] = within.get(curve.config.model, -1) + 1
+        lines[name] = palette.Line.of("snows", networks.index(curve.config.model), place)
+    return lines
+
+
+def table(study: Study) -> pd.DataFrame:
+    """One row a curve: network, operations, k (the recommended one), share (of the operations, in percent), the measure there,
+    seconds there, and best_k (the one with the best measure)."""
+    rows = []
+    for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
+        row = advice.row if advice else None
+        k = row.config.prune.k_steps if row else None
+        rows.append(
+            {
+                "network": name,
+                "operations": curve.operations,
+                "k": k,
+                "share": 100 * k / curve.operations if curve.operations and k is not None else None,
+                study.measure: row.values[study.measure].mean if row else None,
+                "seconds": row.values["seconds"].mean if row and "seconds" in row.values else None,
+                "best_k": advice.best.config.prune.k_steps if advice else None,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,43 @@
+"""How pages say what is on them: a layer's, a pattern's and an operation's name, and what is counted."""
+
+import re
+
+from snows.config import NM, Dense, Unstructured
+
+
+def layer(site: str) -> str:
+    """A site's name as a person knows it: the module it belongs to."""
+    return site.removesuffix(".weight")
+
+
+def plain(text: str) -> str:
+    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image."""
+    return re.sub(r"([\\`*_\[\]<>$~])", r"\\\1", text)
+
+
+def pattern_words(pattern: NM | Unstructured | Dense) -> str:
+    """The pattern as a person reads it, with the expert's short form beside it."""
+    match pattern:
+        case NM():
+            return f"Keep {pattern.n} of {pattern.m} weights ({pattern})"
+        case Unstructured(scope="layer"):
+            return f"Keep {100 * pattern.density:g} % of each layer ({pattern} unstructured)"
+        case Unstructured():
+            return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
+    return "Keep every weight (dense)"
+
+
+def operations(names: list[str]) -> str:
+    """A window's operations, `path (kind)` each and n_0 first, as a numbered Markdown list."""
+    parts = (name.partition(" (") for name in names)
+    return "\n".join(f"{k}. `{path}` {kind.removesuffix(')')}" for k, (path, _, kind) in enumerate(parts))
+
+
+def words(name: str) -> str:
+    """`MAX_ITERS` to `max iters`."""
+    return name.replace("_", " ").lower()
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 layer`, `21 layers`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -1,0 +1,182 @@
+"""Events to frames, progress and text."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from app import words
+from app.tables import run as run_tables
+from snows.config import NM, Dense, Unstructured
+from snows.events import (
+    CGIteration,
+    Event,
+    Measured,
+    Note,
+    Phase,
+    Queued,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
+from snows.runs.store import RunStore
+from tests.app import helpers
+
+
+def finished_site(index: int, time: float, seconds: float = 2.0, final: float = 1.0) -> SiteFinished:
+    return SiteFinished(
+        time=time,
+        site=f"s{index}.weight",
+        index=index,
+        losses={"mask_only": 4.0, "final": final},
+        by_k={},
+        scale=[],
+        density=0.5,
+        status="CONVERGED",
+        message="Converged.",
+        seconds=seconds,
+        num_products=3,
+    )
+
+
+def started_site(index: int, time: float) -> SiteStarted:
+    return SiteStarted(time=time, site=f"s{index}.weight", index=index, operations=[f"s{index}"], shape=[1, 1])
+
+
+def opening(time: float) -> list[Event]:
+    sites = [f"s{index}.weight" for index in range(4)]
+    return [
+        Queued(time=time),
+        Phase(time=time + 10, name="load"),
+        Phase(time=time + 11, name="prune"),
+        RunStarted(time=time + 14, device="cpu", sites=sites, skipped={"b": "no"}),
+    ]
+
+
+def test_progress_counts_work_not_waiting() -> None:
+    events = [*opening(100), started_site(0, 114), finished_site(0, 116), started_site(1, 116)]
+    progress = run_tables.progress(events, now=117)
+    assert (progress.done, progress.current.site, progress.fraction) == (1, "s1.weight", 0.25)
+    assert progress.elapsed == 7  # from the first phase at 110
+    assert progress.left == pytest.approx(3 * 2 - 1)  # three layers of 2 s, one of them 1 s old
+
+
+def test_progress_while_measuring() -> None:
+    events = [*opening(100), Note(time=110, message="Only nine images."), Phase(time=200, name="evaluate")]
+    assert run_tables.progress(events, now=201).left is None
+    progress = run_tables.progress([*events, Measured(time=204, done=50, total=200)], now=206)
+    assert progress.fraction == 0.25
+    assert progress.left == pytest.approx(16 - 6)  # a quarter took 4 s, and 6 s have gone
+    assert progress.notes == ["Only nine images."]
+
+
+def test_progress_over_a_resume() -> None:
+    first = [*opening(100), started_site(0, 114), finished_site(0, 116)]
+    second = [*opening(1000), started_site(1, 1014), finished_site(1, 1018, seconds=4), RunFinished(time=1020, metrics={})]
+    assert run_tables.progress([*first, *second], now=9999).elapsed == pytest.approx((116 - 110) + (1020 - 1010))
+    waiting = run_tables.progress([*first, Queued(time=1000)], now=1005)
+    assert (waiting.done, waiting.current, waiting.left) == (1, None, None)
+
+
+def test_progress_of_nothing() -> None:
+    progress = run_tables.progress([], now=0)
+    assert (progress.sites, progress.fraction, progress.left, progress.elapsed) == ([], 0.0, None, 0.0)
+
+
+def test_a_layer_done_twice_counts_once_by_its_last_end() -> None:
+    events = [*opening(0), finished_site(1, 20), finished_site(0, 21), finished_site(0, 30, final=0.5)]
+    losses = run_tables.site_losses(events)
+    assert run_tables.progress(events, 31).done == 2
+    assert losses.to_dict("list") == {
+        "index": [0, 0, 1, 1],
+        "layer": ["s0", "s0", "s1", "s1"],
+        "stage": ["mask_only", "final"] * 2,
+        "loss": [4.0, 0.5, 4.0, 1.0],
+    }
+
+
+def test_residuals_are_those_of_the_layer_last_solved() -> None:
+    def iteration(site: str, step: int, count: int) -> CGIteration:
+        return CGIteration(site=site, step=step, iteration=count, residual=1 / count, curvature=1.0)
+
+    events = [started_site(0, 0), iteration("s0.weight", 0, 1), started_site(1, 1)]
+    assert run_tables.cg_residuals(events)["layer"].tolist() == ["s0"]  # until the next layer has something to show
+    assert run_tables.last_solved(events) is events[0]
+    events += [iteration("s1.weight", 0, 1), iteration("s1.weight", 0, 2), iteration("s1.weight", 1, 1)]
+    assert run_tables.last_solved(events) is events[2]
+    found = run_tables.cg_residuals(events)
+    assert found["iteration"].tolist() == [1, 2, 3]
+    assert found["step"].tolist() == [1, 1, 2]
+    assert found["residual"].tolist() == [1.0, 0.5, 1.0]
+    assert run_tables.cg_residuals([]).empty
+    assert run_tables.last_solved([started_site(0, 0)]) is None
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "cancelled", "interrupted"])
+def test_log_is_newest_first_and_names_every_status(state: str, store: RunStore) -> None:
+    log = run_tables.log(helpers.write_run(store, state).events()[0])
+    assert log["after"].is_monotonic_decreasing
+    assert log["what"].iloc[-1] == "Waiting for the device"
+    if state != "interrupted":
+        assert log["what"].iloc[0].startswith(state.capitalize())
+    assert "Converged: a further step would lower the loss by less than the requested share." in log["status"].tolist()
+
+
+@pytest.mark.parametrize("pattern", [NM(n=2, m=4), NM(n=1, m=16), NM(n=3, m=7), NM(n=5, m=32)])
+def test_picture_of_n_of_m_obeys_it(pattern: NM) -> None:
+    grid = run_tables.pattern_grid(pattern)
+    for row in grid:
+        groups = "".join("|" if math.isnan(v) else str(int(v)) for v in row).split("|")
+        assert all(len(group) == pattern.m and group.count("1") == pattern.n for group in groups)
+
+
+def test_picture_of_a_wide_group_fits() -> None:
+    assert run_tables.pattern_grid(NM(n=1, m=1024)).shape[1] <= 64
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(sparsity=0.7), Unstructured(sparsity=0.9, scope="global"), Dense()])
+def test_picture_keeps_the_share(pattern: Unstructured | Dense) -> None:
+    assert np.mean(run_tables.pattern_grid(pattern)) == pytest.approx(pattern.density, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (NM(n=1, m=4), "Keep 1 of 4 weights (1:4)"),
+        (Unstructured(sparsity=0.7), "Keep 30 % of each layer (70% unstructured)"),
+        (Unstructured(sparsity=0.9, scope="global"), "Keep 10 % of the whole network (90% global)"),
+        (Dense(), "Keep every weight (dense)"),
+    ],
+)
+def test_pattern_in_words(pattern: NM | Unstructured | Dense, words: str) -> None:
+    assert words.pattern_words(pattern) == words
+
+
+def test_counted_things_have_a_plural() -> None:
+    assert [words.counted(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+
+
+@pytest.mark.parametrize(
+    "text", ["![x](http://evil.example/x.png)", "[a](javascript:b)", "<img src=x>", "$x$ `y` *z* _w_ ~v \\"]
+)
+def test_what_somebody_typed_is_no_markdown(text: str) -> None:
+    escaped = words.plain(text)
+    assert re.sub(r"\\(.)", r"\1", escaped) == text
+    assert not re.search(r"(?<!\\)(\\\\)*[`*_\[\]<>$~]", escaped)
+    assert words.plain("Best so far · timm:resnet18 · 1:4") == "Best so far · timm:resnet18 · 1:4"
+
+
+def test_coverage_names_every_weight() -> None:
+    from snows.config import RunConfig
+
+    table = run_tables.coverage(helpers.plan(RunConfig()))
+    assert len(table) == len(helpers.PRUNED) + len(helpers.SKIPPED)
+    assert table[table["reason"] != ""]["layer"].tolist() == ["conv1"]
+
+    norms = {f"bn{i}.bias": "too few" for i in range(20)}
+    table = run_tables.coverage(helpers.Plan(helpers.plan(RunConfig()).sites, helpers.SKIPPED | norms, 1.0, 1))
+    assert table["layer"].iloc[0] == "conv1"
+    assert table["layer"].iloc[-1] == "20 others"
+    assert all(name in table["reason"].iloc[-1] for name in norms)

@@ -1,0 +1,358 @@
+"""The table of runs, what can be had of one, and the page in every state."""
+
+import io
+import math
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load
+from streamlit.testing.v1 import AppTest
+
+from app import state, take_along
+from app.tables import runs
+from snows.config import NM, RunConfig
+from snows.runs import archive
+from snows.runs.store import Labels, Run, RunStore
+from tests.app import helpers
+from tests.app.conftest import OpenPage
+from tests.app.test_pages import button, labels, text_of, until_ended
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Run:
+    return helpers.write_run(RunStore(tmp_path / "recorded"), "finished", config=RunConfig(name="Recorded example"))
+
+
+def config(pattern: str = "2:4", **prune: object) -> RunConfig:
+    return RunConfig.model_validate({"prune": {"pattern": pattern, **prune}})
+
+
+class TestTable:
+    def test_a_finished_run(self, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished", config=config("1:8", k_steps=5))
+        run.save_labels(Labels(name="best", tags=("talk", "june"), compare=True))
+        (row,) = runs.table([run]).to_dict("records")
+        assert row["made"] == pd.Timestamp.fromtimestamp(int(run.events()[0][0].time))
+        del row["made"]
+        assert row == {
+            "id": run.id,
+            "compare": True,
+            "name": "best",
+            "network": "resnet20-fashion",
+            "pattern": "1:8",
+            "method": "SNOWS, refined mask, K = 5",
+            "state": "finished",
+            "accuracy": pytest.approx(0.9331),
+            "change": pytest.approx(-0.0064),
+            "agreement": pytest.approx(0.9702),
+            "density": pytest.approx(0.2521),
+            "seconds": 28.1,
+            "tags": ["talk", "june"],
+            "recorded": False,
+        }
+
+    def test_order_states_and_what_is_not_measured(self, store: RunStore, recorded: Run, hold: ExitStack) -> None:
+        given = [helpers.write_run(store, name, hold) for name in ("running", "failed", "queued", "interrupted", "cancelled")]
+        given[0].save_site(0, torch.ones(2), torch.ones(2, dtype=torch.bool))
+        table = runs.table(given, [recorded])
+        assert table["id"].tolist() == [run.id for run in (*given, recorded)]
+        assert table["state"].tolist() == ["running, 1 done", "failed", "queued", "interrupted", "cancelled", "finished"]
+        assert table["recorded"].tolist() == [False] * 5 + [True]
+        assert table["accuracy"].isna().tolist() == [True] * 5 + [False]
+        assert table["name"].tolist() == [""] * 5 + ["Recorded example"]
+        assert list(runs.table([]).columns) == list(table.columns)
+
+    def test_no_labels_no_accuracy(self, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished")
+        run.save_metrics(helpers.METRICS | {"accuracy": None, "accuracy_dense": None})
+        (row,) = runs.table([run]).to_dict("records")
+        assert math.isnan(row["accuracy"])
+        assert math.isnan(row["change"])
+        assert row["agreement"] == pytest.approx(0.9702)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("config.json", '{"unheard_of": 1}'),
+            ("label.json", "{"),
+            ("metrics.json", "{"),
+            ("events.jsonl", "{\n"),
+            ("events.jsonl", '{"kind": "Phase"}\n'),
+        ],
+    )
+    def test_what_cannot_be_read_is_a_row(self, store: RunStore, name: str, content: str) -> None:
+        run = helpers.write_run(store, "finished")
+        (run.path / name).write_text(content)
+        (row,) = runs.table([run]).to_dict("records")
+        assert (row["id"], row["state"], row["network"]) == (run.id, runs.UNREADABLE, "")
+
+    @pytest.mark.parametrize(
+        ("given", "found"),
+        [
+            ({}, "abcd"),
+            ({"words": "1:8"}, "b"),
+            ({"words": "VIT least"}, "c"),
+            ({"words": "talk"}, "ab"),
+            ({"words": "best talk"}, "a"),
+            ({"words": "(["}, ""),  # words, not a pattern
+            ({"states": ["failed", "cancelled"]}, "cd"),
+            ({"tags": ["talk"]}, "ab"),
+            ({"tags": ["talk", "june"]}, "a"),
+            ({"marked": True}, "b"),
+            ({"words": "resnet20", "states": ["finished"], "tags": ["talk"], "marked": True}, "b"),
+            ({"marked": True, "states": ["failed"]}, ""),
+        ],
+    )
+    def test_filters(self, store: RunStore, given: dict, found: str) -> None:
+        made = {
+            "a": helpers.write_run(store, "finished"),
+            "b": helpers.write_run(store, "finished", config=config("1:8")),
+            "c": helpers.write_run(
+                store, "failed", config=RunConfig.model_validate({"model": "vit-fashion", "prune": {"update": "least-squares"}})
+            ),
+            "d": helpers.write_run(store, "cancelled"),
+        }
+        made["a"].save_labels(Labels(name="Best", tags=("talk", "june")))
+        made["b"].save_labels(Labels(tags=("talk",), compare=True))
+        names = {run.id: name for name, run in made.items()}
+        shown = runs.filtered(runs.table(made.values()), **given)
+        assert "".join(names[run_id] for run_id in shown["id"]) == found
+        assert shown.index.tolist() == list(range(len(found)))
+
+    def test_no_runs_can_be_filtered(self) -> None:
+        assert runs.filtered(runs.table([]), "x", ["failed"], ["y"], True).empty
+
+
+class TestDownloads:
+    def test_all_there_is_of_a_finished_run(self, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished", config=config("1:4"))
+        weights = {site: torch.tensor([[0.0, 1.0]]) for site in helpers.SITES}
+        run.save_weights(weights)
+        files = {file.label: file for file in take_along.downloads(run)}
+        assert [file.obstacle for file in files.values()] == [""] * 6
+        assert {label: file.file_name for label, file in files.items()} == {
+            "Weights": f"{run.id}.safetensors",
+            "Masks": f"{run.id}-masks.safetensors",
+            "Config": f"{run.id}-config.json",
+            "Events": f"{run.id}-events.jsonl",
+            "Report": f"{run.id}.html",
+            "Whole run": f"{run.id}.zip",
+        }
+        assert load(files["Weights"].content()).keys() == weights.keys()
+        assert RunConfig.model_validate_json(files["Config"].content()) == run.config()
+        assert files["Events"].content() == (run.path / "events.jsonl").read_bytes()
+        assert b"1:4" in files["Report"].content()
+        with_masks = load(files["Masks"].content())
+        assert with_masks.keys() == set(helpers.PRUNED)
+        assert with_masks["fc.weight"].tolist() == [[False, True]]
+        elsewhere = RunStore(store.root.parent / "elsewhere")
+        assert archive.import_run(elsewhere, io.BytesIO(files["Whole run"].content())).config() == run.config()
+
+    def test_masks_can_be_the_mask_of_a_new_run(self, store: RunStore, tmp_path: Path) -> None:
+        from snows.method.sparsity import read_mask_file
+
+        run = helpers.write_run(store, "finished")
+        run.save_weights({site: torch.tensor([[0.0, 1.0]]) for site in helpers.SITES})
+        path = tmp_path / "masks.safetensors"
+        path.write_bytes(take_along.masks_file(run))
+        assert read_mask_file(path)["fc.weight"].tolist() == [[False, True]]
+
+    def test_what_is_not_there_yet_has_a_reason(self, store: RunStore) -> None:
+        run = store.create(RunConfig())
+        obstacles = {file.label: file.obstacle for file in take_along.downloads(run)}
+        assert [label for label, why in obstacles.items() if why] == ["Weights", "Masks", "Events"]
+        run.save_site(0, torch.ones(2), torch.ones(2, dtype=torch.bool))
+        assert {file.label: file.obstacle for file in take_along.downloads(run)}["Masks"] == ""
+
+
+class TestOneChange:
+    def test_only_that_changes(self) -> None:
+        before = RunConfig.model_validate({"name": "mine", "prune": {"pattern": "1:8", "overrides": {"fc": "dense"}}})
+        after = runs.with_change(before, "prune.solver.rtol", "0.01")
+        assert after.prune.solver.rtol == 0.01
+        assert runs.with_change(after, "prune.solver.rtol", 0.1) == before.model_copy(update={"name": ""})
+        assert runs.with_change(before, "prune.pattern", "2:4").prune.pattern == NM(n=2, m=4)
+        assert runs.setting(before, "prune.solver.rtol") == 0.1
+
+    @pytest.mark.parametrize(("path", "value"), [("prune.k_steps", "many"), ("prune.pattern", "4:4"), ("prune.seed", "-1")])
+    def test_the_whole_is_checked(self, path: str, value: str) -> None:
+        with pytest.raises(ValidationError):
+            runs.with_change(RunConfig(), path, value)
+
+
+def ids(app: AppTest) -> list[str]:
+    return app.dataframe[0].value["id"].tolist()
+
+
+def text_input(app: AppTest, label: str):
+    return next(t for t in app.text_input if t.label == label)
+
+
+class TestPage:
+    def test_empty_shows_the_recorded_run(self, open_page: OpenPage, recorded: Run) -> None:
+        app = open_page("runs")
+        assert ids(app) == [recorded.id]
+        assert "Tick the box" in text_of(app)
+
+    def test_nothing_at_all(self, open_page: OpenPage) -> None:
+        assert "There is no run yet" in text_of(open_page("runs"))
+
+    def test_lists_all_states_and_survives_what_cannot_be_read(
+        self, open_page: OpenPage, store: RunStore, hold: ExitStack
+    ) -> None:
+        states = ["finished", "failed", "cancelled", "interrupted", "running", "queued"]
+        for name in states:
+            helpers.write_run(store, name, hold)
+        foreign = store.create(RunConfig())
+        (foreign.path / "config.json").write_text('{"unheard_of": 1}')
+        table = open_page("runs").dataframe[0].value
+        assert set(table["state"].str.partition(",")[0]) == {*states, "unreadable"}
+        app = open_page("runs", run=foreign.id)
+        assert "another version" in text_of(app)
+        assert "Yes, delete" in labels(app)
+
+    def test_filters_by_words_state_tag_and_mark(self, open_page: OpenPage, store: RunStore) -> None:
+        best, other = helpers.write_run(store, "finished", config=config("1:8")), helpers.write_run(store, "failed")
+        best.save_labels(Labels(name="best", tags=("talk",), compare=True))
+        app = open_page("runs")
+        assert set(ids(app)) == {best.id, other.id}
+        app.text_input("find").set_value("1:8").run()
+        assert ids(app) == [best.id]
+        app.text_input("find").set_value("nothing like that").run()
+        assert "No run is like that" in text_of(app)
+        app.text_input("find").set_value("")
+        app.multiselect("tag").set_value(["talk"])
+        app.toggle("marked").set_value(True).run()
+        assert ids(app) == [best.id]
+
+    def test_name_tags_and_mark_are_kept(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished", config=RunConfig(name="from the shell"))
+        app = open_page("runs", run=run.id)
+        assert text_input(app, "Name").value == "from the shell"
+        text_input(app, "Name").set_value("The best").run()
+        assert run.labels() == Labels(name="The best")
+        next(t for t in app.toggle if t.label == "Mark to compare").set_value(True).run()
+        assert run.labels() == Labels(name="The best", compare=True)
+        assert app.dataframe[0].value[["name", "compare"]].values.tolist() == [["The best", True]]
+        assert "The best · resnet20-fashion" in text_of(app)
+        run.save_labels(Labels(name="Named in another tab", tags=("x",), compare=True))
+        app.run()
+        assert text_input(app, "Name").value == "Named in another tab"
+        next(t for t in app.toggle if t.label == "Mark to compare").set_value(False).run()
+        assert run.labels() == Labels(name="Named in another tab", tags=("x",))
+
+    def test_delete_asks_first_and_can_be_undone(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished")
+        app = open_page("runs", run=run.id)
+        assert store.list() == [run]
+        app.button("delete").click().run()
+        assert store.list() == []
+        assert f"Deleted {run.id}" in text_of(app)
+        assert "run" not in app.query_params
+        button(app, "Undo").click().run()
+        assert store.list() == [run]
+        assert ids(app) == [run.id]
+        assert "Undo" not in labels(app)
+
+    def test_a_deleted_run_can_be_restored_later(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished")
+        store.trash(run.id)
+        app = open_page("runs", run=run.id)
+        assert f"There is no run '{run.id}'" in text_of(app)
+        button(app, "Restore").click().run()
+        assert store.list() == [run]
+
+    def test_an_active_run_must_be_cancelled_first(self, open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
+        run = helpers.write_run(store, "running", hold)
+        app = open_page("runs", run=run.id)
+        assert "Cancel it before you delete it" in text_of(app)
+        assert "Yes, delete" not in labels(app)
+        button(app, "Cancel").click().run()
+        assert run.cancel_requested()
+        assert "Cancelling…" in labels(app)
+
+    def test_a_run_that_came_with_the_app_cannot_be_changed(self, open_page: OpenPage, recorded: Run) -> None:
+        app = open_page("runs", run=recorded.id)
+        assert "It came with the app" in text_of(app)
+        assert "Yes, delete" not in labels(app)
+        assert text_input(app, "Name").disabled
+        assert next(t for t in app.toggle if t.label == "Mark to compare").disabled
+        assert len(app.get("download_button")) == 6
+
+    def test_several_at_once(self, open_page: OpenPage, store: RunStore, recorded: Run, hold: ExitStack) -> None:
+        first, second = helpers.write_run(store, "finished"), helpers.write_run(store, "failed")
+        active = helpers.write_run(store, "running", hold)
+        app = open_page("runs")
+        app.query_params["run"] = [run.id for run in (first, second, active, recorded)]
+        app.run()
+        assert "4 runs ticked" in text_of(app)
+        button(app, "Mark to compare").click().run()
+        assert [run.labels().compare for run in (first, second, active, recorded)] == [True, True, True, False]
+        assert "1 run in work: cancel before deleting" in text_of(app)
+        app.button("delete").click().run()
+        assert store.list() == [active]
+        button(app, "Undo").click().run()
+        assert set(store.list()) == {first, second, active}
+
+    def test_again_with_one_change(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished", config=config("1:8", seed=5))
+        app = open_page("runs", run=run.id)
+        assert button(app, "Set it up").disabled
+        app.selectbox(f"change-{run.id}").set_value("prune.k_steps").run()
+        app.selectbox(f"value-{run.id}-prune.k_steps").set_value("10").run()
+        button(app, "Set it up").click().run()
+        assert "How few weights" in app.title[0].value
+        assert "run" not in app.query_params
+        app.switch_page("../pages/prune.py").run()  # AppTest has not noticed that the app went there
+        button(app, "Start").click().run()
+        (new,) = set(store.list()) - {run}
+        assert new.config() == config("1:8", seed=5, k_steps=10)
+        assert until_ended(new) == "finished"
+
+    def test_a_change_that_cannot_be_is_a_sentence(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished")
+        app = open_page("runs")
+        app.session_state[f"value-{run.id}-prune.pattern"] = "4:4"  # AppTest cannot type an option that is not there
+        app.query_params["run"] = run.id
+        app.run()
+        assert "would keep every weight" in text_of(app)
+        assert button(app, "Set it up").disabled
+
+    def test_import_a_folder(self, open_page: OpenPage, store: RunStore, tmp_path: Path) -> None:
+        made = helpers.write_run(RunStore(tmp_path / "elsewhere"), "finished")
+        app = open_page("runs")
+        path = next(t for t in app.text_input if "path" in t.label)
+        path.set_value(str(tmp_path)).run()
+        button(app, "Import").click().run()
+        assert "is no run: it has no config.json" in text_of(app)
+        next(t for t in app.text_input if "path" in t.label).set_value(f" {made.path} ").run()
+        button(app, "Import").click().run()
+        assert [run.id for run in store.list()] == [made.id]
+        assert made.id in text_of(app)
+
+    def test_the_id_of_a_recorded_run_is_taken(self, open_page: OpenPage, store: RunStore, recorded: Run) -> None:
+        app = open_page("runs")
+        next(t for t in app.text_input if "path" in t.label).set_value(str(recorded.path)).run()
+        button(app, "Import").click().run()
+        assert f"There is a run {recorded.id} already" in text_of(app)
+        next(t for t in app.toggle if t.label == "Import as a copy").set_value(True).run()
+        button(app, "Import").click().run()
+        (copy,) = store.list()
+        assert copy.id != recorded.id
+        assert not state.is_recorded(copy)
+
+    def test_a_run_under_the_id_of_a_deleted_one_is_shown_as_it_is(
+        self, open_page: OpenPage, store: RunStore, tmp_path: Path
+    ) -> None:
+        run = helpers.write_run(store, "failed")
+        app = open_page("prune", run=run.id)
+        assert "was given a NaN" in text_of(app)
+        store.trash(run.id)
+        other = helpers.write_run(RunStore(tmp_path / "elsewhere"), "finished")
+        archive.import_run(store, other.path.rename(other.path.with_name(run.id)))
+        app.run()
+        assert "Accuracy: 93.31 %" in text_of(app)
