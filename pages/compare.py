@@ -1,6 +1,6 @@
 """Which method, which K, for this network?
 
-The address names what is compared: a batch `?batch=ID`, or runs `?runs=ID,ID`; `?batch=new` is the form, `?batch=marked` and
+The address names what is compared: `?batch=ID`, or runs `?runs=ID,ID`; `?batch=new` is the form, `?batch=marked` and
 `?batch=recorded` are what they say. `view` is the closer look, `network` the one looked at, `show` the runs
 looked into by their places, `likeness` the measure of representations.
 """
@@ -17,16 +17,16 @@ from pydantic import ValidationError
 
 from app import state, words
 from app.charts import compare as compare_charts
-from app.forms import batch as batch_form
-from app.parts import batch_view, panels
+from app.forms import comparison as comparison_form
+from app.parts import comparison_view, panels
 from app.parts.looks import answer_view, attention_view, depth_view, layer_view, speed_view
 from app.tables import compare
 from app.tables.compare import Entry
 from snows.config import InputError
 from snows.measures.names import MEASURES
-from snows.plans.batch import Row
+from snows.plans.comparisons import Row
 from snows.plans.words import BEST, COLUMNS, LEVEL, name_of, row_names
-from snows.runs.store import Batch, Run
+from snows.runs.store import Comparison, Run
 
 if TYPE_CHECKING:
     pass
@@ -46,7 +46,7 @@ class Choice:
 
     key: str
     runs: list[Run]
-    batch: Batch | None = None
+    comparison: Comparison | None = None
     problem: str = ""
 
 
@@ -61,7 +61,7 @@ def is_marked(run: Run) -> bool:
         return False
 
 
-def choice(batches: Mapping[str, Batch], marked: list[Run]) -> Choice:
+def choice(comparisons: Mapping[str, Comparison], marked: list[Run]) -> Choice:
     key, listed = state.asked("batch"), state.asked("runs")
     if listed:
         listed_runs, missing = [], []
@@ -72,7 +72,7 @@ def choice(batches: Mapping[str, Batch], marked: list[Run]) -> Choice:
                 missing.append(str(error.args[0]))
         return Choice(CHOSEN, listed_runs, problem=" ".join(missing))
     if key is None:
-        key = next(iter(batches), MARKED if marked else NEW)
+        key = next(iter(comparisons), MARKED if marked else NEW)
     match key:
         case "new":
             return Choice(NEW, [])
@@ -80,9 +80,9 @@ def choice(batches: Mapping[str, Batch], marked: list[Run]) -> Choice:
             return Choice(MARKED, marked)
         case "recorded":
             return Choice(RECORDED, list(state.recorded_runs().list()))
-    if key in batches:
-        return Choice(key, batches[key].runs(), batches[key])
-    return Choice(NEW, [], problem=f"There is no batch {key!r}. Its runs may have been deleted. Choose another above.")
+    if key in comparisons:
+        return Choice(key, comparisons[key].runs(), comparisons[key])
+    return Choice(NEW, [], problem=f"There is no comparison {key!r}. Its runs may have been deleted. Choose another above.")
 
 
 def go(key: str) -> None:
@@ -91,10 +91,10 @@ def go(key: str) -> None:
 
 def show() -> None:
     state.read_address()
-    batches = {batch.id: batch for batch in state.store().batches()}
+    comparisons = {comparison.id: comparison for comparison in state.store().comparisons()}
     marked = marked_runs()
-    now = choice(batches, marked)
-    heading(batches, marked, now)
+    now = choice(comparisons, marked)
+    heading(comparisons, marked, now)
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
     body, settings, example = st.container(), st.container(), st.container()
     with body:
@@ -103,25 +103,25 @@ def show() -> None:
         if now.key in (MARKED, CHOSEN):
             pick_runs(now)
         if now.key != NEW:
-            comparison(now)
+            draw_comparison(now)
     if now.key == NEW:
         with settings:
-            batch_form.draw(go)
+            comparison_form.draw(go)
         recorded = list(state.recorded_runs().list())
         if recorded:
             with example:
                 st.divider()
                 st.header("Recorded runs", anchor=False)
                 st.caption("What a comparison looks like. These came with the app; nothing was computed just now.")
-                comparison(Choice(RECORDED, recorded))
+                draw_comparison(Choice(RECORDED, recorded))
 
 
-def heading(batches: Mapping[str, Batch], marked: list[Run], now: Choice) -> None:
+def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choice) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
     row.title("Which method, which K, for this network?", anchor=False, width="content")
     words = {
         NEW: "A new comparison",
-        **{key: batch_view.batch_words(batch) for key, batch in batches.items()},
+        **{key: comparison_view.comparison_words(comparison) for key, comparison in comparisons.items()},
         MARKED: f"Marked runs ({len(marked)})",
         RECORDED: "Recorded runs",
     }
@@ -166,7 +166,7 @@ def pick_runs(now: Choice) -> None:
 # --- a comparison ---
 
 
-def comparison(now: Choice) -> None:
+def draw_comparison(now: Choice) -> None:
     entries = compare.entries(now.runs)
     unread = len(now.runs) - len(entries)
     if unread:
@@ -174,11 +174,11 @@ def comparison(now: Choice) -> None:
     if not entries:
         if now.key == MARKED:
             st.info(
-                "No run is marked. Choose some above, or mark them on the Runs page; or make a batch.", icon=":material/info:"
+                "No run is marked. Choose some above, or mark them on the Runs page; or start some.", icon=":material/info:"
             )
             st.page_link(state.page("compare"), label="A new comparison", icon=":material/add:", query_params={"batch": NEW})
         return
-    batch_view.follow(now.key, now.runs, now.batch)
+    comparison_view.follow(now.key, now.runs, now.comparison)
     finished = compare.finished(entries)
     if not finished:
         st.caption("The table begins when a first run has finished.")

@@ -1,6 +1,6 @@
 """How far ahead should a layer look?
 
-The address names the study: a batch `?batch=ID`; `?batch=new` is the form, `?batch=recorded` the one that came with the app.
+The address names the study: `?batch=ID`; `?batch=new` is the form, `?batch=recorded` the one that came with the app.
 `axis` is what K is drawn against, `loss` which one is drawn.
 """
 
@@ -14,12 +14,12 @@ from app import state, words
 from app.charts import compare as compare_charts
 from app.charts import palette
 from app.forms import study as study_form
-from app.parts import batch_view, panels
+from app.parts import comparison_view, panels
 from app.tables import study
 from app.tables.study import DRAWN, LOSSES, Study
 from snows.measures.names import MEASURES
 from snows.plans.study import Outcome
-from snows.runs.store import ACTIVE, Batch, Run
+from snows.runs.store import ACTIVE, Comparison, Run
 
 NEW, RECORDED = "new", "recorded"
 AXES = {"k": "K itself", "share": "K ÷ operations of the network"}
@@ -31,23 +31,23 @@ def go(key: str) -> None:
 
 def show() -> None:
     state.read_address()
-    batches = {batch.id: batch for batch in state.store().batches() if study.is_study(batch)}
+    comparisons = {comparison.id: comparison for comparison in state.store().comparisons() if study.is_study(comparison)}
     recorded = study.RECORDED.list()[::-1]  # by name
-    batch_key = state.asked("batch") or next(iter(batches), NEW)
-    known = {NEW, *batches, *([RECORDED] if recorded else [])}
-    key = batch_key if batch_key in known else NEW
-    heading(batches, recorded, key)
+    comparison_key = state.asked("batch") or next(iter(comparisons), NEW)
+    known = {NEW, *comparisons, *([RECORDED] if recorded else [])}
+    key = comparison_key if comparison_key in known else NEW
+    heading(comparisons, recorded, key)
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
     body, settings, example = st.container(), st.container(), st.container()
     with body:
-        if key != batch_key:
+        if key != comparison_key:
             st.error(
-                f"There is no study {batch_key!r}. Its runs may have been deleted. Choose another above.",
+                f"There is no study {comparison_key!r}. Its runs may have been deleted. Choose another above.",
                 icon=":material/error:",
             )
-        if key in batches:
-            runs = batches[key].runs()
-            batch_view.follow(key, runs, batches[key])
+        if key in comparisons:
+            runs = comparisons[key].runs()
+            comparison_view.follow(key, runs, comparisons[key])
             curves(runs)
         elif key == RECORDED:
             st.caption(":material/inventory_2: A recorded study that came with the app; nothing was computed just now.")
@@ -63,10 +63,12 @@ def show() -> None:
                 curves(recorded)
 
 
-def heading(batches: Mapping[str, Batch], recorded: list[Run], key: str) -> None:
+def heading(comparisons: Mapping[str, Comparison], recorded: list[Run], key: str) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
     row.title("How far ahead should a layer look?", anchor=False, width="content")
-    words = {NEW: "A new study"} | {name: batch_view.batch_words(batch) for name, batch in batches.items()}
+    words = {NEW: "A new study"} | {
+        name: comparison_view.comparison_words(comparison) for name, comparison in comparisons.items()
+    }
     if recorded:
         words[RECORDED] = "A recorded study"
     with row:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from snows.cli.batches import compare_command, slug, study_command
+from snows.cli.comparisons import compare_command, slug, study_command
 from snows.cli.flags import PRUNE_FLAGS, RUN_FLAGS, SOLVER_FLAGS, add_flags, add_overrides, add_root, add_switches
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail
 from snows.cli.runs import list_command, prune_command, show_command
@@ -39,7 +39,7 @@ from snows.config import (
     as_path,
     explain,
 )
-from snows.plans.batch import METHODS
+from snows.plans.comparisons import METHODS
 from snows.process import prepare
 from snows.runs.store import StoreError
 

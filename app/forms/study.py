@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from app import state, words
-from app.forms import batch as batch_form
+from app.forms import comparison as comparison_form
 from app.forms import run as form
 from app.forms import sources
 from snows.config import TARGETS, RunConfig, parse_pattern
@@ -16,8 +16,8 @@ _KEPT: dict[str, Any] = {"persist_state": "session"}
 
 
 def draw(on_start: Callable[[str], None]) -> None:
-    """The form of a study, what it comes to, and Start, which calls `on_start` with the batch's id."""
-    batch_form.frame(
+    """The form of a study, what it comes to, and Start, which calls `on_start` with the comparison's id."""
+    comparison_form.frame(
         "One click queues a run for every K and network, with the same images and the same seed. They wait their turn, small K "
         "first, and can be cancelled together or one by one; what is finished stays.",
         _inputs,
@@ -34,7 +34,7 @@ def _of(config: RunConfig, model: str) -> RunConfig:
 
 def _inputs() -> tuple[list[str], list[int], list[int]]:
     """Networks, K, and numbers of calibration images. All else is as in the Prune page's form, and set in both."""
-    models = batch_form.choices(
+    models = comparison_form.choices(
         "Networks",
         "study.models",
         sources.model_names(),
@@ -45,7 +45,7 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
     )
     left, right = st.columns(2)
     with left:
-        steps = batch_form.choices(
+        steps = comparison_form.choices(
             "K",
             "study.k",
             ("0", "1", "2", "3", "5", "10", "20", "30"),
@@ -55,7 +55,7 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
             more=True,
         )
     with right:
-        images = batch_form.choices(
+        images = comparison_form.choices(
             "Calibration images",
             "study.images",
             ("64", "128", "256", "512", "1024"),
@@ -65,8 +65,8 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
             more=True,
         )
     pattern = st.session_state["form.prune.pattern"]
-    batch_form.images(left)
-    batch_form.num_evaluation(right)
+    comparison_form.images(left)
+    comparison_form.num_evaluation(right)
     left.selectbox(
         "Pattern",
         list(dict.fromkeys((*form.PATTERNS, pattern))),
@@ -87,7 +87,7 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption("Mask, seed, solver, device, your own weights: all as they are set on", width="content")
         st.page_link(state.page("prune"), label="Prune", icon=state.PAGES["prune"][1], width="content")
-    return models, batch_form.whole(steps), batch_form.whole(images)
+    return models, comparison_form.whole(steps), comparison_form.whole(images)
 
 
 def _pattern_words(text: str) -> str:

@@ -14,7 +14,7 @@ from app.charts import palette
 from snows.config import RunConfig
 from snows.events import RunFailed
 from snows.measures.names import MEASURES, number, size
-from snows.plans.batch import Row, pareto, summarize
+from snows.plans.comparisons import Row, pareto, summarize
 from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
 from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run
@@ -80,12 +80,12 @@ def network_titles(by_network: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
     return dict(zip(by_network, titles, strict=True))
 
 
-# --- a batch at work ---
+# --- a comparison at work ---
 
 
 @dataclass(frozen=True)
-class BatchProgress:
-    """How far a batch is. `fraction`: of its layers, those of a run that has not begun being like those of the others."""
+class ComparisonProgress:
+    """How far a comparison is. `fraction`: of its layers, those of a run that has not begun being like those of the others."""
 
     done: int
     total: int
@@ -95,13 +95,13 @@ class BatchProgress:
     left: float | None  # seconds; None until a first run has ended
 
 
-def batch_progress(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> BatchProgress:
+def comparison_progress(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) -> ComparisonProgress:
     """Read from what the members' folders say now. `log`: what a run's log says, for a caller that has read most of it."""
     parts = [1.0 if e.state == "finished" else log(e.run).share for e in entries]
     finished = [seconds for e in entries if e.state == "finished" and (seconds := e.metrics.get("seconds")) is not None]
     active = [part for e, part in zip(entries, parts, strict=True) if e.state in ACTIVE]
     left = None if not finished else sum(1 - part for part in active) * sum(finished) / len(finished)
-    return BatchProgress(
+    return ComparisonProgress(
         done=sum(e.state == "finished" for e in entries),
         total=len(entries),
         fraction=sum(parts) / len(parts) if parts else 0.0,

@@ -12,9 +12,9 @@ import pandas as pd
 from app.charts import palette
 from snows.measures.names import MEASURES
 from snows.plans import study
-from snows.plans.batch import Row
+from snows.plans.comparisons import Row
 from snows.plans.study import Curve, Outcome, Recommendation
-from snows.runs.store import Batch, Run, RunStore
+from snows.runs.store import Comparison, Run, RunStore
 
 # The study that comes with the app: runs without their weights.
 RECORDED = RunStore(Path(__file__).resolve().parents[2] / "assets" / "study")
@@ -57,10 +57,10 @@ def of(outcomes: Sequence[Outcome]) -> Study:
     return Study(curves, study.names(curves), [study.recommend(curve, outcomes) for curve in curves])
 
 
-def is_study(batch: Batch) -> bool:
-    """Whether the runs of a batch differ in K."""
+def is_study(comparison: Comparison) -> bool:
+    """Whether the runs of a comparison differ in K."""
     ks = set()
-    for run in batch.runs():
+    for run in comparison.runs():
         try:
             config = run.config()
         except ValueError:

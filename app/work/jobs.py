@@ -67,19 +67,19 @@ class JobManager:
         self._enqueue(run.queue(), device)
         return run.id
 
-    def submit_batch(self, configs: Sequence[RunConfig]) -> str:
-        """Create and queue a run a config, as one batch, and return its id. Raises `StoreError` if the disk refuses."""
+    def submit_comparison(self, configs: Sequence[RunConfig]) -> str:
+        """Create and queue a run a config, as one comparison, and return its id. Raises `StoreError` if the disk refuses."""
         devices = [device_of(config) for config in configs]
-        batch = self._store.create_batch(configs)  # all of them first, so that whatever was not queued can be resumed
-        for run, device in zip(batch.runs(), devices, strict=True):
+        comparison = self._store.create_comparison(configs)  # all of them first, so that whatever was not queued can be resumed
+        for run, device in zip(comparison.runs(), devices, strict=True):
             with suppress(RunTakenError):  # somebody was quick to resume it
                 self._enqueue(run.queue(), device)
-        return batch.id
+        return comparison.id
 
-    def resume_batch(self, batch_id: str) -> None:
-        """Queue again what is not finished of a batch. Raises `KeyError` for an unknown id, else as `resume`, of the last."""
+    def resume_comparison(self, comparison_id: str) -> None:
+        """Queue again what is unfinished of it. Raises `KeyError` for an unknown id, else as `resume`, of the last."""
         refusal = None
-        for run in self._store.batch(batch_id).runs():
+        for run in self._store.comparison(comparison_id).runs():
             try:
                 self.resume(run.id)
             except RunTakenError as error:
@@ -87,10 +87,10 @@ class JobManager:
         if refusal is not None:
             raise refusal
 
-    def cancel_batch(self, batch_id: str) -> None:
-        """Ask every run of a batch that is not finished to stop. Raises `KeyError` for an unknown id."""
+    def cancel_comparison(self, comparison_id: str) -> None:
+        """Ask every run of a comparison that is not finished to stop. Raises `KeyError` for an unknown id."""
         # From the last, so that none of those that wait begins when the one in work ends.
-        for run in reversed(self._store.batch(batch_id).runs()):
+        for run in reversed(self._store.comparison(comparison_id).runs()):
             if run.state() in ACTIVE:
                 self.cancel(run.id)
 

@@ -1,7 +1,7 @@
 """What is measured of a network and of a run, each measure once: its title, unit and meaning, which way is better, and how a
 number of it is said. The shell, the pages, the figures and the report all read it here.
 
-The names are those of `metrics.json`, of the rows that `plans.batch` and `plans.study` make, and of `comparison.Likeness`.
+The names are those of `metrics.json`, of the rows of `plans.comparisons` and `plans.study`, and of `comparison.Likeness`.
 """
 
 import math

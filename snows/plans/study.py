@@ -1,7 +1,7 @@
 """How far ahead to look: one setting pruned with several K, what each K brings and costs, and which is enough.
 
-`expand` makes the configs, `RunStore.create_batch` makes them one batch of ordinary runs, `curves` puts those that differ in
-nothing but K (and the seed) on one curve each, and `recommend` chooses on a curve. How K should grow with the depth of the
+`expand` makes the configs, `RunStore.create_comparison` makes ordinary runs of them, `curves` puts those that differ in nothing
+but K (and the seed) on one curve each, and `recommend` chooses on a curve. How K should grow with the depth of the
 network is open (Lucas and Mazumder, 2025); so a curve also knows how many operations its network has.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from snows.config import InputError, RunConfig
 from snows.events import RunFinished, SiteFinished
 from snows.measures.names import MEASURES, duration
-from snows.plans import batch
-from snows.plans.batch import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
+from snows.plans import comparisons
+from snows.plans.comparisons import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
 from snows.plans.words import data_name, mask_name, network_name, set_apart
 from snows.runs.store import Run
 
-# Measured beside what `plans.batch` compares by. Errors are relative to the target's mean square, of the layer in the middle.
+# Measured beside what comparisons compare by. Errors are relative to the target's mean square, of the layer in the middle.
 OF_LAYERS = ("own_error", "window_error", "memory")
 
 
@@ -39,10 +39,10 @@ def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: 
             prune = base.prune
             content = base.model_dump() | ({} if images is None else {"num_calibration": images})
             snows = Method(prune.mask, "snows", prune.targets, prune.refine)
-            here += batch.expand(RunConfig.model_validate(content), [snows], [str(prune.pattern)], k_steps, [prune.seed])
+            here += comparisons.expand(RunConfig.model_validate(content), [snows], [str(prune.pattern)], k_steps, [prune.seed])
         made += sorted(here, key=lambda config: config.prune.k_steps)
     if len(made) > MOST_RUNS:
-        raise InputError(f"These are {len(made)} runs, and a batch has at most {MOST_RUNS}. Choose fewer at once.")
+        raise InputError(f"These are {len(made)} runs, and a comparison has at most {MOST_RUNS}. Choose fewer at once.")
     return made
 
 

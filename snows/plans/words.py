@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from snows.config import MASKS, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, missing
-from snows.plans.batch import METHODS, Method, Row
+from snows.plans.comparisons import METHODS, Method, Row
 from snows.runs.store import Run
 
 # What fills the mask, as figures and names call it.

@@ -436,7 +436,7 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Comparison:
     """Runs that were made together. A run that was deleted is no longer among them; the others stay."""
 
     path: Path
@@ -480,33 +480,33 @@ class RunStore:
                     path.mkdir()
                     return path
 
-    def create_batch(self, configs: Sequence[RunConfig]) -> Batch:
+    def create_comparison(self, configs: Sequence[RunConfig]) -> Comparison:
         """A new, empty run a config, made together: all of them, or, where the disk refuses, none."""
         runs: list[Run] = []
         try:
             for config in configs:
                 runs.append(self.create(config))
-            batch = Batch(self.root / ".batches" / f"{runs[0].id}-batch.json")  # an id as unique as a run's
-            with _disk(batch.path):
-                batch.path.parent.mkdir(parents=True, exist_ok=True)
-            _write(batch.path, json.dumps([run.id for run in runs]).encode())
+            comparison = Comparison(self.root / ".batches" / f"{runs[0].id}-batch.json")  # an id as unique as a run's
+            with _disk(comparison.path):
+                comparison.path.parent.mkdir(parents=True, exist_ok=True)
+            _write(comparison.path, json.dumps([run.id for run in runs]).encode())
         except StoreError:
             for run in runs:
                 shutil.rmtree(run.path, ignore_errors=True)
             raise
-        return batch
+        return comparison
 
-    def batch(self, batch_id: str) -> Batch:
+    def comparison(self, comparison_id: str) -> Comparison:
         """Raises `KeyError` with a sentence."""
-        batches_by_id = {batch.id: batch for batch in self.batches()}
-        if batch_id not in batches_by_id:
-            raise KeyError(f"There is no batch {batch_id!r} in {self.root}; its runs may have been deleted.")
-        return batches_by_id[batch_id]
+        comparisons_by_id = {comparison.id: comparison for comparison in self.comparisons()}
+        if comparison_id not in comparisons_by_id:
+            raise KeyError(f"There is no comparison {comparison_id!r} in {self.root}; its runs may have been deleted.")
+        return comparisons_by_id[comparison_id]
 
-    def batches(self) -> Sequence[Batch]:
+    def comparisons(self) -> Sequence[Comparison]:
         """Newest first; without those whose runs are all deleted."""
-        every_batch = (Batch(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
-        return [batch for batch in every_batch if batch.runs()]
+        every_comparison = (Comparison(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
+        return [comparison for comparison in every_comparison if comparison.runs()]
 
     def get(self, run_id: str) -> Run:
         """Raises `KeyError` with the way to list what exists."""

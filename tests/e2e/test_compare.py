@@ -46,15 +46,15 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
     set_number(page, "Evaluation images", 200)
     page.get_by_role("button", name="Start 3 runs").click()
     page.wait_for_url("**/compare?batch=*")
-    (batch,) = store.batches()
-    snows = batch.runs()[2]
+    (comparison,) = store.comparisons()
+    snows = comparison.runs()[2]
 
     # One of them is cancelled, the others go on.
     expect(page.get_by_text("of 3 runs finished")).to_be_visible()
     page.get_by_role("button", name="Cancel", exact=True).last.click()
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     expect(cell(page, "Wanda")).to_have_count(1)
-    assert [run.state() for run in batch.runs()] == ["finished", "finished", "cancelled"]
+    assert [run.state() for run in comparison.runs()] == ["finished", "finished", "cancelled"]
     assert not snows.measures.metrics()
 
     # A closer look, and its link in another tab.
@@ -67,7 +67,7 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
     assert other.evaluate("document.documentElement.scrollWidth") <= 400
 
 
-def test_a_batch_that_was_killed_goes_on_with_one_click(address: str, browser: Browser, store: RunStore) -> None:
+def test_a_comparison_that_was_killed_goes_on_with_one_click(address: str, browser: Browser, store: RunStore) -> None:
     # As a killed server leaves them: one at its end, the others not begun.
     runs = [helpers.write_run(store, "finished"), store.create(RunConfig()), store.create(RunConfig())]
     place = store.root / ".batches" / f"{runs[0].id}-batch.json"

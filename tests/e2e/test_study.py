@@ -4,14 +4,14 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from snows.runs.store import RunStore
-from tests.app.tables.test_study import finished_batch
+from tests.app.tables.test_study import finished_comparison
 from tests.app.test_pages import until_ended
 
 pytestmark = pytest.mark.e2e
 
 
 def test_read_a_study_and_start_another(address: str, browser: Browser, store: RunStore) -> None:
-    batch = finished_batch(store, ["resnet20-fashion", "vit-fashion"])
+    comparison = finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
     page = browser.new_page(viewport={"width": 1440, "height": 1600})
     page.goto(f"{address}/study")
     expect(page.get_by_text("K = 3 is the smallest whose accuracy, 94.70 %")).to_be_visible()
@@ -52,6 +52,6 @@ def test_read_a_study_and_start_another(address: str, browser: Browser, store: R
     expect(page.get_by_text("0 of 2 runs finished")).to_be_visible()
     page.get_by_role("button", name="Cancel all").click()
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
-    made = next(found for found in store.batches() if found.id != batch.id)
+    made = next(found for found in store.comparisons() if found.id != comparison.id)
     assert [(c.prune.k_steps, c.num_calibration) for c in (run.config() for run in made.runs())] == [(0, 32), (7, 32)]
     assert [until_ended(run) for run in made.runs()] == ["cancelled", "cancelled"]

@@ -1,4 +1,4 @@
-"""The Compare page: its frames by hand, a batch that is killed and resumed, and the page in every state."""
+"""The Compare page: its frames by hand, a comparison that is killed and resumed, and the page in every state."""
 
 import math
 import shutil
@@ -21,9 +21,9 @@ from app.work.jobs import JobManager
 from snows.config import RunConfig
 from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
-from snows.plans.batch import METHODS, expand, summarize
+from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
-from snows.runs.store import Batch, Labels, Run, RunStore
+from snows.runs.store import Comparison, Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of, until_ended
@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[3]
 ON_CPU = RunConfig.model_validate({"prune": {"device": "cpu"}})
 
 
-def six(store: RunStore) -> Batch:
-    return store.create_batch(expand(ON_CPU, list(METHODS.values())[:6], ["1:4"], [3], [0]))
+def six(store: RunStore) -> Comparison:
+    return store.create_comparison(expand(ON_CPU, list(METHODS.values())[:6], ["1:4"], [3], [0]))
 
 
 def config(**prune: object) -> RunConfig:
@@ -70,14 +70,14 @@ class TestFrames:
 
     def test_progress_is_that_of_the_layers(self, store: RunStore, hold: ExitStack) -> None:
         runs = [helpers.write_run(store, name, hold) for name in ("finished", "running", "queued", "interrupted")]
-        progress = compare.batch_progress(compare.entries(runs))
+        progress = compare.comparison_progress(compare.entries(runs))
         part = 7 / len(helpers.PRUNED)
         assert (progress.done, progress.total, progress.active, progress.resumable) == (1, 4, 2, 1)
         assert progress.fraction == pytest.approx((1 + part + 0 + part) / 4)
         assert progress.left == pytest.approx((1 - part + 1) * helpers.METRICS["seconds"])
 
     def test_no_time_left_before_a_first_run_has_ended(self, store: RunStore, hold: ExitStack) -> None:
-        assert compare.batch_progress(compare.entries([helpers.write_run(store, "running", hold)])).left is None
+        assert compare.comparison_progress(compare.entries([helpers.write_run(store, "running", hold)])).left is None
 
     def test_layer_losses_are_of_the_layer_itself_and_of_the_last_solve(self, store: RunStore) -> None:
         run = store.create(config())
@@ -168,7 +168,7 @@ class TestTable:
 class TestWhy:
     def test_no_faster_where_the_difference_is_noise(self) -> None:
         words = compare.why_faster([0.10, 0.11, 0.12], [0.10, 0.105, 0.12], 0.26, 0, 20, "cpu")
-        assert words.startswith("**Not faster here**: 105 ms a batch, the dense network 110 ms; the difference is within")
+        assert words.startswith("**Not faster here**: 105 ms a comparison, the dense network 110 ms; the difference is within")
         assert "26 % of the multiplications" in words
         assert "No pruned layer has the pattern and the shape" in words
 
@@ -200,10 +200,10 @@ class TestBesideEachOther:
             opened.beside(Run(ROOT / "assets/runs/recorded-1-vit-fashion"))
 
 
-# --- a batch ---
+# --- a comparison ---
 
 
-def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(store: RunStore) -> None:
+def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(store: RunStore) -> None:
     script = (
         "import time\n"
         "from app.work.jobs import JobManager\n"
@@ -211,21 +211,21 @@ def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(sto
         "from tests.app.helpers import slow_execute\n"
         "from tests.app.test_compare import ON_CPU, METHODS, expand\n"
         "manager = JobManager(RunStore(default_root()), lambda run: slow_execute(run, 0.0005))\n"
-        "manager.submit_batch(expand(ON_CPU, list(METHODS.values())[:6], ['1:4'], [3], [0]))\n"
+        "manager.submit_comparison(expand(ON_CPU, list(METHODS.values())[:6], ['1:4'], [3], [0]))\n"
         "time.sleep(60)\n"
     )
     server = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
-        until(lambda: bool(store.batches()))
-        (batch,) = store.batches()
-        runs = batch.runs()
+        until(lambda: bool(store.comparisons()))
+        (comparison,) = store.comparisons()
+        runs = comparison.runs()
         until(lambda: runs[2].state() == "finished" and len(runs[3].events()[0]) > 60)
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()
     assert [run.state() for run in runs] == ["finished"] * 3 + ["interrupted"] * 3
     entries = compare.entries(runs)
-    assert compare.batch_progress(entries).resumable == 3
+    assert compare.comparison_progress(entries).resumable == 3
     assert 0 < entries[3].run.log().share < 1
 
     before = [run.events()[0] for run in runs]
@@ -235,7 +235,7 @@ def test_a_batch_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(sto
         executed.append(run.id)
         return helpers.slow_execute(run, pause=0)
 
-    JobManager(store, execute).resume_batch(batch.id)
+    JobManager(store, execute).resume_comparison(comparison.id)
     until(lambda: all(run.state() == "finished" for run in runs))
     assert executed == [run.id for run in runs[3:]]
     assert [run.events()[0] for run in runs[:3]] == before[:3]
@@ -253,14 +253,14 @@ def test_cancel_all_lets_none_of_those_that_wait_begin(store: RunStore) -> None:
         return helpers.slow_execute(run, pause=0)
 
     manager = JobManager(store, execute)
-    batch = store.batch(manager.submit_batch([ON_CPU] * 6))
+    comparison = store.comparison(manager.submit_comparison([ON_CPU] * 6))
     until(lambda: len(begun) == 1)
-    manager.cancel(batch.runs()[2].id)
-    assert [run.state() for run in batch.runs()][2:4] == ["cancelled", "queued"]
-    manager.cancel_batch(batch.id)
+    manager.cancel(comparison.runs()[2].id)
+    assert [run.state() for run in comparison.runs()][2:4] == ["cancelled", "queued"]
+    manager.cancel_comparison(comparison.id)
     release.set()
-    until(lambda: all(run.state() == "cancelled" for run in batch.runs()))
-    assert begun == [batch.runs()[0].id]
+    until(lambda: all(run.state() == "cancelled" for run in comparison.runs()))
+    assert begun == [comparison.runs()[0].id]
 
 
 # --- the page ---
@@ -280,7 +280,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-def test_a_batch_that_is_watched_is_read_once_and_then_only_what_is_new(
+def test_a_comparison_that_is_watched_is_read_once_and_then_only_what_is_new(
     open_page: OpenPage, store: RunStore, hold: ExitStack, reads: list[tuple[str, int]]
 ) -> None:
     names = ["finished", "failed", "cancelled", "interrupted", "running"]
@@ -297,12 +297,12 @@ def test_a_batch_that_is_watched_is_read_once_and_then_only_what_is_new(
     assert all(offset > 0 for _, offset in reads[first:])
 
 
-def finished_batch(store: RunStore) -> Batch:
-    batch = six(store)
-    for place, run in enumerate(batch.runs()):
+def finished_comparison(store: RunStore) -> Comparison:
+    comparison = six(store)
+    for place, run in enumerate(comparison.runs()):
         helpers.finish(run)
         run.save_metrics(helpers.METRICS | {"accuracy": 0.5 + 0.08 * place, "seconds": 3.0 + place})
-    return batch
+    return comparison
 
 
 def open_compare(open_page: OpenPage, **address: str) -> AppTest:
@@ -320,7 +320,7 @@ class TestPage:
         assert "Recorded runs" in text_of(app)
         assert "What few weights keep" in text_of(app)
 
-    def test_start_makes_a_batch_of_what_was_chosen_and_goes_to_watch_it(self, open_page: OpenPage, store: RunStore) -> None:
+    def test_start_makes_a_comparison_of_what_was_chosen_and_goes_there(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_compare(open_page)
         app.multiselect("batch.methods").set_value(["Wanda", "SNOWS, dense targets"])
         app.multiselect("batch.patterns").set_value(["2:4", "1:8"])
@@ -328,12 +328,12 @@ class TestPage:
         app.multiselect("batch.seeds").set_value(["0", "1"])
         app.number_input("form.num_calibration").set_value(64).run()
         button(app, "Start 12 runs").click().run()
-        (batch,) = store.batches()
-        configs = [run.config() for run in batch.runs()]
+        (comparison,) = store.comparisons()
+        configs = [run.config() for run in comparison.runs()]
         wanted = [METHODS["Wanda"], METHODS["SNOWS, dense targets"]]
         assert configs == expand(RunConfig(num_calibration=64), wanted, ["2:4", "1:8"], [1, 5], [0, 1])
-        assert app.query_params["batch"] in (batch.id, [batch.id])
-        assert [until_ended(run) for run in batch.runs()] == ["finished"] * 12
+        assert app.query_params["batch"] in (comparison.id, [comparison.id])
+        assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 12
 
     def test_what_cannot_be_is_said_beside_the_form(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_compare(open_page)
@@ -357,16 +357,16 @@ class TestPage:
         app.multiselect("batch.targets").set_value(["dense", "propagated"]).run()
         assert "Start 6 runs" in labels(app)  # 2 masks, each without an update and with SNOWS to two targets
 
-    def test_a_batch_at_work_can_be_cancelled_in_part_and_as_a_whole(
+    def test_a_comparison_at_work_can_be_cancelled_in_part_and_as_a_whole(
         self, open_page: OpenPage, store: RunStore, engine: ModuleType
     ) -> None:
         release = threading.Event()
         engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
         open_page("overview")
-        batch = store.batch(state.jobs().submit_batch([ON_CPU] * 3))
-        runs = batch.runs()
+        comparison = store.comparison(state.jobs().submit_comparison([ON_CPU] * 3))
+        runs = comparison.runs()
         try:
-            app = open_compare(open_page, batch=batch.id)
+            app = open_compare(open_page, batch=comparison.id)
             assert "The table begins when a first run has finished" in text_of(app)
             assert labels(app).count("Cancel") == 3
             app.button(f"cancel-{runs[2].id}").click().run()
@@ -383,8 +383,8 @@ class TestPage:
         button(app, "Resume the rest").click().run()
         assert [until_ended(run) for run in runs] == ["finished"] * 3
 
-    def test_a_finished_batch(self, open_page: OpenPage, store: RunStore) -> None:
-        finished_batch(store)
+    def test_a_finished_comparison(self, open_page: OpenPage, store: RunStore) -> None:
+        finished_comparison(store)
         app = open_compare(open_page)
         text = text_of(app)
         assert "**SNOWS, dense targets, K = 3** has the best accuracy, 90.00 %" in text
@@ -395,17 +395,17 @@ class TestPage:
         assert len(app.get("plotly_chart")) == 3
 
     def test_the_runs_looked_into_are_those_of_the_address(self, open_page: OpenPage, store: RunStore) -> None:
-        batch = finished_batch(store)
-        app = open_compare(open_page, batch=batch.id, show="1,4")
+        comparison = finished_comparison(store)
+        app = open_compare(open_page, batch=comparison.id, show="1,4")
         assert app.multiselect("compare-shown").value == [1, 4]
         app.multiselect("compare-shown").set_value([]).run()
         assert "Choose at least one run" in text_of(app)
 
     def test_a_member_that_failed_says_why_and_the_others_are_compared(self, open_page: OpenPage, store: RunStore) -> None:
-        batch = finished_batch(store)
-        (batch.runs()[0].path / "metrics.json").unlink()
-        batch.runs()[0].append(RunFailed(message="The device ran out of memory."))
-        app = open_compare(open_page, batch=batch.id)
+        comparison = finished_comparison(store)
+        (comparison.runs()[0].path / "metrics.json").unlink()
+        comparison.runs()[0].append(RunFailed(message="The device ran out of memory."))
+        app = open_compare(open_page, batch=comparison.id)
         assert "The device ran out of memory." in text_of(app)
         assert len(app.dataframe[0].value) == 5
         assert "Resume the rest" in labels(app)
@@ -416,7 +416,7 @@ class TestPage:
         runs = [helpers.write_run(store, "finished", config=config(k_steps=k)) for k in (1, 3, 5)]
         for run in runs[:2]:
             run.save_labels(Labels(compare=True))
-        app = open_compare(open_page)  # without a batch they come first
+        app = open_compare(open_page)  # without a comparison they come first
         assert sorted(app.dataframe[0].value["Method"]) == [f"SNOWS, refined mask, K = {k}" for k in (1, 3)]
         app.multiselect[0].set_value([run.id for run in runs]).run()
         assert len(app.dataframe[0].value) == 3
@@ -435,9 +435,9 @@ class TestPage:
     def test_what_is_not_there_is_named(self, open_page: OpenPage, address: dict[str, str]) -> None:
         assert "'nonsense'" in text_of(open_compare(open_page, **address))
 
-    def test_a_batch_whose_runs_this_version_cannot_read(self, open_page: OpenPage, store: RunStore) -> None:
-        batch = six(store)
-        for run in batch.runs():
+    def test_a_comparison_whose_runs_this_version_cannot_read(self, open_page: OpenPage, store: RunStore) -> None:
+        comparison = six(store)
+        for run in comparison.runs():
             (run.path / "config.json").write_text("{}}")
         assert "6 runs of another version" in text_of(open_compare(open_page))
 

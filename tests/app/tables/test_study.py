@@ -18,7 +18,7 @@ from app.tables import study
 from snows.config import RunConfig
 from snows.events import RunFinished, RunStarted, SiteFinished
 from snows.plans.study import Outcome, expand
-from snows.runs.store import Batch, Run, RunStore
+from snows.runs.store import Comparison, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of, until_ended
@@ -69,23 +69,23 @@ def found_out(run: Run) -> RunFinished:
     return RunFinished(metrics=metrics, right=bits.to_bytes(IMAGES // 8, "big").hex())
 
 
-def batch_of(store: RunStore, models: list[str] | None = None) -> Batch:
+def comparison_of(store: RunStore, models: list[str] | None = None) -> Comparison:
     """A study that is queued nowhere."""
     bases = [RunConfig.model_validate({"model": m, "prune": {"device": "cpu"}}) for m in models or ["resnet20-fashion"]]
-    return store.create_batch(expand(bases, [0, 3, 10]))
+    return store.create_comparison(expand(bases, [0, 3, 10]))
 
 
-def finished_batch(store: RunStore, models: list[str] | None = None) -> Batch:
-    batch = batch_of(store, models)
-    for run in batch.runs():
+def finished_comparison(store: RunStore, models: list[str] | None = None) -> Comparison:
+    comparison = comparison_of(store, models)
+    for run in comparison.runs():
         helpers.finish(run, found_out)
-    return batch
+    return comparison
 
 
 @pytest.fixture
 def found(store: RunStore) -> study.Study:
     """A finished study of two networks."""
-    return study.read(finished_batch(store, ["resnet20-fashion", "vit-fashion"]).runs())
+    return study.read(finished_comparison(store, ["resnet20-fashion", "vit-fashion"]).runs())
 
 
 class TestFrames:
@@ -119,7 +119,7 @@ class TestFrames:
 
     def test_dense_networks(self, found: study.Study, store: RunStore) -> None:
         assert study.dense(found) == {"resnet20-fashion, dense": pytest.approx(96), "vit-fashion, dense": pytest.approx(92)}
-        alone = study.read(finished_batch(store).runs())
+        alone = study.read(finished_comparison(store).runs())
         assert study.dense(alone) == {"dense": pytest.approx(96)}
 
     def test_a_symbol_a_network_and_a_dash_a_curve_in_the_color_of_the_method(self) -> None:
@@ -147,17 +147,17 @@ class TestFrames:
         assert study.dense(bare) == {"the dense network": 100.0}
         assert math.isnan(study.table(bare)["share"].astype(float)[0])
 
-    def test_which_batches_are_studies(self, store: RunStore) -> None:
-        assert study.is_study(batch_of(store))
-        assert not study.is_study(store.create_batch([RunConfig(), RunConfig(num_calibration=64)]))
+    def test_which_comparisons_are_studies(self, store: RunStore) -> None:
+        assert study.is_study(comparison_of(store))
+        assert not study.is_study(store.create_comparison([RunConfig(), RunConfig(num_calibration=64)]))
         plain = [RunConfig.model_validate({"prune": {"update": "none", "k_steps": k}}) for k in (1, 2)]
-        assert not study.is_study(store.create_batch(plain))
+        assert not study.is_study(store.create_comparison(plain))
 
     def test_a_run_of_another_version_is_left_out(self, store: RunStore) -> None:
-        batch = finished_batch(store)
-        (batch.runs()[0].path / "config.json").write_text('{"unheard_of": 1}')
-        assert study.is_study(batch)
-        assert study.points(study.read(batch.runs()))["k"].tolist() == [3, 10]
+        comparison = finished_comparison(store)
+        (comparison.runs()[0].path / "config.json").write_text('{"unheard_of": 1}')
+        assert study.is_study(comparison)
+        assert study.points(study.read(comparison.runs()))["k"].tolist() == [3, 10]
 
 
 def test_the_study_that_comes_with_the_app() -> None:
@@ -220,7 +220,7 @@ def open_study(open_page: OpenPage, **address: str) -> AppTest:
 
 class TestPage:
     def test_before_anything_was_run_it_is_the_form_and_a_recorded_study(self, open_page: OpenPage) -> None:
-        finished_batch(study.RECORDED)
+        finished_comparison(study.RECORDED)
         app = open_study(open_page)
         assert "Start 5 runs" in labels(app)
         assert "A recorded study" in text_of(app)
@@ -229,7 +229,7 @@ class TestPage:
         assert "A recorded study that came with the app" in text_of(app)
         assert not any(label.startswith("Start") for label in labels(app))
 
-    def test_start_makes_a_batch_of_what_was_chosen_and_goes_to_watch_it(self, open_page: OpenPage, store: RunStore) -> None:
+    def test_start_makes_a_comparison_of_what_was_chosen_and_goes_there(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_study(open_page)
         app.multiselect("study.models").set_value(["resnet20-fashion", "vit-fashion"])
         app.multiselect("study.k").set_value(["10", "0"])
@@ -238,12 +238,12 @@ class TestPage:
         app.number_input("form.num_evaluation").set_value(2000).run()
         assert "Time, at most about: 3 min 44 s" in text_of(app)  # eight times 28 s
         button(app, "Start 8 runs").click().run()
-        (batch,) = store.batches()
+        (comparison,) = store.comparisons()
         base = RunConfig.model_validate({"num_evaluation": 2000, "prune": {"pattern": "1:8"}})
         models = [base.model_copy(update={"model": m}) for m in ("resnet20-fashion", "vit-fashion")]
-        assert [run.config() for run in batch.runs()] == expand(models, [0, 10], [64, 128])
-        assert app.query_params["batch"] in (batch.id, [batch.id])
-        assert [until_ended(run) for run in batch.runs()] == ["finished"] * 8
+        assert [run.config() for run in comparison.runs()] == expand(models, [0, 10], [64, 128])
+        assert app.query_params["batch"] in (comparison.id, [comparison.id])
+        assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 8
 
     def test_settings_of_the_prune_page_hold_and_a_checkpoint_stays_with_its_network(
         self, open_page: OpenPage, store: RunStore
@@ -255,10 +255,10 @@ class TestPage:
         app.multiselect("study.models").set_value(["resnet20-fashion", "vit-fashion"])
         app.multiselect("study.k").set_value(["1", "2"]).run()
         button(app, "Start 4 runs").click().run()
-        configs = [run.config() for run in store.batches()[0].runs()]
+        configs = [run.config() for run in store.comparisons()[0].runs()]
         assert {(c.model, c.checkpoint) for c in configs} == {("resnet20-fashion", "mine.safetensors"), ("vit-fashion", None)}
         assert {c.prune.seed for c in configs} == {7}
-        assert [until_ended(run) for run in store.batches()[0].runs()] == ["finished"] * 4
+        assert [until_ended(run) for run in store.comparisons()[0].runs()] == ["finished"] * 4
 
     @pytest.mark.parametrize(
         ("key", "values", "sentence"),
@@ -283,8 +283,8 @@ class TestPage:
         engine.execute = lambda run: (release.wait(60), found_out(run))[1]
         open_page("overview")
         base = RunConfig.model_validate({"prune": {"device": "cpu"}})
-        batch = store.batch(state.jobs().submit_batch(expand([base], [0, 3, 10])))
-        runs = batch.runs()
+        comparison = store.comparison(state.jobs().submit_comparison(expand([base], [0, 3, 10])))
+        runs = comparison.runs()
         try:
             app = open_study(open_page)
             assert "The figures begin when a first run has finished" in text_of(app)
@@ -302,8 +302,8 @@ class TestPage:
         assert "at K = 10" in text_of(app.run())
 
     def test_while_one_is_at_work_the_verdict_is_so_far(self, open_page: OpenPage, store: RunStore, hold) -> None:  # type: ignore[no-untyped-def]
-        batch = finished_batch(store)
-        waiting = batch.runs()[2]
+        comparison = finished_comparison(store)
+        waiting = comparison.runs()[2]
         (waiting.path / "metrics.json").unlink()
         (waiting.path / "events.jsonl").unlink()
         hold.enter_context(waiting.queue())
@@ -311,7 +311,7 @@ class TestPage:
         assert "So far: K = 3 has the best accuracy" in text
 
     def test_a_finished_study(self, open_page: OpenPage, store: RunStore) -> None:
-        batch = finished_batch(store, ["resnet20-fashion", "vit-fashion"])
+        comparison = finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
         app = open_study(open_page)
         text = text_of(app)
         assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 %," in text
@@ -320,18 +320,18 @@ class TestPage:
         assert app.dataframe[0].value["k"].tolist() == [3, 10]
         assert len(app.dataframe[1].value) == 6
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
-        assert app.selectbox(f"study-{batch.id}").options[1].startswith("6 runs · resnet20-fashion and 1 more")
+        assert app.selectbox(f"study-{comparison.id}").options[1].startswith("6 runs · resnet20-fashion and 1 more")
 
     def test_the_address_says_what_is_drawn(self, open_page: OpenPage, store: RunStore) -> None:
-        finished_batch(store)
+        finished_comparison(store)
         app = open_study(open_page, axis="share", loss="own_error")
         titles = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
         assert {layout["xaxis"]["title"]["text"] for layout in titles} == {"K ÷ operations of the network (%)"}
         assert titles[1]["yaxis"]["title"]["text"] == "Error ÷ target, layer"
 
     def test_runs_of_an_older_version(self, open_page: OpenPage, store: RunStore) -> None:
-        batch = batch_of(store)
-        for run in batch.runs():
+        comparison = comparison_of(store)
+        for run in comparison.runs():
             old = {"accuracy": 0.9, "accuracy_dense": 0.95, "agreement": 0.9, "divergence": 0.1, "seconds": 3.0}
             run.save_metrics(old)
             run.append(RunFinished(metrics=old))
@@ -344,7 +344,7 @@ class TestPage:
         assert "There is no study 'nonsense'" in text_of(app)
         assert "Start 5 runs" in labels(app)
 
-    def test_other_batches_are_no_studies(self, open_page: OpenPage, store: RunStore) -> None:
+    def test_other_comparisons_are_no_studies(self, open_page: OpenPage, store: RunStore) -> None:
         helpers.write_run(store, "finished")
-        other = store.create_batch([RunConfig(), RunConfig(num_calibration=64)])
+        other = store.create_comparison([RunConfig(), RunConfig(num_calibration=64)])
         assert "There is no study" in text_of(open_study(open_page, batch=other.id))

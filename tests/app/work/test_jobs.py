@@ -68,16 +68,16 @@ def test_runs_that_wait_are_no_threads(store: RunStore) -> None:
     gate = Gate()
     manager = JobManager(store, gate)
     before = threading.active_count()
-    batch = store.batch(manager.submit_batch([ON_CPU] * 60))
+    comparison = store.comparison(manager.submit_comparison([ON_CPU] * 60))
     until(lambda: len(gate.begun) == 1)
     assert threading.active_count() == before + 1  # the worker
-    assert [run.state() for run in batch.runs()] == ["queued"] * 60
-    manager.cancel_batch(batch.id)
+    assert [run.state() for run in comparison.runs()] == ["queued"] * 60
+    manager.cancel_comparison(comparison.id)
     gate.release.release()
-    until(lambda: not any(run.state() in ACTIVE for run in batch.runs()))
+    until(lambda: not any(run.state() in ACTIVE for run in comparison.runs()))
 
 
-def test_a_batch_of_200_runs_in_its_order_while_others_look_on(store: RunStore) -> None:
+def test_a_comparison_of_200_runs_in_its_order_while_others_look_on(store: RunStore) -> None:
     begun: list[str] = []
 
     def execute(run: Run) -> RunFinished:
@@ -86,18 +86,18 @@ def test_a_batch_of_200_runs_in_its_order_while_others_look_on(store: RunStore) 
         return RunFinished(metrics={})
 
     manager = JobManager(store, execute)
-    batch = store.batch(manager.submit_batch([ON_CPU] * 200))
-    ids = [run.id for run in batch.runs()]
+    comparison = store.comparison(manager.submit_comparison([ON_CPU] * 200))
+    ids = [run.id for run in comparison.runs()]
     assert len(set(ids)) == 200
     seen: dict[str, list[str]] = {run_id: [] for run_id in ids}
     stop = threading.Event()
     problems: list[Exception] = []
 
     def look_on() -> None:
-        logs = {run.path: Log() for run in batch.runs()}
+        logs = {run.path: Log() for run in comparison.runs()}
         try:
             while not stop.is_set():
-                for run in batch.runs():
+                for run in comparison.runs():
                     seen[run.id].append(run.state())
                     run.log(logs[run.path])
         except Exception as error:
@@ -106,8 +106,8 @@ def test_a_batch_of_200_runs_in_its_order_while_others_look_on(store: RunStore) 
     looking = threading.Thread(target=look_on)
     looking.start()
     until(lambda: len(begun) > 100, seconds=120)
-    manager.cancel_batch(batch.id)
-    until(lambda: all(run.state() not in ACTIVE for run in batch.runs()), seconds=120)
+    manager.cancel_comparison(comparison.id)
+    until(lambda: all(run.state() not in ACTIVE for run in comparison.runs()), seconds=120)
     stop.set()
     looking.join()
     assert problems == []
@@ -121,34 +121,34 @@ def test_a_batch_of_200_runs_in_its_order_while_others_look_on(store: RunStore) 
 def test_what_another_process_works_on_is_left_to_it(store: RunStore) -> None:
     gate = Gate()
     manager = JobManager(store, gate)
-    batch = store.create_batch([ON_CPU] * 3)
-    elsewhere = batch.runs()[1].queue()
-    manager.resume_batch(batch.id)
+    comparison = store.create_comparison([ON_CPU] * 3)
+    elsewhere = comparison.runs()[1].queue()
+    manager.resume_comparison(comparison.id)
     gate.release.release(2)
-    until(lambda: [run.state() for run in batch.runs()] == ["finished", "queued", "finished"])
-    assert gate.begun == [batch.runs()[0].id, batch.runs()[2].id]
-    manager.cancel(batch.runs()[1].id)
-    assert batch.runs()[1].cancel_requested()  # for its holder to see
+    until(lambda: [run.state() for run in comparison.runs()] == ["finished", "queued", "finished"])
+    assert gate.begun == [comparison.runs()[0].id, comparison.runs()[2].id]
+    manager.cancel(comparison.runs()[1].id)
+    assert comparison.runs()[1].cancel_requested()  # for its holder to see
     with elsewhere:
         elsewhere.work(gate)
-    assert batch.runs()[1].state() == "cancelled"
+    assert comparison.runs()[1].state() == "cancelled"
 
 
 def test_a_run_that_is_being_copied_is_resumed_with_a_sentence_or_later(store: RunStore) -> None:
     gate = Gate()
     manager = JobManager(store, gate)
-    batch = store.create_batch([ON_CPU] * 2)
-    first, second = batch.runs()
+    comparison = store.create_comparison([ON_CPU] * 2)
+    first, second = comparison.runs()
     first.queue().__exit__()
     with first.at_rest():
         with pytest.raises(RunTakenError, match="is in use: process"):
             manager.resume(first.id)
         with pytest.raises(RunTakenError, match="is in use: process"):
-            manager.resume_batch(batch.id)
+            manager.resume_comparison(comparison.id)
         assert second.state() == "queued"  # that one is no reason to leave out the others
     manager.resume(first.id)
     gate.release.release(2)
-    until(lambda: [run.state() for run in batch.runs()] == ["finished"] * 2)
+    until(lambda: [run.state() for run in comparison.runs()] == ["finished"] * 2)
 
 
 def test_each_device_has_a_line_of_its_own(store: RunStore) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from snows import events
 from snows.__main__ import _parser, main
 from snows.config import NM, Cancelled, InputError, PruneConfig, RunConfig
-from snows.plans.batch import METHODS
+from snows.plans.comparisons import METHODS
 from snows.runs.store import Execute, Run, RunError, RunStore
 
 ROOT = Path(__file__).parents[3]
@@ -487,7 +487,7 @@ def test_study_says_which_k_is_enough(execute: Callable, store: RunStore, capsys
         "vit-fashion: K = 3 is the smallest whose accuracy, 94.90 %, is within the noise of the best, 95.00 % at K = 10, and "
         "takes 13 s where that takes 20 s.\n"
     )
-    (batch,) = store.batches()
+    (batch,) = store.comparisons()
     configs = [run.config() for run in batch.runs()]
     assert [(c.prune.k_steps, c.model) for c in configs] == [
         (k, model) for k in (0, 3, 10) for model in ("resnet20-fashion", "vit-fashion")
@@ -515,7 +515,7 @@ def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore,
 
     execute(interrupted)
     assert main(["study", "--k", "0", "3", "10"]) == 130
-    (batch,) = store.batches()
+    (batch,) = store.comparisons()
     assert f"python -m snows study --resume {batch.id}" in capsys.readouterr().err
     assert [run.state() for run in batch.runs()] == ["finished", "cancelled", "cancelled"]
     execute(_learns_with_k)
@@ -691,7 +691,7 @@ def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
     execute(_finishes)
     flags = "--mask wanda magnitude --update none snows --pattern 2:4 1:8 --k 1 3 --seed 0 1 --num-calibration 64"
     assert main(["compare", *flags.split()]) == 0
-    (batch,) = store.batches()
+    (batch,) = store.comparisons()
     configs = [run.config() for run in batch.runs()]
     assert len(configs) == 2 * 2 * (2 + 2 * 2)  # seeds x patterns x (without an update, and SNOWS with each K; for each mask)
     assert {(c.prune.mask, c.prune.update) for c in configs} == {
@@ -703,7 +703,7 @@ def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
     assert re.fullmatch(r"METHOD +ACCURACY +CHANGE +AGREEMENT +WEIGHTS KEPT +TIME +SEEDS", lines[0])
     assert re.fullmatch(r"2:4 · Wanda +92.00 % +.2.00 points +95.00 % +12.50 % +12 s +2", lines[1])
     assert len(lines) == 1 + 12 + 2
-    assert f"Batch {batch.id}: 24 runs." in err
+    assert f"Comparison {batch.id}: 24 runs." in err
 
 
 def test_compare_without_a_choice_tries_all_known_methods(
@@ -714,7 +714,7 @@ def test_compare_without_a_choice_tries_all_known_methods(
     found = [json.loads(line)["method"] for line in capsys.readouterr().out.splitlines()]
     assert found == [f"{name}, K = 3" if name.startswith("SNOWS") else name for name in METHODS]
     assert main(["compare", "--method", "snows-dense-targets", "Wanda"]) == 0
-    assert sorted(len(batch.runs()) for batch in store.batches()) == [2, len(METHODS)]
+    assert sorted(len(batch.runs()) for batch in store.comparisons()) == [2, len(METHODS)]
 
 
 @pytest.mark.parametrize(
@@ -747,7 +747,7 @@ def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
 
     execute(fails_with_wanda)
     assert main(["compare"]) == 1
-    (batch,) = store.batches()
+    (batch,) = store.comparisons()
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 + len(METHODS) - 1 + 2
     assert "The device ran out of memory." in err
@@ -769,7 +769,7 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
     seen: list[list[str]] = []
 
     def interrupted_at_the_third(run: Run) -> events.RunFinished:
-        (batch,) = store.batches()
+        (batch,) = store.comparisons()
         seen.append([other.state() for other in batch.runs()])
         if len(seen) == 1:
             batch.runs()[1].request_cancel()
@@ -784,7 +784,7 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
     assert main(["compare"]) == 130
     assert seen[0] == ["queued"] * len(METHODS)  # the app shows them waiting
     assert seen[1] == ["finished", "cancelled"] + ["queued"] * (len(METHODS) - 2)
-    (batch,) = store.batches()
+    (batch,) = store.comparisons()
     assert [run.state() for run in batch.runs()] == ["finished"] + ["cancelled"] * (len(METHODS) - 1)
     assert "--resume" in capsys.readouterr().err
 
@@ -798,4 +798,4 @@ def test_compare_forgets_a_batch_that_never_began(
     execute(fail)
     assert main(["compare", "--model", "x"]) == 2
     assert capsys.readouterr().err.count("There is no model 'x'.") == 1
-    assert store.list() == store.batches() == []
+    assert store.list() == store.comparisons() == []

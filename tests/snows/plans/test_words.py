@@ -4,7 +4,7 @@ import pytest
 
 from snows.config import PruneConfig, RunConfig
 from snows.plans import words as plan_words
-from snows.plans.batch import METHODS, summarize
+from snows.plans.comparisons import METHODS, summarize
 from snows.plans.words import BEST, LEVEL, cells, labels, method_name, run_name
 from snows.runs.store import Labels, RunStore
 

@@ -314,7 +314,7 @@ def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sen
 
 
 def test_two_shells_that_resume_a_batch_at_once_work_on_each_run_once(store: RunStore) -> None:
-    batch = store.create_batch([RunConfig(), RunConfig(num_calibration=64), RunConfig(num_calibration=32)])
+    batch = store.create_comparison([RunConfig(), RunConfig(num_calibration=64), RunConfig(num_calibration=32)])
     codes, said = two_shells("compare", batch.id)
     assert 0 in codes, said
     assert any("Another process works on" in words for words in said)
@@ -640,7 +640,7 @@ from snows.config import RunConfig
 store.secrets.token_hex = lambda count: f"{random.randrange(1500):04x}"
 store.time.time = lambda: 1.8e9
 runs = store.RunStore(sys.argv[1])
-batch = runs.create_batch([RunConfig()] * 200)
+batch = runs.create_comparison([RunConfig()] * 200)
 assert len(batch.runs()) == 200
 print(batch.id, *(run.id for run in batch.runs()))
 """
@@ -654,7 +654,7 @@ def test_runs_made_at_once_are_apart_even_where_chance_has_little_room(store: Ru
     assert [maker.returncode for maker in makers] == [0] * 4
     assert len({name for names in made for name in names}) == 4 * 201
     assert len(store.list()) == 4 * 200
-    assert sorted(batch.id for batch in store.batches()) == sorted(names[0] for names in made)
+    assert sorted(batch.id for batch in store.comparisons()) == sorted(names[0] for names in made)
 
 
 def test_ids_sort_by_the_time_of_creation(store: RunStore) -> None:
@@ -668,7 +668,7 @@ def test_ids_sort_by_the_time_of_creation(store: RunStore) -> None:
 def test_a_run_that_found_no_room_leaves_no_folder(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_bytes", no_space)
     with pytest.raises(StoreError, match="No space left"):
-        store.create_batch([RunConfig()] * 3)
+        store.create_comparison([RunConfig()] * 3)
     assert [path for path in store.root.iterdir() if not path.name.startswith(".")] == []
 
 

@@ -18,34 +18,34 @@ from snows.config import (
 )
 from snows.measures.names import missing
 from snows.plans import study
-from snows.plans.batch import METHODS, combinations, expand, summarize
+from snows.plans.comparisons import METHODS, combinations, expand, summarize
 from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
-from snows.runs.store import Batch, Run, RunStore, RunTakenError, default_root
+from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
 # --- compare ---
 
 
 def compare_command(given: argparse.Namespace) -> int:
-    return _batch(given, _combinations, _side_by_side)
+    return _comparison(given, _combinations, _side_by_side)
 
 
-def _batch(
+def _comparison(
     given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Callable[..., int]
 ) -> int:
-    """Show the runs that were named; else make a batch of the combinations, or resume one, work through it, and show it."""
+    """Show the runs that were named; else make a comparison, or resume one, work through it, and show it."""
     store = RunStore(default_root())
     if given.runs:
         return show([run for name in given.runs for run in _named(store, name)], as_json=given.json)
-    batch = _get_batch(store, given.resume) if given.resume else store.create_batch(combinations(given))
-    sys.stderr.write(f"Batch {batch.id}: {len(batch.runs())} runs.\n")
-    code = _work_through(batch)
+    comparison = _get_comparison(store, given.resume) if given.resume else store.create_comparison(combinations(given))
+    sys.stderr.write(f"Comparison {comparison.id}: {len(comparison.runs())} runs.\n")
+    code = _work_through(comparison)
     if code == BAD_INPUT and not given.resume:
-        for run in batch.runs():
+        for run in comparison.runs():
             store.delete(run.id)
         return code
-    show(batch.runs(), as_json=given.json)
+    show(comparison.runs(), as_json=given.json)
     if code != FINISHED:
-        sys.stderr.write(f"What is finished is kept. Go on with: python -m snows {given.command} --resume {batch.id}\n")
+        sys.stderr.write(f"What is finished is kept. Go on with: python -m snows {given.command} --resume {comparison.id}\n")
     return code
 
 
@@ -67,22 +67,22 @@ def slug(name: str) -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
-def _get_batch(store: RunStore, batch_id: str) -> Batch:
+def _get_comparison(store: RunStore, comparison_id: str) -> Comparison:
     try:
-        return store.batch(batch_id)
+        return store.comparison(comparison_id)
     except KeyError as error:
         raise InputError(error.args[0]) from None
 
 
 def _named(store: RunStore, name: str) -> list[Run]:
-    """The runs of a batch of that name, else the run."""
-    batches = [batch for batch in store.batches() if batch.id == name]
-    return batches[0].runs() if batches else [get_run(store, name)]
+    """The runs of a comparison of that name, else the run."""
+    comparisons = [comparison for comparison in store.comparisons() if comparison.id == name]
+    return comparisons[0].runs() if comparisons else [get_run(store, name)]
 
 
-def _work_through(batch: Batch) -> int:
-    """Execute what is not finished of a batch. One that fails does not stop the others, Ctrl-C stops all."""
-    unfinished = [run for run in batch.runs() if run.state() != "finished"]
+def _work_through(comparison: Comparison) -> int:
+    """Execute what is not finished of a comparison. One that fails does not stop the others, Ctrl-C stops all."""
+    unfinished = [run for run in comparison.runs() if run.state() != "finished"]
     endings: list[events.Event] = []
     stopped = False
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ def _work_through(batch: Batch) -> int:
             with suppress(RunTakenError):
                 holds.append(stack.enter_context(run.queue()))
         if unfinished and not holds:
-            raise InputError(f"Another process works on the runs of {batch.id}. Wait for it, or cancel them.")
+            raise InputError(f"Another process works on the runs of {comparison.id}. Wait for it, or cancel them.")
         if elsewhere := len(unfinished) - len(holds):
             sys.stderr.write(f"Another process works on {elsewhere} of them; these are left to it.\n")
         for hold, label in zip(holds, labels([as_called(hold.run) for hold in holds]), strict=True):
@@ -131,7 +131,7 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
 
 
 def study_command(given: argparse.Namespace) -> int:
-    return _batch(given, _of_each_k, _against_k)
+    return _comparison(given, _of_each_k, _against_k)
 
 
 def _of_each_k(given: argparse.Namespace) -> list[RunConfig]:

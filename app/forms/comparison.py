@@ -1,4 +1,4 @@
-"""The form of a batch: which methods, patterns, K and seeds to try on one network, what that comes to, and Start."""
+"""The form of a comparison: which methods, patterns, K and seeds to try on one network, what that comes to, and Start."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from app.forms import run as form
 from app.forms import sources
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import duration
-from snows.plans.batch import METHODS, Method, combinations, expand
+from snows.plans.comparisons import METHODS, Method, combinations, expand
 from snows.plans.words import labels
 from snows.runs.store import StoreError
 
@@ -22,7 +22,7 @@ _KEPT: dict[str, Any] = {"persist_state": "session"}
 
 
 def draw(on_start: Callable[[str], None]) -> None:
-    """The form of a comparison, what it comes to, and Start, which calls `on_start` with the batch's id."""
+    """The form of a comparison, what it comes to, and Start, which calls `on_start` with the comparison's id."""
     frame(
         "One click queues a run for every combination, on the same network and images. They wait their turn, one after "
         "another, and can be cancelled together or one by one; what is finished stays.",
@@ -35,7 +35,7 @@ def draw(on_start: Callable[[str], None]) -> None:
 def frame(
     words: str, inputs: Callable[[], T], configs: Callable[[T], list[RunConfig]], on_start: Callable[[str], None]
 ) -> None:
-    """Any form of a batch. `inputs` draws the fields and returns what they hold, `configs` makes the runs of that; what it
+    """Any form of a comparison. `inputs` draws the fields and returns what they hold, `configs` makes the runs of that; what it
     raises is shown."""
     form.prepare(RunConfig())
 
@@ -188,7 +188,7 @@ def _plan(config_json: str) -> Any:
 
 
 def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
-    """What the runs come to, and Start, which calls `on_start` with the batch's id."""
+    """What the runs come to, and Start, which calls `on_start` with the comparison's id."""
     cost = sorted(
         configs, key=lambda c: (c.prune.update == "snows", c.prune.k_steps * c.num_calibration, c.prune.update == "sparsegpt")
     )
@@ -226,8 +226,8 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
             disabled=not all(p.sites for p in planned.values()),
         ):
             try:
-                batch = state.jobs().submit_batch(configs)
+                comparison = state.jobs().submit_comparison(configs)
             except StoreError as error:
                 st.error(str(error), icon=":material/error:")
             else:
-                on_start(batch)
+                on_start(comparison)

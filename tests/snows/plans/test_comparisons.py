@@ -1,11 +1,11 @@
-"""A batch: what it is made of, what came of it, and which differences mean something."""
+"""A comparison: what it is made of, what came of it, and which differences mean something."""
 
 import pytest
 from pydantic import ValidationError
 
 from snows.config import InputError, PruneConfig, RunConfig
-from snows.plans import batch
-from snows.plans.batch import METHODS, Method, Spread
+from snows.plans import comparisons
+from snows.plans.comparisons import METHODS, Method, Spread
 from snows.runs.store import RunStore, StoreError
 
 SNOWS, WANDA = METHODS["SNOWS, dense targets"], METHODS["Wanda"]
@@ -17,35 +17,35 @@ def pruned(**changes: object) -> RunConfig:
 
 class TestExpand:
     def test_every_combination_and_k_only_for_what_looks_ahead(self) -> None:
-        configs = batch.expand(RunConfig(num_calibration=64), [WANDA, SNOWS], ["2:4", "1:8"], [1, 3], [0, 1])
+        configs = comparisons.expand(RunConfig(num_calibration=64), [WANDA, SNOWS], ["2:4", "1:8"], [1, 3], [0, 1])
         found = [(c.prune.seed, str(c.prune.pattern), c.prune.update, c.prune.k_steps) for c in configs]
         once = [(p, u, k) for p in ("2:4", "1:8") for u, k in (("none", 3), ("snows", 1), ("snows", 3))]
         assert found == [(seed, *rest) for seed in (0, 1) for rest in once]
         assert {config.num_calibration for config in configs} == {64}
 
     def test_a_combination_given_twice_is_one_run(self) -> None:
-        assert len(batch.expand(RunConfig(), [SNOWS, Method("magnitude", "snows")], ["2:4", "2:4"], [3, 3], [0])) == 1
+        assert len(comparisons.expand(RunConfig(), [SNOWS, Method("magnitude", "snows")], ["2:4", "2:4"], [3, 3], [0])) == 1
 
     def test_two_sweeps_are_for_what_gains_by_them(self) -> None:
         base = RunConfig(prune=PruneConfig(sweeps=2))
-        assert [config.prune.sweeps for config in batch.expand(base, [WANDA, SNOWS], ["2:4"], [1], [0])] == [1, 2]
+        assert [config.prune.sweeps for config in comparisons.expand(base, [WANDA, SNOWS], ["2:4"], [1], [0])] == [1, 2]
 
     @pytest.mark.parametrize("missing", [0, 1, 2, 3])
     def test_nothing_to_combine_is_said(self, missing: int) -> None:
         parts: list = [[SNOWS], ["2:4"], [1], [0]]
         parts[missing] = []
         with pytest.raises(InputError, match=["method", "pattern", "needs a K", "seed"][missing]):
-            batch.expand(RunConfig(), *parts)
+            comparisons.expand(RunConfig(), *parts)
 
     def test_wrong_values_and_too_many_are_refused(self) -> None:
         with pytest.raises(ValidationError, match="Unknown pattern"):
-            batch.expand(RunConfig(), [WANDA], ["2by4"], [], [0])
+            comparisons.expand(RunConfig(), [WANDA], ["2by4"], [], [0])
         with pytest.raises(InputError, match="201 runs"):
-            batch.expand(RunConfig(), [WANDA], ["2:4"], [], list(range(201)))
+            comparisons.expand(RunConfig(), [WANDA], ["2:4"], [], list(range(201)))
 
 
 def test_combinations_are_each_made_once() -> None:
-    found = batch.combinations(["magnitude"], ["none", "sparsegpt", "snows"], ["dense", "propagated"], ["none", "window"])
+    found = comparisons.combinations(["magnitude"], ["none", "sparsegpt", "snows"], ["dense", "propagated"], ["none", "window"])
     assert found == [
         Method("magnitude", "none"),
         *(Method("magnitude", "sparsegpt", targets) for targets in ("dense", "propagated")),
@@ -66,7 +66,7 @@ def measured(accuracy: float | None, seconds: float, agreement: float = 0.9) -> 
 
 class TestSummarize:
     def test_seeds_are_one_row_with_their_spread(self) -> None:
-        rows = batch.summarize(
+        rows = comparisons.summarize(
             [
                 (pruned(seed=0), measured(0.90, 10)),
                 (pruned(update="none", seed=0), measured(0.50, 1)),
@@ -79,13 +79,13 @@ class TestSummarize:
         assert rows[1].values["seconds"] == Spread(1, None, 1)
 
     def test_the_best_of_each_column_is_marked(self) -> None:
-        best, worse = batch.summarize([(pruned(), measured(0.9, 10)), (pruned(update="none"), measured(0.5, 1))])
+        best, worse = comparisons.summarize([(pruned(), measured(0.9, 10)), (pruned(update="none"), measured(0.5, 1))])
         assert best.best == {"accuracy"}
         assert worse.best == {"seconds"}  # agreement and density are alike, and no news
         assert (best.level, worse.level) == (set(), set())
 
     def test_what_images_alone_may_have_made_is_no_lead(self) -> None:
-        rows = batch.summarize([(pruned(), measured(0.900, 10)), (pruned(update="none"), measured(0.890, 10.01))])
+        rows = comparisons.summarize([(pruned(), measured(0.900, 10)), (pruned(update="none"), measured(0.890, 10.01))])
         assert (rows[0].best, rows[1].level) == ({"accuracy", "seconds"}, {"accuracy"})
 
     def test_networks_that_hardly_left_the_dense_one_differ_by_little_chance(self) -> None:
@@ -93,32 +93,32 @@ class TestSummarize:
         # changed 10 answers, since no more than 20 images can be unequal then.
         for agreement, level in ((0.9, {"accuracy"}), (0.99, set())):
             pairs = [(pruned(), measured(0.90, 10, agreement)), (pruned(update="none"), measured(0.885, 1, agreement))]
-            assert batch.summarize(pairs)[1].level == level
+            assert comparisons.summarize(pairs)[1].level == level
 
     def test_level_is_two_standard_errors(self) -> None:
         one = Spread(0.90, None, 1)
-        assert batch.is_level(one, Spread(0.881, None, 1), 0.01**2)
-        assert not batch.is_level(one, Spread(0.879, None, 1), 0.01**2)
-        assert not batch.is_level(one, Spread(0.881, None, 1))
+        assert comparisons.is_level(one, Spread(0.881, None, 1), 0.01**2)
+        assert not comparisons.is_level(one, Spread(0.879, None, 1), 0.01**2)
+        assert not comparisons.is_level(one, Spread(0.881, None, 1))
         # Seeds: the standard error of the difference is sqrt(0.03² / 3 + 0.04² / 4) = 0.02646.
-        assert batch.is_level(Spread(1.0, 0.03, 3), Spread(1.05, 0.04, 4))
-        assert not batch.is_level(Spread(1.0, 0.03, 3), Spread(1.06, 0.04, 4))
+        assert comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.05, 0.04, 4))
+        assert not comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.06, 0.04, 4))
 
     def test_without_labels_there_is_no_accuracy(self) -> None:
-        (row,) = batch.summarize([(pruned(), measured(None, 3))])
+        (row,) = comparisons.summarize([(pruned(), measured(None, 3))])
         assert set(row.values) == {"agreement", "density", "seconds"}
 
     def test_one_row_has_no_best(self) -> None:
-        (row,) = batch.summarize([(pruned(), measured(0.9, 3))])
+        (row,) = comparisons.summarize([(pruned(), measured(0.9, 3))])
         assert row.best == set()
 
 
 def test_a_row_bears_a_name_that_all_its_runs_bear() -> None:
-    rows = batch.summarize(
+    rows = comparisons.summarize(
         [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("aa")]
     )
     assert [row.config.name for row in rows] == ["a"]
-    rows = batch.summarize(
+    rows = comparisons.summarize(
         [(pruned(seed=i).model_copy(update={"name": name}), measured(0.9, 3)) for i, name in enumerate("ab")]
     )
     assert [row.config.name for row in rows] == [""]
@@ -130,15 +130,15 @@ def test_pareto_front_is_what_no_other_beats() -> None:
         not any(c <= cost and v >= value and (c < cost or v > value) for c, v in zip(costs, values, strict=True))
         for cost, value in zip(costs, values, strict=True)
     ]
-    assert batch.pareto(costs, values) == expected == [True, True, False, False, True, True]
+    assert comparisons.pareto(costs, values) == expected == [True, True, False, False, True, True]
 
 
 class TestStore:
-    def test_a_batch_is_its_runs_in_order_and_lives_on_without_one(self, store: RunStore) -> None:
-        configs = batch.expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0])
-        made = store.create_batch(configs)
+    def test_a_comparison_is_its_runs_in_order_and_lives_on_without_one(self, store: RunStore) -> None:
+        configs = comparisons.expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0])
+        made = store.create_comparison(configs)
         assert [run.config() for run in made.runs()] == configs
-        assert store.batch(made.id).runs() == made.runs()
+        assert store.comparison(made.id).runs() == made.runs()
         gone, *rest = made.runs()
         trashed = store.trash(gone.id)
         assert made.runs() == rest
@@ -147,15 +147,15 @@ class TestStore:
         assert {run.id for run in store.list()} == {run.id for run in made.runs()}  # its file is no run
 
     def test_newest_first_and_none_whose_runs_are_gone(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert store.batches() == []
-        first = store.create_batch([RunConfig()])
+        assert store.comparisons() == []
+        first = store.create_comparison([RunConfig()])
         monkeypatch.setattr("snows.runs.store.time.strftime", lambda form, at=None: "29991231-235959")
-        second = store.create_batch([RunConfig()])
-        assert store.batches() == [second, first]
+        second = store.create_comparison([RunConfig()])
+        assert store.comparisons() == [second, first]
         store.delete(second.runs()[0].id)
-        assert store.batches() == [first]
+        assert store.comparisons() == [first]
         with pytest.raises(KeyError, match="may have been deleted"):
-            store.batch(second.id)
+            store.comparison(second.id)
 
     def test_all_of_it_or_none(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
         real, made = RunStore.create, []
@@ -168,5 +168,5 @@ class TestStore:
 
         monkeypatch.setattr(RunStore, "create", create)
         with pytest.raises(StoreError, match="full"):
-            store.create_batch([RunConfig()] * 3)
-        assert store.list() == store.batches() == []
+            store.create_comparison([RunConfig()] * 3)
+        assert store.list() == store.comparisons() == []

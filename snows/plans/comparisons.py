@@ -1,7 +1,7 @@
 """Many ways to prune one network, side by side: which to try, and what came of each.
 
-`expand` makes the configs, `RunStore.create_batch` makes them one batch of ordinary runs, and `summarize` sets whatever has
-finished side by side. Runs that differ in nothing but their seed are one row, with its spread.
+`expand` makes the configs, `RunStore.create_comparison` makes ordinary runs of them, and `summarize` sets whatever has finished
+side by side. Runs that differ in nothing but their seed are one row, with its spread.
 """
 
 import itertools
@@ -78,7 +78,7 @@ def expand(
                     config = RunConfig.model_validate(content | {"prune": prune})
                     made[config.model_dump_json()] = config
     if len(made) > MOST_RUNS:
-        raise InputError(f"These are {len(made)} runs, and a batch has at most {MOST_RUNS}. Choose fewer at once.")
+        raise InputError(f"These are {len(made)} runs, and a comparison has at most {MOST_RUNS}. Choose fewer at once.")
     return list(made.values())
 
 

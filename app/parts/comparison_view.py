@@ -1,4 +1,4 @@
-"""The Streamlit view of a batch at work: how far it is, its runs one by one, and to cancel or resume all or some of them."""
+"""A comparison at work: how far it is, its runs one by one, and to cancel or resume all or some of them."""
 
 from collections.abc import Sequence
 
@@ -10,41 +10,41 @@ from app.tables import compare
 from app.tables.compare import Entry
 from snows.measures.names import duration
 from snows.plans.words import network_name
-from snows.runs.store import ACTIVE, Batch, Run, RunTakenError, StoreError
+from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
 
 
-def batch_words(batch: Batch) -> str:
-    """A batch as a list of batches names it: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
-    runs = batch.runs()
+def comparison_words(comparison: Comparison) -> str:
+    """A comparison as a list of comparisons names it: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
+    runs = comparison.runs()
     configs = [config for run in runs if (config := state.config_of(run)) is not None]
     networks = list(dict.fromkeys(network_name(config) for config in configs))
     of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
     return f"{words.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
 
 
-def follow(key: str, runs: Sequence[Run], batch: Batch | None = None) -> None:
+def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) -> None:
     """The progress of some runs, anew every second while one is active; when one begins or ends, the page is drawn anew.
 
-    Runs that were made as one `batch` can be cancelled and resumed as one.
+    Runs that were made as one `comparison` can be cancelled and resumed as one.
     """
     states = [entry.state for entry in compare.entries(runs)]
-    st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(_progress)(key, runs, batch, states)
+    st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(_progress)(key, runs, comparison, states)
 
 
-def _progress(key: str, runs: Sequence[Run], batch: Batch | None, states: list[str]) -> None:
+def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, states: list[str]) -> None:
     entries = compare.entries(runs)
     if [entry.state for entry in entries] != states:
         st.rerun()  # a run has begun or ended: the rest of the page says so too
-    far = compare.batch_progress(entries, state.log)
+    far = compare.comparison_progress(entries, state.log)
     if far.active or far.resumable:
         left = f", about {duration(far.left)} left" if far.left and far.active else ""
         bar, button = st.columns([6, 2], vertical_alignment="bottom")
         bar.progress(far.fraction, text=f"{far.done} of {words.counted(far.total, 'run')} finished{left}")
-        if batch is not None:
+        if comparison is not None:
             with button:
-                _buttons(batch, far, entries)
+                _buttons(comparison, far, entries)
     with st.expander(
-        "Its runs" if batch else "The runs",
+        "Its runs" if comparison else "The runs",
         expanded=far.done == 0,
         icon=":material/list:",
         key=f"m-{key}",
@@ -53,7 +53,7 @@ def _progress(key: str, runs: Sequence[Run], batch: Batch | None, states: list[s
             _member(entry)
 
 
-def _buttons(batch: Batch, far: compare.BatchProgress, entries: list[Entry]) -> None:
+def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: list[Entry]) -> None:
     with st.container(horizontal=True, gap="small"):
         if far.active:
             cancelling = all(entry.run.cancel_requested() for entry in entries if entry.state in ACTIVE)
@@ -63,19 +63,19 @@ def _buttons(batch: Batch, far: compare.BatchProgress, entries: list[Entry]) -> 
                 label,
                 icon=":material/close:",
                 disabled=cancelling,
-                key=f"cancel-{batch.id}",
-                on_click=state.jobs().cancel_batch,
-                args=(batch.id,),
+                key=f"cancel-{comparison.id}",
+                on_click=state.jobs().cancel_comparison,
+                args=(comparison.id,),
             )
         if far.resumable and st.button(
             "Resume the rest",
             type="primary",
             icon=":material/play_arrow:",
-            key=f"resume-{batch.id}",
+            key=f"resume-{comparison.id}",
             help="Goes on with what was cancelled, failed or interrupted. Finished layers and finished runs are kept.",
         ):
             try:
-                state.jobs().resume_batch(batch.id)
+                state.jobs().resume_comparison(comparison.id)
             except (RunTakenError, StoreError) as error:
                 st.error(str(error), icon=":material/error:")
             else:
@@ -83,7 +83,7 @@ def _buttons(batch: Batch, far: compare.BatchProgress, entries: list[Entry]) -> 
 
 
 def _member(entry: Entry) -> None:
-    """A run of the batch, in a line."""
+    """A run of the comparison, in a line."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with st.container(width=120):
             panels.badge(entry.state)
