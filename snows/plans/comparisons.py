@@ -102,7 +102,7 @@ class Spread:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def said(self, measure: str) -> str:
-        """As a value of that measure of `measure_names`: `93.31 ± 0.12 %`."""
+        """As a value of that measure of `measures.names`: `93.31 ± 0.12 %`."""
         return MEASURES[measure].say(self.mean, self.deviation)
 
 

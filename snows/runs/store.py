@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
 from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
 _TAIL_BYTES = 4096
+_METRICS = TypeAdapter(dict[str, float | None])
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
 
@@ -342,17 +343,23 @@ class Run:
 
     def save_metrics(self, metrics: Mapping[str, float | None]) -> dict[str, float | None]:
         """Write what was measured and return it as written: what is not finite has no number in JSON, and is None."""
-        finite = {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
+        finite = _finite(metrics)
         _write(self.path / "metrics.json", json.dumps(finite, indent=2, allow_nan=False).encode())
         return finite
 
     def metrics(self) -> dict[str, float | None] | None:
-        """What was measured at the end, None for what could not be (`measure_names.said` has the reason); None before."""
+        """What was measured at the end, None for what could not be (`names.said` has the reason); None before.
+
+        Raises `ValidationError` for a file that somebody else wrote."""
         try:
-            # Until November 2026 a NaN was written as it is.
-            return json.loads((self.path / "metrics.json").read_text(), parse_constant=lambda _: None)
+            measured = _METRICS.validate_json((self.path / "metrics.json").read_bytes())
         except FileNotFoundError:
             return None
+        return _finite(measured)  # until November 2026 a NaN was written as it is
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
