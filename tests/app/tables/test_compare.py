@@ -209,7 +209,7 @@ def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finishe
         "from app.work.jobs import JobManager\n"
         "from snows.runs.store import RunStore, default_root\n"
         "from tests.app.helpers import slow_execute\n"
-        "from tests.app.test_compare import ON_CPU, METHODS, expand\n"
+        "from tests.app.tables.test_compare import ON_CPU, METHODS, expand\n"
         "manager = JobManager(RunStore(default_root()), lambda run: slow_execute(run, 0.0005))\n"
         "manager.submit_comparison(expand(ON_CPU, list(METHODS.values())[:6], ['1:4'], [3], [0]))\n"
         "time.sleep(60)\n"

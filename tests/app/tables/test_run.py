@@ -142,7 +142,7 @@ def test_picture_keeps_the_share(pattern: Unstructured | Dense) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"),
+    ("pattern", "sentence"),
     [
         (NM(n=1, m=4), "Keep 1 of 4 weights (1:4)"),
         (Unstructured(sparsity=0.7), "Keep 30 % of each layer (70% unstructured)"),
@@ -150,8 +150,8 @@ def test_picture_keeps_the_share(pattern: Unstructured | Dense) -> None:
         (Dense(), "Keep every weight (dense)"),
     ],
 )
-def test_pattern_in_words(pattern: NM | Unstructured | Dense, words: str) -> None:
-    assert words.pattern_words(pattern) == words
+def test_pattern_in_words(pattern: NM | Unstructured | Dense, sentence: str) -> None:
+    assert words.pattern_words(pattern) == sentence
 
 
 def test_counted_things_have_a_plural() -> None:

@@ -170,7 +170,7 @@ def test_the_bar_reads_on_and_not_again(execute: Callable, store: RunStore, monk
     offsets: list[int] = []
     read = Run.events
     monkeypatch.setattr(Run, "events", lambda run, offset=0: (offsets.append(offset), read(run, offset))[1])
-    monkeypatch.setattr("snows.cli.out.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("snows.cli.runs.POLL_SECONDS", 0.001)
 
     def chatty(run: Run) -> events.RunFinished:
         run.append(_started())
@@ -422,8 +422,8 @@ def test_coverage_lists_every_weight(monkeypatch: pytest.MonkeyPatch, capsys: py
         asked.append(config)
         return _Plan()
 
-    monkeypatch.setitem(sys.modules, "snows.runs.runner", types.SimpleNamespace(plan=plan))
-    monkeypatch.setattr("snows.runs.runner", sys.modules["snows.runs.runner"], raising=False)
+    monkeypatch.setitem(sys.modules, "snows.runs.estimate", types.SimpleNamespace(plan=plan))
+    monkeypatch.setattr("snows.runs.estimate", sys.modules["snows.runs.estimate"], raising=False)
     flags = "--model resnet20-fashion --pattern 1:4 --k-steps 1 --override fc.weight=dense"
     assert main(["coverage", *flags.split()]) == 0
     out = capsys.readouterr().out

@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snows.config import PruneConfig
+from snows.config import PruneConfig, RunConfig
+from snows.events import RunFinished
 from snows.method.coverage import PruneError, resolve_device
 from snows.method.pruner import prune
+from snows.runs.estimate import plan
+from snows.runs.runner import execute
+from snows.runs.store import RunStore
 from tests.snows.helpers import Attention, Gates, Residual
 from tests.snows.pretend import MixedDevicesError, accelerator
 
@@ -131,3 +135,20 @@ def test_propagated_targets() -> None:
 
 def test_the_second_device() -> None:
     check_same("residual", device="cuda:1")
+
+
+def test_a_run_of_the_store_works_there(store: RunStore) -> None:
+    settings: dict[str, Any] = {"pattern": "1:4", "update": "least-squares", "refine": "none", "batch_size": 4}
+    given = {"model": "resnet20-fashion", "num_calibration": 8, "num_evaluation": 8, "prune": settings}
+    sites = [site.name for site in plan(RunConfig.model_validate(given)).sites]
+    settings["overrides"] = dict.fromkeys(sites[2:], "dense")
+    measured = []
+    for device in ("cpu", "cuda"):
+        settings["device"] = device
+        run = store.create(RunConfig.model_validate(given))
+        with accelerator(), run.queue() as hold:
+            ended = hold.work(execute)
+        assert isinstance(ended, RunFinished), ended
+        measured.append(ended.metrics)
+    assert measured[0]["agreement"] == measured[1]["agreement"]
+    assert measured[0]["divergence"] == pytest.approx(measured[1]["divergence"], rel=1e-2)
