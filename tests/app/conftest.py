@@ -11,7 +11,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-import snows
+import snows.runs
 from snows.runs.store import RunStore
 from tests.app import helpers
 
@@ -32,7 +32,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     fake = types.ModuleType("snows.runs.runner")
     fake.execute = lambda run: helpers.slow_execute(run, pause=0)
     monkeypatch.setitem(sys.modules, "snows.runs.runner", fake)
-    monkeypatch.setattr(snows, "runner", fake, raising=False)
+    monkeypatch.setattr(snows.runs, "runner", fake, raising=False)
     return fake
 
 

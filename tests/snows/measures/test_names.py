@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snows.measures.names import MEASURES, duration, number, percent, said, size
-from snows.plans import batch, study
+from snows.plans import comparisons, study
 from snows.plans import words as plan_words
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +24,7 @@ def test_numbers_have_three_digits_and_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "deviation", "words"),
+    ("name", "value", "deviation", "sentence"),
     [
         ("accuracy", 0.9331, None, "93.31 %"),
         ("accuracy", 0.9997, None, "99.97 %"),  # three images of ten thousand are not none
@@ -46,8 +46,8 @@ def test_numbers_have_three_digits_and_units() -> None:
         ("loss", math.inf, 1.0, "infinite"),
     ],
 )
-def test_a_value_is_said_in_its_unit(name: str, value: float, deviation: float | None, words: str) -> None:
-    assert MEASURES[name].say(value, deviation) == plan_words
+def test_a_value_is_said_in_its_unit(name: str, value: float, deviation: float | None, sentence: str) -> None:
+    assert MEASURES[name].say(value, deviation) == sentence
 
 
 def test_axes_name_the_unit() -> None:
@@ -63,14 +63,14 @@ def test_whatever_is_measured_has_a_name() -> None:
     (metrics, *others) = [json.loads(path.read_text()) for path in sorted(ROOT.glob("assets/runs/*/metrics.json"))]
     assert all(other.keys() == metrics.keys() for other in others)
     counts = {"num_evaluation", "dense_bytes"}  # what they were measured on, and against
-    compared = {*batch.COMPARED, *plan_words.COLUMNS, *study.OF_LAYERS}
+    compared = {*comparisons.COMPARED, *plan_words.COLUMNS, *study.OF_LAYERS}
     assert {*metrics} - counts | compared <= MEASURES.keys()
     titles = [measure.title for measure in MEASURES.values()]
     assert len(set(titles)) == len(titles)  # tables have them as the names of their columns
 
 
 def test_more_is_better_of_what_a_network_keeps_and_less_of_what_it_costs() -> None:
-    better = {name for name in batch.COMPARED if MEASURES[name].more_is_better}
+    better = {name for name in comparisons.COMPARED if MEASURES[name].more_is_better}
     assert better == {"accuracy", "agreement"}
     assert {name for name, measure in MEASURES.items() if measure.of_images} == {"accuracy", "accuracy_dense", "agreement"}
 

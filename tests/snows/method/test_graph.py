@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from snows.method import graph as graph_module
 from snows.method import operations
 from snows.method.graph import ExportError, Frontier, NetworkGraph, Site
 from snows.method.operations import batch_norm_affine
@@ -426,8 +427,8 @@ def still_needed(graph: NetworkGraph, position: int) -> set[Any]:
 def test_a_frontier_costs_one_pass_and_holds_one_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, graph, images = exported(name)
     runs: Counter[Any] = Counter()
-    plain = operations.execute_node
-    monkeypatch.setattr(operations, "execute_node", lambda node, values: runs.update([node]) or plain(node, values))
+    plain = graph_module.execute_node
+    monkeypatch.setattr(graph_module, "execute_node", lambda node, values: runs.update([node]) or plain(node, values))
     batches = list(images.split(2))
     frontier = Frontier(graph, batches)
     parameters = graph.bind({})
