@@ -4,6 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+# What needs no browser runs in so many processes, a file at a time in each.
+WORKERS ?= 2
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -21,19 +25,22 @@ run: $(VENV)/run.stamp
 	$(BIN)/python -m streamlit run app/main.py
 
 test: $(VENV)/dev.stamp browser
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(MAKE) --no-print-directory portable
+	@failed=; \
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not e2e" $(PYTEST_ARGS) || [ $$? = 5 ] || failed=1; \
+	[ "$(BROWSER)" = none ] || $(PYTEST) -m e2e $(PYTEST_ARGS) || [ $$? = 5 ] || failed=1; \
+	$(MAKE) --no-print-directory portable || failed=1; \
+	[ -z "$$failed" ]
 
 quick: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow and not e2e" $(PYTEST_ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not e2e" $(PYTEST_ARGS)
 
 # oneDNN picks its kernels by the processor, and those for AVX2 have had faults that those for AVX-512 have not.
-NUMERICAL := kernels linearization reconstruction updates refinement pruner runner side_by_side
+NUMERICAL := kernels linearization objective updates refinement pruner runner side_by_side
 portable: $(VENV)/dev.stamp
 	@if [ -r /proc/cpuinfo ] && ! grep -q avx512 /proc/cpuinfo; then \
 	  echo "This processor has no AVX-512, so the tests above ran on the kernels for AVX2 already: no second pass."; \
 	else \
-	  ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST_ARGS) \
+	  ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS) \
 	    $$(find tests -name 'test_*.py' | grep -E "/test_($(subst $(eval) ,|,$(NUMERICAL)))\.py$$") || [ $$? = 5 ]; \
 	fi
 
@@ -68,7 +75,7 @@ browser:
 	  else SUDO=none; fi; \
 	  if [ "$$SUDO" = none ] || ! { $$SUDO apt-get update && $$SUDO apt-get install -y --no-install-recommends chromium; }; then \
 	    echo "The browser tests need Chromium, and it could not be installed from here. Install it (sudo apt-get install chromium),"; \
-	    echo "or leave these tests out: make test PYTEST_ARGS='-m \"not e2e\"' BROWSER=none"; \
+	    echo "or leave these tests out: make test BROWSER=none"; \
 	    [ "$(BROWSER)" = none ]; \
 	  fi; }
 
