@@ -123,7 +123,7 @@ def check_report(browser: Browser, path: Path) -> None:
     expect(page.locator("figure .main-svg").first).to_be_visible()
     assert problems == []
     assert [url for url in asked if not re.match("data:|blob:", url)] == [path.as_uri()]
-    expect(page.get_by_role("heading", level=1)).to_have_text("The best so far")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("The best so far · ")
 
     def ink() -> str:
         return page.locator("figure .xtick text").first.evaluate("node => getComputedStyle(node).fill")
