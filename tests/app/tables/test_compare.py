@@ -168,7 +168,7 @@ class TestTable:
 class TestWhy:
     def test_no_faster_where_the_difference_is_noise(self) -> None:
         words = compare.why_faster([0.10, 0.11, 0.12], [0.10, 0.105, 0.12], 0.26, 0, 20, "cpu")
-        assert words.startswith("**Not faster here**: 105 ms a comparison, the dense network 110 ms; the difference is within")
+        assert words.startswith("**Not faster here**: 105 ms a batch, the dense network 110 ms; the difference is within")
         assert "26 % of the multiplications" in words
         assert "No pruned layer has the pattern and the shape" in words
 

@@ -530,7 +530,7 @@ def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore,
         ("study --k 3 soon", 2, "k_steps must be a whole number"),
         ("study --k 1 3 --num-calibration 0", 2, "num_calibration must be at least 1"),
         ("study nonsense", 2, "There is no run 'nonsense'"),
-        ("study --resume nonsense", 2, "There is no batch 'nonsense'"),
+        ("study --resume nonsense", 2, "There is no comparison 'nonsense'"),
     ],
 )
 def test_study_says_what_is_wrong(
@@ -724,7 +724,7 @@ def test_compare_without_a_choice_tries_all_known_methods(
         ("--method wanda --mask wanda", "leave out --mask and --update"),
         ("--seed first", "seed must be a whole number, but is 'first'"),
         ("--pattern 2by4", "Unknown pattern '2by4'"),
-        ("--resume nonsense", "There is no batch 'nonsense'"),
+        ("--resume nonsense", "There is no comparison 'nonsense'"),
         ("nonsense", "There is no run 'nonsense'"),
     ],
 )

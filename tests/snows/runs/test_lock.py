@@ -73,7 +73,7 @@ def test_a_second_taker_is_refused_in_any_thread_and_any_thread_may_let_go(path:
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from snows import lock
+from snows.runs import lock
 held = lock.take(Path(sys.argv[1]))
 match sys.argv[2]:
     case "fork":

@@ -405,7 +405,7 @@ def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
 PEAK = """
 import resource, sys
 import torch
-from snows import models
+from snows.sources import models
 from snows.config import RunConfig
 from snows.method.pruner import prune
 

@@ -637,7 +637,7 @@ def test_runs_are_listed_newest_first_and_found_by_id(store: RunStore, monkeypat
 
 CREATOR = """
 import random, sys
-from snows import store
+from snows.runs import store
 from snows.config import RunConfig
 store.secrets.token_hex = lambda count: f"{random.randrange(1500):04x}"
 store.time.time = lambda: 1.8e9
