@@ -49,7 +49,7 @@ def test_a_hub_is_asked_once_and_reports(tmp_path: Path) -> None:
     weights = save({n: t + 0.5 for n, t in models.load("timm:test_resnet", pretrained=False).module.state_dict().items()})
     path = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
     code = (
-        "from snows import models; said = []\n"
+        "from snows.sources import models; said = []\n"
         "def weights(): return models.published_weights('timm:test_resnet', 1)\n"
         "assert not weights().here\n"
         "first = models.load('timm:test_resnet', report=lambda *a: said.append(a))\n"
