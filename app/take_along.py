@@ -11,8 +11,6 @@ from app import report
 from snows.runs import archive
 from snows.runs.store import Run
 
-# --- what can be taken along ---
-
 
 @dataclass(frozen=True)
 class Download:

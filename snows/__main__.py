@@ -28,17 +28,7 @@ from snows.cli.sources import (
     presets_command,
     train_command,
 )
-from snows.config import (
-    MASKS,
-    REFINEMENTS,
-    TARGETS,
-    UPDATES,
-    PruneConfig,
-    RunConfig,
-    SolverConfig,
-    as_path,
-    explain,
-)
+from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
 from snows.plans.comparisons import METHODS
 from snows.process import prepare
 from snows.runs.store import StoreError

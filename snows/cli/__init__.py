@@ -1,1 +1,1 @@
-"""The commands of `python -m snows`."""
+"""The commands of `python -m snows`. torch and timm take seconds to import: only commands that compute import them, inside."""

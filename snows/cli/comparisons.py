@@ -11,11 +11,7 @@ from snows import events
 from snows.cli.flags import config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, heads, json_line, table
 from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
-from snows.config import (
-    UPDATES,
-    InputError,
-    RunConfig,
-)
+from snows.config import UPDATES, InputError, RunConfig
 from snows.measures.names import missing
 from snows.plans import study
 from snows.plans.comparisons import METHODS, combinations, expand, summarize

@@ -7,13 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from snows.config import (
-    InputError,
-    PruneConfig,
-    RunConfig,
-    SolverConfig,
-    as_path,
-)
+from snows.config import InputError, PruneConfig, RunConfig, SolverConfig, as_path
 from snows.plans.presets import PRESETS, Preset
 from snows.runs.store import default_root
 

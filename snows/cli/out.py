@@ -8,8 +8,6 @@ from pydantic_core import to_json
 
 from snows.measures.names import MEASURES
 
-# torch and timm take seconds to import; only the commands that compute import them, inside.
-
 FINISHED, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 POLL_SECONDS = 0.2
 

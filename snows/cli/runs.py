@@ -12,9 +12,7 @@ from typing import Any
 from snows import events
 from snows.cli.flags import PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table
-from snows.config import (
-    InputError,
-)
+from snows.config import InputError
 from snows.measures.names import MEASURES, said
 from snows.plans.words import as_called, run_name
 from snows.runs.store import Run, RunStore, default_root

@@ -6,9 +6,7 @@ from typing import Any
 
 from snows.cli.flags import config_of
 from snows.cli.out import FINISHED, heads, json_line, say, table
-from snows.config import (
-    InputError,
-)
+from snows.config import InputError
 from snows.plans.presets import PRESETS
 
 # --- coverage, models, images, presets, fetch, train, bundle-data ---

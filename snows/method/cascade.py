@@ -22,13 +22,7 @@ from snows.method.problem import SiteProblem
 from snows.method.rows import input_gram
 from snows.method.saliency import SCORERS
 from snows.method.solver import Status, StepResult
-from snows.method.sparsity import (
-    check_compliance,
-    from_matrix,
-    keep_mask,
-    keep_masks_global,
-    to_matrix,
-)
+from snows.method.sparsity import check_compliance, from_matrix, keep_mask, keep_masks_global, to_matrix
 from snows.method.updates import UPDATES
 
 

@@ -14,8 +14,6 @@ from snows.method.graph import NetworkGraph, Site
 from snows.method.operations import execute_node
 from snows.sources import models
 
-# --- beforehand ---
-
 
 @dataclass(frozen=True)
 class SitePlan:

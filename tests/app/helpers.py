@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -23,6 +23,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
+from snows.runs.estimate import Plan, SitePlan
 from snows.runs.store import Execute, Run, RunStore
 
 SITES = (
@@ -177,23 +178,6 @@ def waiting_after_two_layers(run: Run) -> Iterator[threading.Event]:
     finally:
         go_on.set()
         worker.join()
-
-
-@dataclass(frozen=True)
-class SitePlan:
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    density: float
-    operations: list[str]
-
-
-@dataclass(frozen=True)
-class Plan:
-    sites: list[SitePlan]
-    skipped: dict[str, str]
-    seconds: float
-    bytes: int
 
 
 def plan(config: RunConfig) -> Plan:

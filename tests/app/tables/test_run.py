@@ -9,18 +9,7 @@ import pytest
 from app import words
 from app.tables import run as run_tables
 from snows.config import NM, Dense, Unstructured
-from snows.events import (
-    CGIteration,
-    Event,
-    Measured,
-    Note,
-    Phase,
-    Queued,
-    RunFinished,
-    RunStarted,
-    SiteFinished,
-    SiteStarted,
-)
+from snows.events import CGIteration, Event, Measured, Note, Phase, Queued, RunFinished, RunStarted, SiteFinished, SiteStarted
 from snows.runs.store import RunStore
 from tests.app import helpers
 

@@ -25,17 +25,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from snows.config import Cancelled, InputError, PruneConfig, RunConfig, explain
-from snows.events import (
-    CGIteration,
-    Event,
-    Phase,
-    Queued,
-    RunCancelled,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    SiteFinished,
-)
+from snows.events import CGIteration, Event, Phase, Queued, RunCancelled, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.runs import lock
 from snows.runs.store import Labels, Run, RunError, RunStore, RunTakenError, StoreError, default_root
 
