@@ -86,7 +86,8 @@ class _Computing(TorchDispatchMode):
         device = self._device(func, args, tensors)
         result = func(*args, **kwargs)
         for made in tree_leaves(result):
-            if isinstance(made, Tensor) and _stored(made) and made.untyped_storage()._cdata not in before:
+            # What lies here claims nothing: a deep copy looks at its source's storage through a tensor of its own.
+            if isinstance(made, Tensor) and device != HOST and _stored(made) and made.untyped_storage()._cdata not in before:
                 self.places.put(made, device)
         return result
 

@@ -29,11 +29,10 @@ def check_window(window: Window, images: Tensor) -> None:
     forwards = sum(float((u * v).sum()) for u, v in zip(cotangents, moved, strict=True))
     size = float(vector.norm() * pulled.norm()) + 1e-9
     assert abs(forwards - float((pulled * vector).sum())) <= 1e-9 * size, window.site.name
-    step = 1e-6 * float(weight.norm() / vector.norm())
+    step = 1e-8 * float(weight.norm() / vector.norm())  # so short that hardly a value meets a kink on its way
     ahead, behind = (window.outputs(weight + sign * step * vector, inputs) for sign in (1, -1))
     for k, (move, after, before) in enumerate(zip(moved, ahead, behind, strict=True)):
         difference = (after - before) / (2 * step)
-        # A value may lie within the step of a kink; of many values only few do.
         error, rounding = float((move - difference).norm()), 1e-15 * float(after.norm()) / step
         assert error <= 1e-4 * float(move.norm()) + rounding, f"{window.site.name}: {window.operations[k]} moves otherwise"
 

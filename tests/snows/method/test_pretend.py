@@ -137,6 +137,17 @@ def test_the_second_device() -> None:
     check_same("residual", device="cuda:1")
 
 
+def test_a_network_that_lies_there_comes_back_there() -> None:
+    module, images = build("residual")
+    here = prune(module, images, config("cpu"))
+    with accelerator():
+        there = prune(module.to("cuda"), images.to("cuda"), config("cuda"))
+        assert all(t.is_cuda for t in [*there.model.state_dict().values(), *there.masks.values()])
+        assert all(t.is_cuda for t in module.state_dict().values())
+        masks = {n: m.cpu() for n, m in there.masks.items()}
+    assert all(torch.equal(masks[n], mask) for n, mask in here.masks.items())
+
+
 def test_a_run_of_the_store_works_there(store: RunStore) -> None:
     settings: dict[str, Any] = {"pattern": "1:4", "update": "least-squares", "refine": "none", "batch_size": 4}
     given = {"model": "resnet20-fashion", "num_calibration": 8, "num_evaluation": 8, "prune": settings}
