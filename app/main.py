@@ -42,4 +42,6 @@ def warm_up() -> threading.Thread:
 
 warm_up()
 st.logo(str(ROOT / "assets/logo.svg"), size="large")
-st.navigation([state.page(name) for name in state.PAGES], position="top").run()
+page = st.navigation([state.page(name) for name in state.PAGES], position="top")
+state.read_address(page.url_path)
+page.run()

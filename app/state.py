@@ -4,10 +4,10 @@ The inputs of a form keep themselves, see `form.kept`.
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
 from pydantic import ValidationError
@@ -37,6 +37,14 @@ PAGES = {
     "attention": ("Attention", ":material/visibility:"),
     "runs": ("Runs", ":material/folder_open:"),
 }
+# What a page's address goes on saying when one comes back to the page, or opens another run there.
+KEPT = {
+    "attention": {"image", "with", "query", "block", "head", "patch", "measure"},
+    "runs": {"find", "state", "tag", "marked"},
+}
+# What an address can say: a text, a switch, or several texts.
+Said = str | bool | list[str]
+Choice = TypeVar("Choice", str, bool, list[str])
 
 
 def page(name: str) -> "st.Page":
@@ -77,72 +85,124 @@ def recorded_runs() -> RunStore:
 
 def opened_run_id() -> str | None:
     """The run that this page's address names."""
-    return st.query_params.get("run")
+    return asked("run")
 
 
 @dataclass
 class Address:
-    """What this page's address says, as this session knows it.
+    """What the pages' addresses say, as this session knows it: each page's when it was looked at last.
 
     A fragment that is run every second may bring the browser's address and widgets from before the last click with it. So what
     is known here counts, and a widget that was given another value than its user's is a new one, whose turn is in its key.
     `given` are the values that widgets were given last: one that reports just that was not used.
     """
 
-    values: dict[str, str] = field(default_factory=dict)
+    page: str = ""
+    pages: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    recalled: set[str] = field(default_factory=set)
     turns: dict[str, int] = field(default_factory=dict)
-    given: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, list[str]]:
+        return self.pages.setdefault(self.page, {})
 
 
 def _address() -> Address:
     return st.session_state.setdefault("address", Address())
 
 
-def read_address() -> None:
-    """Take over what the browser's address says. For a page's own script, never for a fragment."""
-    address, parameters = _address(), st.query_params.to_dict()
-    if parameters != address.values:
-        address.values = parameters
-        address.turns = {name: turn + 1 for name, turn in address.turns.items()}
+def read_address(page_name: str) -> None:
+    """Take over what the browser's address says. For the app's own script, never for a fragment."""
+    address, parameters = _address(), {name: st.query_params.get_all(name) for name in st.query_params}
+    before, address.page = (address.page, address.values.get("run")), page_name
+    if parameters == address.values and before[0] == page_name:
+        return
+    address.turns = {name: turn + 1 for name, turn in address.turns.items()}
+    address.recalled = set()
+    if before != (page_name, parameters.get("run")) and parameters.keys() <= {"run"}:
+        address.recalled = address.values.keys() & KEPT.get(page_name, set())
+    recalled = {name: address.values[name] for name in address.recalled}
+    address.pages[page_name] = parameters | recalled
+    if recalled:
+        st.query_params.from_dict(address.values)
+
+
+def asked_all(name: str) -> list[str]:
+    """All that the address says under `name`."""
+    return list(_address().values.get(name, ()))
 
 
 def asked(name: str) -> str | None:
     """What the address says under `name`."""
-    return _address().values.get(name)
+    return next(reversed(asked_all(name)), None)
 
 
-def chosen(name: str, options: Collection[str], default: str) -> str:
-    """The choice of `options` that the address makes under `name`."""
-    value = asked(name)
-    return value if value is not None and value in options else default
+def is_recalled(name: str) -> bool:
+    """Whether it is not the link that says something under `name`, but this session's last look at the page."""
+    return name in _address().recalled
 
 
-def choose(name: str, value: str, default: str) -> None:
-    """Choose for the user, who clicked elsewhere than on the choice's own widget."""
-    _address().turns[name] = _address().turns.get(name, 0) + 1
-    _write_address(name, value, default)
-
-
-def _write_address(name: str, value: str, default: str) -> None:
+def say(name: str, value: Said, default: Said = "") -> None:
+    """Let the address say `value` under `name`, or nothing where it is the default. For what is no widget's choice."""
+    texts = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
     address = _address()
-    address.values.pop(name, None)
-    if value != default:
-        address.values[name] = value
-    st.query_params.from_dict(address.values)
+    address.recalled.discard(name)
+    if value == default:
+        texts = []
+    if texts != asked_all(name):
+        address.values.pop(name, None)
+        if texts:
+            address.values[name] = list(texts)
+        st.query_params.from_dict(address.values)
 
 
-def addressed(name: str, options: Collection[str], default: str) -> dict[str, Any]:
-    """The `key` and `on_change` of a widget of one choice, which is what the address says under `name`, and is written there.
+def choose(name: str, value: Said, default: Said) -> None:
+    """Choose for the user, who clicked elsewhere than on the choice's own widget."""
+    _address().turns[name] = turn(name) + 1
+    say(name, value, default)
 
-    Streamlit's own binding (`bind="query-params"`) keeps one run's choice on the screen when another run is opened.
+
+def turn(name: str) -> int:
+    """How often what the address says under `name` was changed by another than its widget. For the widget's key."""
+    return _address().turns.setdefault(name, 0)
+
+
+def chosen(name: str, options: Collection[str] | None, default: Choice) -> Choice:
+    """What the address chooses under `name`: one of `options`, several where the default is a list, any text, or a switch."""
+    texts = asked_all(name)
+    if not texts:
+        return default
+    if isinstance(default, list):
+        return [text for text in texts if options is None or text in options]
+    if isinstance(default, bool):
+        return texts[-1] == "true" if texts[-1] in ("true", "false") else default
+    return texts[-1] if options is None or texts[-1] in options else default
+
+
+def addressed(name: str, options: Collection[str] | None, default: Choice) -> dict[str, Any]:
+    """The `key` and `on_change` of a widget whose value is what the address says under `name`, and is written there.
+
+    The kinds are those of `chosen`; the default is not written. Streamlit's own binding to the address keeps one run's choice
+    on the screen when another run is opened.
+    """
+    return linked(name, chosen(name, options, default), lambda value: say(name, value, default), typed=options is None)
+
+
+def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "", typed: bool = False) -> dict[str, Any]:
+    """The `key` and `on_change` of a widget that shows `value`, made of what the address says under `name`.
+
+    `write` puts what its user chose into the address. `part` tells the widgets of one name from each other.
     """
     address = _address()
-    key = f"{name}-{address.turns.setdefault(name, 0)}"
-    address.given[key] = st.session_state[key] = chosen(name, options, default)
+    key = f"{name}{part}-{turn(name)}"
+    address.given[key] = value
+    if not typed or st.session_state.get(key) != value:  # what is half typed would go with every value that is given
+        st.session_state[key] = value
 
     def changed() -> None:
         if st.session_state[key] != address.given[key]:
-            _write_address(name, st.session_state[key], default)
+            write(st.session_state[key])
 
     return {"key": key, "on_change": changed}
 

@@ -21,7 +21,6 @@ from app.parts.own_pictures import (
     LARGEST_UPLOAD,
     MOST_IMAGES,
     OWN,
-    choose_images,
     chosen_images,
     keep_picture,
     own_pictures,
@@ -49,7 +48,6 @@ COUNTS, USUAL_COUNT = (32, 128, 512), 128  # evaluation images to compare the ne
 CHUNK = 8  # images between two signs of progress
 MEAN = "Mean"
 EVERY, CHANGED = "The first ones", "Answer changed"
-LINKED: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 SIMILARITIES = {"Cosine": "cosine", "Jensen-Shannon": "preserved"}  # to a column of `attention_view.by_head`
 
 
@@ -216,38 +214,6 @@ def _prepared(image: str, inspection: "Inspection") -> "tuple[Tensor, str, int |
 # --- the page ---
 
 
-def _follow_address() -> None:
-    """Take from the address what no widget takes by itself, where somebody else than this page has written it.
-
-    Only when the whole page runs: an answer to a click comes with the address as the browser had it before the last answer.
-    """
-    parameters = {name: st.query_params.get_all(name) for name in ("image", "with", "patch")}
-    if parameters == st.session_state.get("written address"):
-        return
-    if parameters["image"]:
-        choose_images(parameters["image"])
-    st.session_state["linked run"] = next(iter(parameters["with"]), None)
-    if parameters["with"]:
-        st.session_state["second run"] = parameters["with"][0]
-    if len(parameters["patch"]) == 2 and all(number.isdecimal() for number in parameters["patch"]):
-        st.session_state["row"], st.session_state["column"] = map(int, parameters["patch"])
-
-
-def _write_address(second: Run | None) -> None:
-    from app.tables.attention import ONE_PATCH
-
-    linked = second.id if second else st.session_state.get("linked run")
-    asks_patch = st.session_state.get("query") == ONE_PATCH and "row" in st.session_state
-    patch = [str(st.session_state[name]) for name in ("row", "column")] if asks_patch else []
-    wanted = {"image": chosen_images(), "with": [linked] if linked else [], "patch": patch}
-    st.session_state["written address"] = wanted
-    for name, values in wanted.items():
-        if values and st.query_params.get_all(name) != values:
-            st.query_params[name] = values
-        elif not values and name in st.query_params:
-            del st.query_params[name]
-
-
 def _second_run(run: Run) -> Run | None:
     """Choose another run of the same network."""
     config = run.config()
@@ -259,25 +225,23 @@ def _second_run(run: Run) -> Run | None:
         and (other_config.model, other_config.checkpoint) == (config.model, config.checkpoint)
         and (other.weights_path.exists() or next(other.finished_sites(), None) is not None)
     }
-    if st.session_state.get("second run") not in others:
-        st.session_state.pop("second run", None)
+    wanted = state.asked("with")
+    if wanted is not None and wanted not in others and state.is_recalled("with"):
+        state.say("with", "")  # it was beside another run
+        wanted = None
     picked = st.selectbox(
         "Second run",
-        [None, *others],
-        key="second run",
-        persist_state="session",
+        options := ["", *others],
         width=300,
         disabled=not others,
         format_func=lambda other: f"{name_of(others[other])} · {panels.when(others[other])}" if other else "None",
         help="Another run of the same network, beside this one."
         + ("" if others else " There is none yet: prune this network once more, with other settings."),
+        **state.addressed("with", options, ""),
     )
-    linked = st.session_state.get("linked run")
-    if picked or linked in others:  # the address has been followed, or a choice made since
-        st.session_state["linked run"] = None
-    elif linked:
+    if wanted is not None and wanted not in others:
         st.error(
-            f"There is no run {linked!r} of {config.model} to compare with. Choose another.", icon=":material/error:", width=400
+            f"There is no run {wanted!r} of {config.model} to compare with. Choose another.", icon=":material/error:", width=400
         )
     return others[picked] if picked else None
 
@@ -301,62 +265,55 @@ def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tupl
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
     from app.tables.attention import ONE_PATCH, ROLLOUT
 
-    if st.session_state.get("query") not in questions.queries:
-        st.session_state.pop("query", None)
     query, head = None, None
     if questions.queries:
         query = st.segmented_control(
             "Seen from",
             questions.queries,
-            default=questions.queries[0],
             required=True,
-            key="query",
             help="Attention is a question that one token puts to all others. The class token gathers what the answer is read "
             "from. One patch: click any in the pictures. Rollout multiplies the attention of all blocks, the path an image "
             "takes to the answer (Abnar & Zuidema, 2020).",
-            **LINKED,
+            **state.addressed("query", questions.queries, questions.queries[0]),
         )
     through_all = query == ROLLOUT
     blocks = questions.blocks_with(query)
-    if st.session_state.get("block") not in blocks:
-        st.session_state.pop("block", None)
     about_block = (
         "A convolutional network works in stages, each at a coarser resolution."
         if questions.stages
         else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them."
     )
-    shared: dict[str, Any] = {"key": "block", "width": 220, "help": about_block, **LINKED}
+    shared: dict[str, Any] = {"width": 220, "help": about_block, **state.addressed("block", blocks, blocks[-1])}
     name = "Stage" if questions.stages else "Block"
     if len(blocks) > 1:
-        block = st.select_slider(name, blocks, blocks[-1], disabled=through_all, **shared)
+        block = st.select_slider(name, blocks, disabled=through_all, **shared)
     else:  # a slider has two ends
         block = st.selectbox(name, blocks, disabled=True, **shared)
     if questions.heads:
         heads = [MEAN, *map(str, range(1, questions.heads[block] + 1))]
-        if st.session_state.get("head") not in heads:
-            st.session_state.pop("head", None)
         picked = st.segmented_control(
             "Head",
             heads,
-            default=MEAN,
             required=True,
-            key="head",
             disabled=through_all,
             help="Each block looks in several ways at once: its heads. Their mean, or one of them.",
-            **LINKED,
+            **state.addressed("head", heads, MEAN),
         )
         head = None if picked == MEAN else int(picked)
     patch = (1, 1)
     grid = questions.grid(block)
     if grid is not None and query == ONE_PATCH:
-        rows, columns = grid.rows, grid.columns
-        for name, most in (("row", rows), ("column", columns)):
-            if not 1 <= st.session_state.get(name, 1) <= most:
-                st.session_state.pop(name, None)
-        patch = (
-            st.number_input("Row", 1, rows, (rows + 1) // 2, key="row", width=110, persist_state="session"),
-            st.number_input("Column", 1, columns, (columns + 1) // 2, key="column", width=110, persist_state="session"),
-        )
+        patch = _patch(grid)
+        for label, place, most in (("Row", 0, grid.rows), ("Column", 1, grid.columns)):
+
+            def move(to: int, place: int = place) -> None:
+                moved = [*_patch(grid)]
+                moved[place] = to
+                state.say("patch", list(map(str, moved)), list(map(str, _middle(grid))))
+
+            st.number_input(
+                label, 1, most, width=110, **state.linked("patch", patch[place], move, part=f"-{label.lower()}", typed=True)
+            )
     opacity = st.slider("Map over image", 0, 100, 60, 5, format="%d %%", key="opacity", width=160, persist_state="session")
     return block, head, query, patch, opacity / 100
 
@@ -366,13 +323,27 @@ def _cell(place: float, most: int) -> int:
     return min(max(round(place), 1), most)
 
 
-def _patch_asker(grid: "TokenGrid") -> Callable[[float, float], None]:
+def _middle(grid: "TokenGrid") -> tuple[int, int]:
+    return (grid.rows + 1) // 2, (grid.columns + 1) // 2
+
+
+def _patch(grid: "TokenGrid") -> tuple[int, int]:
+    """Row and column, from 1, of the patch that the address names, or the one in the middle."""
+    match state.asked_all("patch"):
+        case [row, column] if row.isdecimal() and column.isdecimal():
+            if 1 <= int(row) <= grid.rows and 1 <= int(column) <= grid.columns:
+                return int(row), int(column)
+    return _middle(grid)
+
+
+def _patch_asker(grid: "TokenGrid", questions: "Questions") -> Callable[[float, float], None]:
     """Looks from the patch that was clicked."""
     from app.tables.attention import ONE_PATCH
 
     def ask_patch(column: float, row: float) -> None:
-        st.session_state["query"] = ONE_PATCH
-        st.session_state["row"], st.session_state["column"] = _cell(row, grid.rows), _cell(column, grid.columns)
+        state.choose("query", ONE_PATCH, questions.queries[0])
+        patch = _cell(row, grid.rows), _cell(column, grid.columns)
+        state.choose("patch", list(map(str, patch)), list(map(str, _middle(grid))))
 
     return ask_patch
 
@@ -430,7 +401,7 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
                     True,
                     key=f"{key}-map",
                     alt=f"{seen.caption}: where this network looks: {column.name}",
-                    on_click=_patch_asker(grid) if (grid := questions.grid(block)) is not None else None,
+                    on_click=_patch_asker(grid, questions) if (grid := questions.grid(block)) is not None else None,
                 )
                 top = attention_tables.top(look.probabilities, names)
                 if top.empty:
@@ -491,12 +462,10 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
         measure = st.segmented_control(
             "Similarity",
             list(SIMILARITIES),
-            default="Cosine",
             required=True,
-            key="measure",
             help="Cosine: the angle between two maps; 1 = the same direction. Jensen-Shannon: 1 minus the divergence, in bits, "
             "of two maps as distributions; 1 = equal, 0 = nothing in common. Both are means over images and queries.",
-            **LINKED,
+            **state.addressed("measure", SIMILARITIES, "Cosine"),
         )
         available = len(columns[0].inspection.images.evaluation)
         counts = [count for count in COUNTS if count < available] or [available]
@@ -573,11 +542,12 @@ def _opener(questions: "Questions") -> Callable[[float, float], None]:
         queries = [query for query in questions.queries if query != ROLLOUT and block in questions.blocks_with(query)]
         if not questions.stages and not queries:
             return  # its maps cannot be laid over the image
-        st.session_state["block"] = block
+        query = state.chosen("query", questions.queries, questions.queries[0]) if queries else None
+        if queries and query not in queries:
+            state.choose("query", query := queries[0], questions.queries[0])
+        state.choose("block", block, questions.blocks_with(query)[-1])
         if questions.heads:
-            st.session_state["head"] = str(_cell(head, questions.heads[block]))
-        if queries and st.session_state.get("query") not in queries:
-            st.session_state["query"] = queries[0]
+            state.choose("head", str(_cell(head, questions.heads[block])), MEAN)
 
     return open_head
 
@@ -630,7 +600,6 @@ def _page(run: Run, is_live: bool) -> None:
         st.caption(f":material/info: {questions.note}")
     chosen = [image for image in chosen_images() if offered is not None or image.startswith(OWN)]
     block_and_head = _maps(columns, questions, chosen)
-    _write_address(second)
     if questions.blocks and offered is not None:
         _alike(columns, questions, block_and_head, is_live)
 
@@ -642,5 +611,4 @@ run = panels.inspected_run(
     first="recorded-1-vit-fashion",  # heads and queries are what this page is about, and only a transformer has them
 )
 if run is not None:
-    _follow_address()
     panels.follow(run, partial(_page, run))

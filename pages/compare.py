@@ -90,7 +90,6 @@ def go(key: str) -> None:
 
 
 def show() -> None:
-    state.read_address()
     comparisons = {comparison.id: comparison for comparison in state.store().comparisons()}
     marked = marked_runs()
     now = choice(comparisons, marked)
@@ -294,15 +293,14 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
     if len(entries) > 1:
         usual = ",".join(str(row.runs[0]) for row in rows[:USUALLY_SHOWN])  # of several seeds the first
         address_places = (state.asked("show") or usual).split(",")
-        st.session_state["compare-shown"] = [place for place in range(len(entries)) if str(place) in address_places]
+        shown = [place for place in range(len(entries)) if str(place) in address_places]
         places = st.multiselect(
             "Runs to look into",
             range(len(entries)),
             format_func=lambda place: entries[place].label,
             max_selections=MOST_SHOWN,
             wrap=True,
-            key="compare-shown",
-            on_change=lambda: state.choose("show", ",".join(map(str, st.session_state["compare-shown"])) or "none", usual),
+            **state.linked("show", shown, lambda places: state.say("show", ",".join(map(str, places)) or "none", usual)),
         )
         looked_at = [entries[place] for place in places]
     if not looked_at:

@@ -366,7 +366,6 @@ run = panels.inspected_run(
     "How conjugate gradient and Newton steps went in each layer, and what to change where they did not.",
 )
 if run is not None and (config := state.config_of(run)) is not None:
-    state.read_address()
     layer_in_view: dict[str, str | None] = {}
     panels.follow(run, partial(draw_run, run, config, layer_in_view))
     if layer_in_view:

@@ -264,5 +264,4 @@ run = panels.inspected_run(
     "How far each layer and the operations after it are from the dense network, and what its mask and weights look like.",
 )
 if run is not None:
-    state.read_address()
     panels.follow(run, partial(draw_run, run))

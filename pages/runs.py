@@ -56,7 +56,7 @@ def show() -> None:
             matching["id"].tolist(), states, len(matching) < len(every)
         )
     with chosen:
-        ticked(st.query_params.get_all("run"))
+        ticked(state.asked_all("run"))
     trash()
 
 
@@ -66,15 +66,15 @@ def show() -> None:
 def filters(every: pd.DataFrame) -> tuple[str, list[str], list[str], bool]:
     words, states, tags, marked = st.columns([3, 5, 2, 2])
     marked.space("small")  # to the height of the others' labels
-    binding: Any = {"bind": "query-params", "persist_state": "session"}
+    known = sorted({tag for row in every["tags"] for tag in row})
     return (
-        words.text_input("Find", placeholder="Name, network, pattern, tag …", key="find", **binding),
-        states.pills("State", STATES, selection_mode="multi", key="state", **binding),
-        tags.multiselect(
-            "Tags", sorted({tag for row in every["tags"] for tag in row}), key="tag", placeholder="Any", **binding
-        ),
+        words.text_input("Find", placeholder="Name, network, pattern, tag …", **state.addressed("find", None, "")),
+        states.pills("State", STATES, selection_mode="multi", **state.addressed("state", STATES, [])),
+        tags.multiselect("Tags", known, placeholder="Any", **state.addressed("tag", known, [])),
         marked.toggle(
-            "Marked only", key="marked", help="Runs that you marked, so as to set them side by side later.", **binding
+            "Marked only",
+            help="Runs that you marked, so as to set them side by side later.",
+            **state.addressed("marked", None, False),
         ),
     )
 
@@ -92,15 +92,12 @@ def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
             st.info("There is no run yet. Start one, or import one.", icon=":material/info:")
             st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return
-    opened = st.query_params.get_all("run")
-    # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
-    version = st.session_state.setdefault("runs-version", 0)
-    if opened != st.session_state.get("runs-ticked", opened):
-        version = st.session_state["runs-version"] = version + 1
+    opened = state.asked_all("run")
     ticks = [place for place, run_id in enumerate(ids) if run_id in opened]
+    # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
     picked = st.dataframe(
         panels.said(table),
-        key=f"runs-{version}-{hash(tuple(ids))}",
+        key=f"runs-{state.turn('run')}-{hash(tuple(ids))}",
         on_select="rerun",
         selection_mode="multi-row",
         selection_default={"selection": {"rows": ticks}},
@@ -111,11 +108,8 @@ def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
         alt="All runs",
     )["selection"]["rows"]
     now = [ids[place] for place in picked]
-    st.session_state["runs-ticked"] = opened
     if set(now) != {ids[place] for place in ticks}:
-        st.session_state["runs-ticked"] = st.query_params["run"] = now
-        if not now:
-            del st.query_params["run"]
+        state.say("run", now)
         st.rerun()
 
 
@@ -329,7 +323,7 @@ def delete_button(chosen_runs: list[Run]) -> None:
         if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
             deleted = done(state.store().trash, [run.id for run in chosen_runs])
             st.session_state["runs-deleted"] = [run.path for run in deleted]
-            st.query_params.pop("run", None)
+            state.choose("run", [], [])
             st.rerun()
 
 
@@ -355,7 +349,7 @@ def trash() -> None:
 
 
 def restore(deleted: list[Run]) -> None:
-    st.query_params["run"] = [run.id for run in done(state.store().restore, deleted)]
+    state.choose("run", [run.id for run in done(state.store().restore, deleted)], [])
     st.session_state.pop("runs-deleted", None)
     st.rerun()
 
@@ -401,7 +395,7 @@ def import_form() -> None:
                 st.error(str(error), icon=":material/error:")
             else:
                 st.session_state["runs-imported"] = number + 1
-                st.query_params["run"] = run.id
+                state.choose("run", run.id, "")
                 st.rerun()
 
 

@@ -30,7 +30,6 @@ def go(key: str) -> None:
 
 
 def show() -> None:
-    state.read_address()
     comparisons = {comparison.id: comparison for comparison in state.store().comparisons() if study.is_study(comparison)}
     recorded = study.RECORDED.list()[::-1]  # by name
     comparison_key = state.asked("batch") or next(iter(comparisons), NEW)

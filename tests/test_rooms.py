@@ -137,3 +137,13 @@ def test_a_runs_life_is_written_in_one_place(path: Path) -> None:
     names |= {func.id for func in called if isinstance(func, ast.Name)}
     life = {"Queued", "RunFailed", "RunCancelled"}
     assert names & life == (life if path == ROOT / "snows/runs/store.py" else set())
+
+
+@pytest.mark.parametrize("path", [*files("app"), *files("pages")], ids=name_of)
+def test_what_an_address_says_is_kept_in_one_way(path: Path) -> None:
+    # Links name what an address shall say, as an argument; only state reads and writes it.
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    assert [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "bind"] == []
+    assert "query-params" not in [node.value for node in nodes if isinstance(node, ast.Constant)]
+    if path != ROOT / "app/state.py":
+        assert [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "query_params"] == []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from app import state
 from app.charts import attention as attention_charts
 from snows.config import InputError
 from snows.measures.names import size
@@ -18,6 +19,7 @@ MOST_IMAGES = 4
 MOST_OWN = 12
 LARGEST_UPLOAD = 20  # MB
 OWN = "own:"
+FIRST = ["0"]  # what is looked at until something is chosen
 
 
 # --- images ---
@@ -49,11 +51,12 @@ def keep_picture(name: str, picture: "Image") -> None:
 
 
 def chosen_images() -> list[str]:
-    return st.session_state.setdefault("chosen images", ["0"])
+    """The images that the address names."""
+    return list(dict.fromkeys(state.asked_all("image")))[-MOST_IMAGES:] or FIRST
 
 
 def choose_images(images: list[str]) -> None:
-    st.session_state["chosen images"] = list(dict.fromkeys(images))[-MOST_IMAGES:]
+    state.say("image", list(dict.fromkeys(images))[-MOST_IMAGES:], FIRST)
 
 
 def pick_image(image: str) -> None:

@@ -317,7 +317,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
         return None
     st.session_state["inspected"] = current
     if state.opened_run_id() != current:
-        st.query_params["run"] = current
+        state.say("run", current)
     if state.config_of(runs[current]) is None:
         st.error(f"Run {current} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
         return None

@@ -26,11 +26,11 @@ from snows.events import Phase, RunStarted, SiteFinished
 from snows.measures.attention import MapTokens, Similarity, TokenGrid, rollout
 from snows.method.graph import NetworkGraph
 from snows.runs.inspection import Inspection
-from snows.runs.store import Run, RunStore
+from snows.runs.store import Labels, Run, RunStore
 from snows.sources import models
 from snows.sources.data import as_pixels
 from tests.app.conftest import OpenPage, figures
-from tests.app.test_pages import text_of
+from tests.app.test_pages import labelled, text_of
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = {"vit": "recorded-1-vit-fashion", "resnet": "recorded-2-resnet20-fashion"}
@@ -418,7 +418,7 @@ def test_finished_run_beside_its_mask_and_a_second_run(open_page: OpenPage, stor
     z = np.array([map_of(app, name)["data"][1]["z"] for name in names])
     assert np.abs(z[0] - z[1]).max() > 5 * np.abs(z[0] - z[2]).max() > 0
 
-    app.selectbox("second run").set_value(other.id).run()
+    labelled(app.selectbox, "Second run").set_value(other.id).run()
     assert app.query_params["with"] == other.id
     second = "Magnitude only"
     assert map_of(app, second)["data"][1]["z"] == map_of(app, names[2])["data"][1]["z"]  # the same weights
@@ -428,21 +428,21 @@ def test_finished_run_beside_its_mask_and_a_second_run(open_page: OpenPage, stor
 def test_block_head_and_query_change_the_maps(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
     seen = [map_of(app, "Dense network")]
-    assert app.select_slider("block").value == "blocks.5.attn"
+    assert app.select_slider[0].value == "blocks.5.attn"
     for change in (
-        lambda: app.select_slider("block").set_value("blocks.2.attn"),
-        lambda: app.segmented_control("head").set_value("2"),
-        lambda: app.segmented_control("query").set_value(ONE_PATCH),
-        lambda: app.number_input("row").set_value(6),
-        lambda: app.segmented_control("query").set_value(ROLLOUT),
+        lambda: app.select_slider[0].set_value("blocks.2.attn"),
+        lambda: labelled(app.button_group, "Head").set_value("2"),
+        lambda: labelled(app.button_group, "Seen from").set_value(ONE_PATCH),
+        lambda: labelled(app.number_input, "Row").set_value(6),
+        lambda: labelled(app.button_group, "Seen from").set_value(ROLLOUT),
     ):
         change().run()
         seen.append(map_of(app, "Dense network"))
     assert len({json.dumps(figure) for figure in seen}) == len(seen)
     assert seen[4]["layout"]["shapes"][0]["y0"] == 5.5
-    assert app.segmented_control("head").disabled
+    assert labelled(app.button_group, "Head").disabled
     before = figures(app)["Similarity to the dense network, by block and head: Mask only"]["data"][0]["z"]
-    app.segmented_control("measure").set_value("Jensen-Shannon").run()
+    labelled(app.button_group, "Similarity").set_value("Jensen-Shannon").run()
     assert figures(app)["Similarity to the dense network, by block and head: Mask only"]["data"][0]["z"] != before
 
 
@@ -457,11 +457,45 @@ def test_a_link_opens_what_it_names(open_page: OpenPage, store: RunStore) -> Non
     text = text_of(app)
     assert "Evaluation image 3, labeled Trouser" in text
     assert "Evaluation image 17, labeled Coat" in text
-    assert (app.select_slider("block").value, app.segmented_control("head").value) == ("blocks.1.attn", "3")
-    assert app.segmented_control("query").value == ONE_PATCH
-    assert (app.number_input("row").value, app.number_input("column").value) == (2, 7)
-    assert app.selectbox("second run").value == other.id
+    assert (app.select_slider[0].value, labelled(app.button_group, "Head").value) == ("blocks.1.attn", "3")
+    assert labelled(app.button_group, "Seen from").value == ONE_PATCH
+    assert (labelled(app.number_input, "Row").value, labelled(app.number_input, "Column").value) == (2, 7)
+    assert labelled(app.selectbox, "Second run").value == other.id
     assert len([alt for alt in figures(app) if "where this network looks" in alt]) == 2 * 4
+
+
+def test_choices_are_in_the_address_and_stay_with_another_image_or_run(open_page: OpenPage, store: RunStore) -> None:
+    run, other, third = (copy_of("vit", store, f"run-{letter}") for letter in "abc")
+    convolutional = copy_of("resnet", store, "run-d")
+    other.save_labels(Labels(name="The other"))  # in a list of choices, what is named alike is one to Streamlit
+    app = open_page("attention", run=run.id)
+    assert app.query_params == {"run": run.id}
+    labelled(app.selectbox, "Second run").set_value(other.id).run()
+    labelled(app.button_group, "Head").set_value("2").run()
+    labelled(app.button_group, "Seen from").set_value(ONE_PATCH).run()
+    labelled(app.number_input, "Column").set_value(6).run()
+    choices = {"with": other.id, "head": "2", "query": ONE_PATCH, "patch": ["4", "6"]}
+    assert app.query_params == {"run": run.id, **choices}
+    app.query_params["image"] = "5"
+    app.run()
+    assert "Evaluation image 5" in text_of(app)
+    assert labelled(app.button_group, "Head").value == "2"
+
+    def open_run(run: Run) -> None:  # as the page's choice of a run does
+        for name in list(app.query_params):
+            del app.query_params[name]
+        app.query_params["run"] = run.id
+        app.run()
+
+    open_run(third)
+    assert app.query_params == {"run": third.id, **choices, "image": "5"}
+    assert labelled(app.number_input, "Column").value == 6
+    open_run(convolutional)
+    assert "to compare with" not in text_of(app)
+    assert "with" not in app.query_params
+    open_run(run)
+    labelled(app.button_group, "Head").set_value("Mean").run()
+    assert app.query_params == {"run": run.id, "query": ONE_PATCH, "patch": ["4", "6"], "image": "5"}
 
 
 def test_a_link_to_what_is_not_there_says_so(open_page: OpenPage, store: RunStore) -> None:
@@ -476,7 +510,7 @@ def test_a_link_to_what_is_not_there_says_so(open_page: OpenPage, store: RunStor
     assert "There is no image 99999 among this run's 10,000 evaluation images" in text
     assert "shoe.png, which is not in this session" in text
     assert "Evaluation image 4" in text
-    assert app.select_slider("block").value == "blocks.5.attn"
+    assert app.select_slider[0].value == "blocks.5.attn"
 
 
 def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: OpenPage, store: RunStore) -> None:
@@ -484,12 +518,12 @@ def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: Ope
     text = text_of(app)
     assert "A convolutional network has no queries and no heads" in text
     assert "Attention preserved: 99.7 %" in text
-    assert app.select_slider("block").options == ["layer1.2.act2", "layer2.2.act2", "layer3.2.act2"]
+    assert app.select_slider[0].options == ["layer1.2.act2", "layer2.2.act2", "layer3.2.act2"]
     assert np.shape(map_of(app, "Dense network")["data"][1]["z"]) == (8, 8)
-    app.select_slider("block").set_value("layer1.2.act2").run()
+    app.select_slider[0].set_value("layer1.2.act2").run()
     assert np.shape(map_of(app, "SNOWS, refined mask, K = 3")["data"][1]["z"]) == (32, 32)
-    assert not [group.key for group in app.get("button_group") if group.key in ("query", "head")]
-    assert app.selectbox("second run").disabled
+    assert not [group for group in app.get("button_group") if group.label in ("Seen from", "Head")]
+    assert labelled(app.selectbox, "Second run").disabled
 
 
 def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:

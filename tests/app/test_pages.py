@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -30,6 +31,12 @@ def text_of(app: AppTest) -> str:
 
 def button(app: AppTest, label: str):
     return next(b for b in app.button if b.label == label)
+
+
+def labelled(elements: Any, label: str) -> Any:
+    """The one element with that label."""
+    (found,) = [element for element in elements if element.label == label]
+    return found
 
 
 def labels(app: AppTest) -> list[str]:

@@ -26,7 +26,7 @@ from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
-from tests.app.test_pages import button, labels, text_of, until_ended
+from tests.app.test_pages import button, labelled, labels, text_of, until_ended
 from tests.app.work.test_jobs import until
 
 ROOT = Path(__file__).parents[3]
@@ -397,8 +397,8 @@ class TestPage:
     def test_the_runs_looked_into_are_those_of_the_address(self, open_page: OpenPage, store: RunStore) -> None:
         comparison = finished_comparison(store)
         app = open_compare(open_page, batch=comparison.id, show="1,4")
-        assert app.multiselect("compare-shown").value == [1, 4]
-        app.multiselect("compare-shown").set_value([]).run()
+        assert labelled(app.multiselect, "Runs to look into").value == [1, 4]
+        labelled(app.multiselect, "Runs to look into").set_value([]).run()
         assert "Choose at least one run" in text_of(app)
 
     def test_a_member_that_failed_says_why_and_the_others_are_compared(self, open_page: OpenPage, store: RunStore) -> None:

@@ -19,7 +19,7 @@ from snows.runs import archive
 from snows.runs.store import Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
-from tests.app.test_pages import button, labels, text_of, until_ended
+from tests.app.test_pages import button, labelled, labels, text_of, until_ended
 
 
 @pytest.fixture
@@ -220,14 +220,26 @@ class TestPage:
         best.save_labels(Labels(name="best", tags=("talk",), compare=True))
         app = open_page("runs")
         assert set(ids(app)) == {best.id, other.id}
-        app.text_input("find").set_value("1:8").run()
+        labelled(app.text_input, "Find").set_value("1:8").run()
         assert ids(app) == [best.id]
-        app.text_input("find").set_value("nothing like that").run()
+        labelled(app.text_input, "Find").set_value("nothing like that").run()
         assert "No run is like that" in text_of(app)
-        app.text_input("find").set_value("")
-        app.multiselect("tag").set_value(["talk"])
-        app.toggle("marked").set_value(True).run()
+        labelled(app.text_input, "Find").set_value("")
+        labelled(app.multiselect, "Tags").set_value(["talk"])
+        labelled(app.toggle, "Marked only").set_value(True).run()
         assert ids(app) == [best.id]
+        assert app.query_params == {"tag": "talk", "marked": "true"}
+        labelled(app.toggle, "Marked only").set_value(False)
+        labelled(app.button_group, "State").set_value(["finished", "failed"]).run()
+        assert app.query_params == {"tag": "talk", "state": ["finished", "failed"]}
+
+    def test_a_link_names_the_filters(self, open_page: OpenPage, store: RunStore) -> None:
+        failed, cancelled, _ = (helpers.write_run(store, name) for name in ("failed", "cancelled", "finished"))
+        app = open_page("overview")
+        app.query_params.update({"find": "resnet20", "state": ["failed", "cancelled"], "tag": "unheard of", "marked": "maybe"})
+        app.switch_page("../pages/runs.py").run()
+        assert set(ids(app)) == {failed.id, cancelled.id}
+        assert labelled(app.text_input, "Find").value == "resnet20"
 
     def test_name_tags_and_mark_are_kept(self, open_page: OpenPage, store: RunStore) -> None:
         run = helpers.write_run(store, "finished", config=RunConfig(name="from the shell"))

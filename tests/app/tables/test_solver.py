@@ -19,6 +19,7 @@ from snows.method.solver import Status
 from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
+from tests.app.test_pages import labelled
 from tests.snows.helpers import ALL, case, site_problem
 
 FIRST, SECOND, THIRD = helpers.PRUNED[:3]
@@ -328,12 +329,6 @@ def text_of(app: AppTest) -> str:
     assert not app.exception, app.exception
     elements = [*app.title, *app.header, *app.markdown, *app.caption, *app.error, *app.warning, *app.info]
     return "\n".join(str(e.value) for e in elements)
-
-
-def labelled(elements: Any, label: str) -> Any:
-    """The one element with that label."""
-    (found,) = [element for element in elements if element.label == label]
-    return found
 
 
 def troubled_run(store: RunStore) -> Run:
