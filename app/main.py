@@ -20,28 +20,33 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), 
 
 
 @st.cache_resource
-def warm_up() -> threading.Thread:
-    """Import torch and the engine while the first page is read; it takes seconds and every run needs them."""
-    planner = state.planner()
+def warm_up() -> threading.Event:
+    """Import torch and the engine while the first page is read; it takes seconds and every run needs them. Set when done."""
+    planner, imported = state.planner(), threading.Event()
 
     def load() -> None:
         planner.start()
+        try:
+            import snows.runs.runner  # noqa: F401
+            from snows.sources import models
+        finally:
+            imported.set()
         state.tidy()
-        import snows.runs.runner  # noqa: F401
-        from snows.sources import models
-
         models.every_name()
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
         gc.collect()
         gc.freeze()
 
-    thread = threading.Thread(target=load, name="warm-up", daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=load, name="warm-up", daemon=True).start()
+    return imported
 
 
-warm_up()
+imported = warm_up()
 st.logo(str(ROOT / "assets/logo.svg"), size="large")
 page = st.navigation([state.page(name) for name in state.PAGES], position="top")
 state.read_address(page.url_path)
+# Two threads that import torch's libraries from different ends at once can each be given a module that is half imported.
+if page.url_path in state.WITH_ENGINE and not imported.is_set():
+    with st.spinner("Loading the engine …"):
+        imported.wait()
 page.run()

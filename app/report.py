@@ -190,7 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyError as error:
         return _fail(error.args[0], BAD_INPUT)
     except ValidationError as error:
-        return _fail(f"Run {given.run} was written by another version, so it cannot be read. {explain(error)}", BAD_INPUT)
+        cause = "a file in its folder was written by another version, or is damaged"
+        return _fail(f"Run {given.run} cannot be read: {cause}. {explain(error)}", BAD_INPUT)
     except ValueError as error:
         return _fail(f"Run {given.run} cannot be read: {error}. A file in its folder is damaged.", BAD_INPUT)
     except OSError as error:

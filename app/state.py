@@ -37,6 +37,7 @@ PAGES = {
     "attention": ("Attention", ":material/visibility:"),
     "runs": ("Runs", ":material/folder_open:"),
 }
+WITH_ENGINE = {"compare", "layers", "convergence", "attention"}  # what cannot be shown before the engine is imported
 # What a page's address goes on saying when one comes back to the page, or opens another run there.
 KEPT = {
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},

@@ -329,6 +329,9 @@ def explain(error: ValidationError) -> str:
         if problem["type"] == "value_error":
             sentences.append(str(problem["ctx"]["error"]))
             continue
+        if problem["type"] == "json_invalid":  # its input is the whole text
+            sentences.append(f"It is not JSON: {problem['ctx']['error']}.")
+            continue
         field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense"))
         sentence = _FIELD_SENTENCES.get(problem["type"])  # other messages may hold braces of their own
         rule = sentence.format(**problem.get("ctx", {})) if sentence else problem["msg"]

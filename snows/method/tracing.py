@@ -8,7 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import _ops, nn
 from torch.export import _trace
 from torch.fx import _symbolic_trace
 
@@ -38,6 +38,10 @@ class _InThisThread:
         return threading.get_ident() == self._thread
 
 
+class _ModesOfEachThread(threading.local, _ops._ModeStackStateForPreDispatch):
+    """The tracer's modes, for each thread its own: `__init__` is called in each."""
+
+
 @contextmanager
 def exporting() -> Iterator[None]:
     """One export at a time, by torch.export or what builds on it, which leaves all other threads alone.
@@ -47,6 +51,7 @@ def exporting() -> Iterator[None]:
     * mkldnn, nnpack and cudnn are off, so that no operation is decomposed into one of theirs. Nothing is decomposed here, and
       the graph is the same with the switches left alone.
     * `torch.compiler.is_compiling` and `is_exporting` say yes: `nn.MultiheadAttention` then leaves its own kernel.
+    * Its modes lie where every thread finds them: printing a tensor puts them aside meanwhile, and the export breaks off.
     * `__call__` and `__getattr__` of `nn.Module` belong to the tracer, and modules that another thread calls end there.
 
     Only the exported module itself must not be used elsewhere: its tensors are fakes until the export is done.
@@ -68,6 +73,7 @@ def exporting() -> Iterator[None]:
         patch.object(_trace, "_ignore_backend_decomps", nullcontext),
         patch.object(_trace, "_compiling_state_context", nullcontext),
         patch.multiple(torch.compiler, _is_compiling_flag=here, _is_exporting_flag=here),
+        patch.object(_ops, "_mode_stack_state_for_pre_dispatch", _ModesOfEachThread()),
         patch.object(_symbolic_trace._Patcher, "patch_method", patch_method_here),
     ):
         yield

@@ -207,7 +207,9 @@ class TestShell:
         damaged = helpers.write_run(store, "finished")
         (damaged.path / "metrics.json").write_text('{"accuracy": 0.')
         assert report.main([damaged.id]) == 2
-        assert f"Run {damaged.id} cannot be read" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"Run {damaged.id} cannot be read: a file in its folder was written by another version, or is damaged" in said
+        assert "It is not JSON: EOF while parsing" in said
 
     def test_the_readmes_command_works(self, store: RunStore, tmp_path: Path) -> None:
         run = helpers.write_run(store, "finished")

@@ -11,6 +11,7 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -36,6 +37,7 @@ from snows.method.pruner import prune
 from snows.method.refinement import refine
 from snows.method.rows import RowBlocks, input_gram, input_output_cross
 from snows.method.updates import UPDATES, UpdateResult
+from snows.process import SWITCH_INTERVAL
 from snows.sources import data, models
 from tests.bench.plain import plain_snows
 from tests.bench.readme import put
@@ -373,6 +375,44 @@ def import_seconds() -> list[dict[str, Any]]:
     return [{"seconds": run("import snows") - run("pass"), "imports_torch": torch_too == "True"}]
 
 
+def beside_python() -> list[dict[str, Any]]:
+    """A run's seconds by the clock beside a thread of plain Python, over those alone: as Python is, and as our processes are."""
+    module, images = _network("vit-fashion", 32)
+    sites = [site.name for site in NetworkGraph.export(module, images[:2]).sites]
+    config = PruneConfig(pattern=PATTERN, k_steps=3, overrides=dict.fromkeys(sites[3:], "dense"))
+    usual = sys.getswitchinterval()
+
+    def took() -> float:
+        started = time.perf_counter()
+        prune(module, images, config)
+        return time.perf_counter() - started
+
+    def beside() -> float:
+        ended = threading.Event()
+
+        def compute() -> None:
+            while not ended.is_set():
+                sum(range(1000))
+
+        thread = threading.Thread(target=compute)
+        thread.start()
+        try:
+            return took()
+        finally:
+            ended.set()
+            thread.join()
+
+    took()
+    try:
+        sys.setswitchinterval(0.005)
+        alone, plain = took(), beside()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        ours = beside()
+    finally:
+        sys.setswitchinterval(usual)
+    return [{"model": "vit-fashion", "python": plain / alone, "ours": ours / alone}]
+
+
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "import": import_seconds,
     "product": cost_of_a_product,
@@ -380,6 +420,7 @@ PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "profile": profile,
     "rate": share_of_matrix_rate,
     "growth": growth,
+    "beside": beside_python,
     "same_loss": time_to_same_loss,
     "whole": whole_network,
 }
@@ -487,6 +528,12 @@ _ROWS: list[tuple[str, str, str, Callable[[list[dict]], str]]] = [
     ("growth", "… with K", "", _growth_row("K")),
     ("growth", "… with depth (ViT of 2, 4, 8 blocks)", "memory flat", _growth_row("depth")),
     ("growth", "… with width (ViT tiny, small, base)", "", _growth_row("width")),
+    (
+        "beside",
+        "A run beside a busy thread of Python, over one alone (by the clock)",
+        "",
+        lambda records: f"{records[0]['ours']:.1f}; with Python's own interval {records[0]['python']:.1f}",
+    ),
     (
         "import",
         "`import snows`, seconds",

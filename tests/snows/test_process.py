@@ -26,7 +26,7 @@ import os, runpy, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("NVIDIA_TF32_OVERRIDE"), flush=True)
+            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("NVIDIA_TF32_OVERRIDE"), round(sys.getswitchinterval(), 6), flush=True)
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
@@ -36,4 +36,4 @@ import torch
 """
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "2000 0", done.stderr
+    assert done.stdout.splitlines()[-1] == "2000 0 0.0001", done.stderr

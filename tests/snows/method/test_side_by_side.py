@@ -1,7 +1,9 @@
 """A seed repeats a run, whatever else the process does: exports, live checks, another device's worker."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 
@@ -73,15 +75,16 @@ def beside(work: Callable[[], object]) -> Iterator[list[int]]:
     assert not errors, errors
 
 
-def export(name: str) -> None:
-    module, images = network_of(name)
-    NetworkGraph.export(module, images[:2])
+def exporter(name: str) -> Callable[[], NetworkGraph]:
+    """Exports a network of its own: nobody else may use a module meanwhile."""
+    module, images = copy.deepcopy(network_of(name))
+    return lambda: NetworkGraph.export(module, images[:2])
 
 
 @pytest.mark.parametrize("name", ["residual", "module"])
 def test_exports_beside_a_run_leave_its_bits_alone(name: str) -> None:
     alone = pruned(name)
-    with beside(lambda: export("module")) as times:
+    with beside(exporter("module")) as times:
         while times[0] == 0:
             assert same(pruned(name), alone)
     assert same(pruned(name), alone)
@@ -126,6 +129,27 @@ def test_an_export_leaves_modules_of_other_threads_alone() -> None:
                 assert not torch.compiler.is_exporting()
                 assert torch.equal(own(images), expected)
                 assert torch.equal(nn.Sequential(own.first, own.first)(images), own.first(own.first(images)))
+
+
+class Looked(nn.Module):
+    """Another thread prints a tensor while this is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor() as another:
+            for use in (repr, copy.deepcopy, torch.nan_to_num, torch.func.vmap(torch.sin)):
+                another.submit(lambda use=use: use(torch.ones(2))).result()
+        return self.fc(x)
+
+
+def test_an_export_is_left_alone_by_what_other_threads_do() -> None:
+    module, images = Looked().eval(), torch.randn(2, 8)
+    graph = NetworkGraph.export(module, images)
+    assert [site.name for site in graph.sites] == ["fc.weight"]
+    torch.testing.assert_close(graph.run(images)[0], module(images))
 
 
 @pytest.mark.parametrize("name", ["residual", "fused", "module"])
