@@ -8,9 +8,9 @@ from collections.abc import MutableMapping
 # cores (a browser that draws this app, say) it so keeps off the very thread that it waits for: many small operations, as in
 # mask refinement, then took a hundred times as long. So many turns are microseconds: as fast as before on idle cores.
 _TURNS = "2000"
-# Every operation of torch gives Python's lock away and takes it back. From a thread that computes in Python, such as a page that
-# opens a network, it is had back only at the end of this interval; with Python's own, 5 ms, a run of many small operations
-# took fifty times as long beside such a thread (`tests.bench beside`). Seconds.
+# Every operation of torch gives Python's lock away and takes it back. From a thread that computes in Python, such as a page
+# that opens a network, it is had back only at the end of this interval; with Python's own, 5 ms, a run of many small
+# operations took fifty times as long beside such a thread (`tests.bench beside`). Seconds.
 SWITCH_INTERVAL = 1e-4
 
 

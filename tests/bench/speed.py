@@ -376,7 +376,7 @@ def import_seconds() -> list[dict[str, Any]]:
 
 
 def beside_python() -> list[dict[str, Any]]:
-    """A run's seconds by the clock beside a thread of plain Python, over those alone: as Python is, and as our processes are."""
+    """A run's time by the clock beside a thread of plain Python, over that alone: as Python is, and as our processes are."""
     module, images = _network("vit-fashion", 32)
     sites = [site.name for site in NetworkGraph.export(module, images[:2]).sites]
     config = PruneConfig(pattern=PATTERN, k_steps=3, overrides=dict.fromkeys(sites[3:], "dense"))

@@ -26,7 +26,8 @@ import os, runpy, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("NVIDIA_TF32_OVERRIDE"), round(sys.getswitchinterval(), 6), flush=True)
+            said = [os.environ.get(name) for name in ("GOMP_SPINCOUNT", "NVIDIA_TF32_OVERRIDE")]
+            print(*said, round(sys.getswitchinterval(), 6), flush=True)
             os._exit(0)
 
 sys.meta_path.insert(0, Watch())
