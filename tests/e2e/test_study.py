@@ -54,4 +54,6 @@ def test_read_a_study_and_start_another(address: str, browser: Browser, store: R
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     made = next(found for found in store.comparisons() if found.id != comparison.id)
     assert [(c.prune.k_steps, c.num_calibration) for c in (run.config() for run in made.runs())] == [(0, 32), (7, 32)]
-    assert [until_ended(run) for run in made.runs()] == ["cancelled", "cancelled"]
+    first, last = (until_ended(run) for run in made.runs())
+    assert first in ("cancelled", "finished")  # the click may come when the first has its few seconds behind it
+    assert last == "cancelled"
