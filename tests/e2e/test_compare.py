@@ -55,7 +55,7 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     expect(cell(page, "Wanda")).to_have_count(1)
     assert [run.state() for run in comparison.runs()] == ["finished", "finished", "cancelled"]
-    assert not snows.measures.metrics()
+    assert not snows.metrics()
 
     # A closer look, and its link in another tab.
     page.get_by_role("radio", name="Answers").click()
