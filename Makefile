@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make run    open the app"
-	@echo "make quick  run what takes no browser and is not marked slow"
+	@echo "make quick  run what takes no browser and is not slow: under two minutes on two idle cores"
 	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"

@@ -165,7 +165,10 @@ def choose(name: str, value: Said, default: Said) -> None:
 
 
 def turn(name: str) -> int:
-    """How often what the address says under `name` was changed by another than its widget. For the widget's key."""
+    """How often what the address says under `name` was changed by another than its widget. For the widget's key.
+
+    A key made of the choice itself would find what was chosen there when one was there before, and go back to it.
+    """
     return _address().turns.setdefault(name, 0)
 
 

@@ -1,8 +1,27 @@
 """How pages say what is on them: a layer's, a pattern's and an operation's name, and what is counted."""
 
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from snows.config import NM, Dense, Unstructured
+
+Key = TypeVar("Key")
+
+
+def distinct(labels: Mapping[Key, str]) -> dict[Key, str]:
+    """The labels, where one that is there already bears a number: Streamlit knows by its label alone what was chosen.
+
+    What comes later never changes the label of what came before it.
+    """
+    taken: dict[str, Key] = {}
+    for key, label in labels.items():
+        number, apart = 1, label
+        while apart in taken:
+            number += 1
+            apart = f"{label} ({number})"
+        taken[apart] = key
+    return {key: label for label, key in taken.items()}
 
 
 def layer(site: str) -> str:

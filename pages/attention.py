@@ -29,7 +29,7 @@ from app.parts.own_pictures import (
 )
 from snows.config import InputError
 from snows.measures.names import MEASURES, duration
-from snows.plans.words import as_called, labels, name_of
+from snows.plans.words import as_called, labels
 from snows.runs.store import Run
 
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ def _offered(columns: list[Column]) -> list[int]:
         key="show",
         persist_state="session",
         width=220,
-        format_func=lambda option: option if isinstance(option, str) else names[option],
+        format_func=words.distinct(
+            {option: option if isinstance(option, str) else names[option] for option in options}
+        ).__getitem__,
         help=f"“{CHANGED}”: those of the first {ANSWERED} evaluation images to which a run gives another answer than the dense "
         "network. Or the images of one class.",
     )
@@ -234,7 +236,7 @@ def _second_run(run: Run) -> Run | None:
         options := ["", *others],
         width=300,
         disabled=not others,
-        format_func=lambda other: f"{name_of(others[other])} · {panels.when(others[other])}" if other else "None",
+        format_func=({"": "None"} | panels.run_labels(others)).__getitem__,
         help="Another run of the same network, beside this one."
         + ("" if others else " There is none yet: prune this network once more, with other settings."),
         **state.addressed("with", options, ""),

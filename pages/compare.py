@@ -25,7 +25,7 @@ from app.tables.compare import Entry
 from snows.config import InputError
 from snows.measures.names import MEASURES
 from snows.plans.comparisons import Row
-from snows.plans.words import BEST, COLUMNS, LEVEL, name_of, row_names
+from snows.plans.words import BEST, COLUMNS, LEVEL, row_names
 from snows.runs.store import Comparison, Run
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
     row.title("Which method, which K, for this network?", anchor=False, width="content")
     words = {
         NEW: "A new comparison",
-        **{key: comparison_view.comparison_words(comparison) for key, comparison in comparisons.items()},
+        **comparison_view.titles(comparisons),
         MARKED: f"Marked runs ({len(marked)})",
         RECORDED: "Recorded runs",
     }
@@ -131,7 +131,7 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
             "Compare",
             options := list(words),
             options.index(now.key),
-            key=f"compare-{now.key}",
+            key=f"compare-{state.turn('batch')}",
             width=400,
             format_func=words.__getitem__,
         )
@@ -152,8 +152,8 @@ def pick_runs(now: Choice) -> None:
         "Runs",
         list(known),
         chosen,
-        format_func=lambda run_id: name_of(known[run_id]),
-        key=f"compare-runs-{chosen}",
+        format_func=panels.run_labels(known).__getitem__,
+        key=f"compare-runs-{state.turn('runs')}",
         placeholder="Choose runs to set side by side",
         wrap=True,
         help="Also: mark runs on the Runs page, and find them here as “Marked runs”.",

@@ -20,7 +20,7 @@ with words:
     form.start_button("Run the demonstration", DEMONSTRATION)
     st.caption(
         "Prunes a small image classifier while you watch: keeps 1 of 4 weights, fits them on 512 pictures of clothing, then "
-        "tests the network on 2,000 others. Two processor cores take less than a minute."
+        "tests the network on 2,000 others. Two processor cores take about a minute."
     )
     device = st.empty()
 with figure:

@@ -65,14 +65,17 @@ def show() -> None:
 def heading(comparisons: Mapping[str, Comparison], recorded: list[Run], key: str) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
     row.title("How far ahead should a layer look?", anchor=False, width="content")
-    words = {NEW: "A new study"} | {
-        name: comparison_view.comparison_words(comparison) for name, comparison in comparisons.items()
-    }
+    words = {NEW: "A new study"} | comparison_view.titles(comparisons)
     if recorded:
         words[RECORDED] = "A recorded study"
     with row:
         picked = st.selectbox(
-            "Study", options := list(words), options.index(key), key=f"study-{key}", width=400, format_func=words.__getitem__
+            "Study",
+            options := list(words),
+            options.index(key),
+            key=f"study-{state.turn('batch')}",
+            width=400,
+            format_func=words.__getitem__,
         )
     if picked != key:
         go(picked)

@@ -1,6 +1,6 @@
 """A comparison at work: how far it is, its runs one by one, and to cancel or resume all or some of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
@@ -13,13 +13,17 @@ from snows.plans.words import network_name
 from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
 
 
-def comparison_words(comparison: Comparison) -> str:
-    """A comparison as a list of comparisons names it: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
-    runs = comparison.runs()
-    configs = [config for run in runs if (config := state.config_of(run)) is not None]
-    networks = list(dict.fromkeys(network_name(config) for config in configs))
-    of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
-    return f"{words.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
+def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
+    """Comparisons, newest first, as a list of them names each: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
+
+    def title(comparison: Comparison) -> str:
+        runs = comparison.runs()
+        configs = [config for run in runs if (config := state.config_of(run)) is not None]
+        networks = list(dict.fromkeys(network_name(config) for config in configs))
+        of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
+        return f"{words.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
+
+    return words.distinct({key: title(comparison) for key, comparison in reversed(list(comparisons.items()))})
 
 
 def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) -> None:

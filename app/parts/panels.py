@@ -301,9 +301,9 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
                 "Run",
                 options := list(runs),
                 options.index(current) if current and not problem else None,
-                key=f"inspected-{page_name}-{current}-{bool(problem)}",
+                key=f"inspected-{page_name}-{state.turn('run')}",
                 width=400,
-                format_func=lambda run_id: f"{name_of(runs[run_id])} · {_origin(runs[run_id])}",
+                format_func=run_labels(runs).__getitem__,
             )
         if picked is not None and (picked != current or problem):
             state.open_run(picked, page_name)
@@ -326,8 +326,14 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
     return runs[current]
 
 
-def _origin(run: Run) -> str:
-    return "recorded" if state.is_recorded(run) else when(run)
+def run_labels(runs: Mapping[str, Run]) -> dict[str, str]:
+    """What to call each of some runs, newest first, where one is chosen."""
+    return words.distinct(
+        {
+            run_id: f"{name_of(run)} · {'recorded' if state.is_recorded(run) else when(run)}"
+            for run_id, run in reversed(list(runs.items()))
+        }
+    )
 
 
 def follow(run: Run, draw: Callable[[bool], None]) -> None:
@@ -379,9 +385,9 @@ def run_picker(opened: Run | None) -> None:
         "Run",
         options := [None, *runs],
         options.index(current),
-        key=f"picker-{current}",
+        key=f"picker-{state.turn('run')}",
         width=400,
-        format_func=lambda run_id: f"{name_of(runs[run_id])} · {when(runs[run_id])}" if run_id else "A new run",
+        format_func=({None: "A new run"} | run_labels(runs)).__getitem__,
     )
     if picked != current:
         state.open_run(picked)

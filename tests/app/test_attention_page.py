@@ -146,6 +146,7 @@ def transformer(**arguments: object) -> Inspection:
     return inspect(timm.models.vision_transformer.VisionTransformer(**sizes, **arguments), 3, 16, 24)
 
 
+@pytest.mark.slow
 def test_questions_of_a_transformer_with_a_class_token(vit: Inspection) -> None:
     found = questions(vit)
     assert found.blocks == [f"blocks.{i}.attn" for i in range(6)]
@@ -153,6 +154,7 @@ def test_questions_of_a_transformer_with_a_class_token(vit: Inspection) -> None:
     assert found.mapped
 
 
+@pytest.mark.slow
 def test_questions_of_a_transformer_that_pools_its_patches() -> None:
     found = questions(transformer(class_token=False, global_pool="avg"))
     assert found.queries == [ALL_PATCHES, ONE_PATCH, ROLLOUT]
@@ -160,6 +162,7 @@ def test_questions_of_a_transformer_that_pools_its_patches() -> None:
     assert found.grid("blocks.0.attn") == TokenGrid((), 2, 3, (0, 1, 2, 3, 4, 5))
 
 
+@pytest.mark.slow
 def test_questions_of_a_transformer_with_registers() -> None:
     found = questions(transformer(reg_tokens=2))
     assert found.queries == ["Class token", "Register 1", "Register 2", ONE_PATCH, ROLLOUT]
@@ -170,6 +173,7 @@ def swin(size: int) -> Inspection:
     return inspect(timm.models.swin_transformer.SwinTransformer(**sizes, num_classes=3), 3, size, size)
 
 
+@pytest.mark.slow
 def test_where_one_window_is_the_whole_image_its_block_can_be_looked_at() -> None:
     found = questions(swin(56))
     assert list(found.tokens) == ["layers.1.blocks.0.attn"]
@@ -178,6 +182,7 @@ def test_where_one_window_is_the_whole_image_its_block_can_be_looked_at() -> Non
     assert "1 of 2 maps can be laid over the image: 1 attend within windows." in found.note
 
 
+@pytest.mark.slow
 def test_a_block_offers_what_its_own_tokens_can_be_asked() -> None:
     sizes = {"img_size": (32, 48), "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
     inspection = inspect(timm.create_model("cait_xxs24_224", **sizes), 3, 32, 48)
@@ -195,6 +200,7 @@ def test_a_block_offers_what_its_own_tokens_can_be_asked() -> None:
     assert seen.tolist() == maps[patches[0]][0, 3].reshape(2, 3).tolist()
 
 
+@pytest.mark.slow
 def test_a_pyramid_s_patches_look_at_fewer_than_they_are() -> None:
     network = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64), num_classes=3)
     inspection = inspect(network, 3, 64, 96)
@@ -229,6 +235,7 @@ class Attends(nn.Module):
         return self.fc(tokens.mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "queries", "note"),
     [
@@ -252,6 +259,7 @@ def test_attention_that_is_no_map_of_the_image_is_said_not_hidden(kind: str, que
         assert seen.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_questions_of_windows_are_none_and_the_note_says_so() -> None:
     found = questions(swin(112))
     assert (found.queries, found.heads, found.tokens, found.mapped) == ([], {}, {}, False)
@@ -259,6 +267,7 @@ def test_questions_of_windows_are_none_and_the_note_says_so() -> None:
     assert "attend within windows" in found.note
 
 
+@pytest.mark.slow
 def test_questions_of_a_network_without_maps() -> None:
     found = questions(inspect(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 1, 8, 8))
     assert (found.blocks, found.mapped) == ([], False)
@@ -305,6 +314,7 @@ def test_spread_is_the_mean_and_the_middle_of_the_images() -> None:
     assert attention_tables.spread(pd.Series(range(11), dtype=float)) == (5.0, 1.0, 9.0)
 
 
+@pytest.mark.slow
 def test_looks_of_the_dense_and_the_pruned_network(vit: Inspection) -> None:
     image = vit.images.evaluation[0]
     dense, pruned = (attention_tables.look(vit, image, stage) for stage in ("dense", "pruned"))
@@ -402,6 +412,7 @@ def as_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_finished_run_beside_its_mask_and_a_second_run(open_page: OpenPage, store: RunStore) -> None:
     run, other = copy_of("vit", store, "run-a"), copy_of("vit", store, "run-b")
     other_config = json.loads((other.path / "config.json").read_text())
@@ -425,6 +436,7 @@ def test_finished_run_beside_its_mask_and_a_second_run(open_page: OpenPage, stor
     assert text_of(app).count("Attention preserved: 99.9 %") == 2
 
 
+@pytest.mark.slow
 def test_block_head_and_query_change_the_maps(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
     seen = [map_of(app, "Dense network")]
@@ -446,6 +458,7 @@ def test_block_head_and_query_change_the_maps(open_page: OpenPage, store: RunSto
     assert figures(app)["Similarity to the dense network, by block and head: Mask only"]["data"][0]["z"] != before
 
 
+@pytest.mark.slow
 def test_a_link_opens_what_it_names(open_page: OpenPage, store: RunStore) -> None:
     run, other = copy_of("vit", store, "run-a"), copy_of("vit", store, "run-b")
     app = open_page("overview")
@@ -464,6 +477,7 @@ def test_a_link_opens_what_it_names(open_page: OpenPage, store: RunStore) -> Non
     assert len([alt for alt in figures(app) if "where this network looks" in alt]) == 2 * 4
 
 
+@pytest.mark.slow
 def test_choices_are_in_the_address_and_stay_with_another_image_or_run(open_page: OpenPage, store: RunStore) -> None:
     run, other, third = (copy_of("vit", store, f"run-{letter}") for letter in "abc")
     convolutional = copy_of("resnet", store, "run-d")
@@ -498,6 +512,7 @@ def test_choices_are_in_the_address_and_stay_with_another_image_or_run(open_page
     assert app.query_params == {"run": run.id, "query": ONE_PATCH, "patch": ["4", "6"], "image": "5"}
 
 
+@pytest.mark.slow
 def test_a_link_to_what_is_not_there_says_so(open_page: OpenPage, store: RunStore) -> None:
     run = copy_of("vit", store, "run-a")
     app = open_page("overview")
@@ -513,6 +528,7 @@ def test_a_link_to_what_is_not_there_says_so(open_page: OpenPage, store: RunStor
     assert app.select_slider[0].value == "blocks.5.attn"
 
 
+@pytest.mark.slow
 def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("resnet", store, "run-a").id)
     text = text_of(app)
@@ -526,6 +542,7 @@ def test_convolutional_network_shows_its_stages_in_the_same_frame(open_page: Ope
     assert labelled(app.selectbox, "Second run").disabled
 
 
+@pytest.mark.slow
 def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
     run = copy_of("vit", store, "run-a")
     cut_after(run, layers=4)
@@ -548,6 +565,7 @@ def test_running_run_shows_how_far_it_is_and_measures_when_asked(open_page: Open
     assert map_of(app, "SNOWS, refined mask, K = 3, so far") != first
 
 
+@pytest.mark.slow
 def test_stopped_run_shows_what_there_is(open_page: OpenPage, store: RunStore) -> None:
     run = copy_of("vit", store, "run-a")
     cut_after(run, layers=4)
@@ -555,12 +573,14 @@ def test_stopped_run_shows_what_there_is(open_page: OpenPage, store: RunStore) -
     assert "Attention preserved" in text_of(app)
 
 
+@pytest.mark.slow
 def test_run_that_has_not_begun(open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
     run = store.create(recorded("vit").config())
     hold.enter_context(run.queue())
     assert "has not begun to prune" in text_of(open_page("attention", run=run.id))
 
 
+@pytest.mark.slow
 def test_recorded_run_when_there_is_none_and_no_run_at_all(open_page: OpenPage, tmp_path: Path) -> None:
     assert "There is no run yet" in text_of(open_page("attention"))
     shutil.copytree(recorded("vit").path, tmp_path / "recorded" / RECORDED["vit"])
@@ -569,6 +589,7 @@ def test_recorded_run_when_there_is_none_and_no_run_at_all(open_page: OpenPage, 
     assert "Attention preserved: 99.9 %" in text
 
 
+@pytest.mark.slow
 def test_a_strip_of_a_picture_is_a_sentence_and_can_be_converted(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
     upload(app, "strip.png", as_png(np.zeros((400_000, 1), np.uint8)))
@@ -577,6 +598,7 @@ def test_a_strip_of_a_picture_is_a_sentence_and_can_be_converted(open_page: Open
     assert "Your own image, strip.png" in text_of(app)
 
 
+@pytest.mark.slow
 def test_own_images_go_through_the_network_s_preparation(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
     upload(app, "notes.png", b"I am no picture")
@@ -607,6 +629,7 @@ def test_own_images_go_through_the_network_s_preparation(open_page: OpenPage, st
     assert pictures["chosen"] == ["own:shoe.png"]
 
 
+@pytest.mark.slow
 def test_images_to_choose_from(open_page: OpenPage, store: RunStore) -> None:
     app = open_page("attention", run=copy_of("vit", store, "run-a").id)
 
@@ -625,6 +648,7 @@ def test_images_to_choose_from(open_page: OpenPage, store: RunStore) -> None:
     assert changed
 
 
+@pytest.mark.slow
 def test_missing_images_leave_one_s_own(open_page: OpenPage, store: RunStore) -> None:
     run = copy_of("vit", store, "run-a")
     config = json.loads((run.path / "config.json").read_text())

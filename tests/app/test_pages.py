@@ -20,6 +20,8 @@ from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import ROOT, OpenPage
 
+pytestmark = pytest.mark.slow
+
 
 def text_of(app: AppTest) -> str:
     """All that can be read on the page."""

@@ -211,6 +211,7 @@ class TestShell:
         assert f"Run {damaged.id} cannot be read: a file in its folder was written by another version, or is damaged" in said
         assert "It is not JSON: EOF while parsing" in said
 
+    @pytest.mark.slow
     def test_the_readmes_command_works(self, store: RunStore, tmp_path: Path) -> None:
         run = helpers.write_run(store, "finished")
         (line,) = re.findall(r"^ {4}python -m (app\.report .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)

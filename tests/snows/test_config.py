@@ -68,6 +68,7 @@ runs = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(runs)
 def test_json_round_trip(config: RunConfig) -> None:
     text = config.model_dump_json()

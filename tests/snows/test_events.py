@@ -100,6 +100,7 @@ def old_json(event: Event) -> str:
     return json.dumps({"kind": type(event).__name__} | {k: finite(v) for k, v in vars(event).items()}, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_log_of_before_is_read_as_it_was_written() -> None:
     @given(everything)
     def check(event: Event) -> None:

@@ -17,6 +17,7 @@ def test_what_the_environment_says_stays(own: dict[str, str]) -> None:
     assert ("GOMP_SPINCOUNT" in environment) == ("OMP_WAIT_POLICY" not in own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["snows/__main__.py", "app/main.py"])
 def test_it_is_set_before_torch_is_imported(entry: str, tmp_path: Path) -> None:
     # OpenMP reads its settings once, when torch brings it along.

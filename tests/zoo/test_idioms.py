@@ -165,6 +165,7 @@ def test_a_network_with_an_idiom_is_pruned_to_its_end_and_comes_back_as_it_was(n
     assert "first.weight" in result.masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "idiom",
     [

@@ -21,6 +21,8 @@ from snows.sources import models, named_sets
 from tests.app.conftest import OpenPage
 from tests.app.test_pages import button, labels, text_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def open_form(open_page: OpenPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:

@@ -188,6 +188,7 @@ class TestWhy:
 
 
 class TestBesideEachOther:
+    @pytest.mark.slow
     def test_a_second_run_of_the_network_is_read_into_the_same_graph(self, store: RunStore) -> None:
         first = Run(ROOT / "assets/runs/recorded-2-resnet20-fashion")
         opened = Inspection.open(first)
@@ -203,6 +204,7 @@ class TestBesideEachOther:
 # --- a comparison ---
 
 
+@pytest.mark.slow
 def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(store: RunStore) -> None:
     script = (
         "import time\n"
@@ -280,6 +282,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_watched_is_read_once_and_then_only_what_is_new(
     open_page: OpenPage, store: RunStore, hold: ExitStack, reads: list[tuple[str, int]]
 ) -> None:
@@ -320,6 +323,7 @@ class TestPage:
         assert "Recorded runs" in text_of(app)
         assert "What few weights keep" in text_of(app)
 
+    @pytest.mark.slow
     def test_start_makes_a_comparison_of_what_was_chosen_and_goes_there(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_compare(open_page)
         app.multiselect("batch.methods").set_value(["Wanda", "SNOWS, dense targets"])
@@ -335,6 +339,7 @@ class TestPage:
         assert app.query_params["batch"] in (comparison.id, [comparison.id])
         assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 12
 
+    @pytest.mark.slow
     def test_what_cannot_be_is_said_beside_the_form(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_compare(open_page)
         app.multiselect("batch.seeds").set_value([]).run()
@@ -357,6 +362,7 @@ class TestPage:
         app.multiselect("batch.targets").set_value(["dense", "propagated"]).run()
         assert "Start 6 runs" in labels(app)  # 2 masks, each without an update and with SNOWS to two targets
 
+    @pytest.mark.slow
     def test_a_comparison_at_work_can_be_cancelled_in_part_and_as_a_whole(
         self, open_page: OpenPage, store: RunStore, engine: ModuleType
     ) -> None:
@@ -383,6 +389,7 @@ class TestPage:
         button(app, "Resume the rest").click().run()
         assert [until_ended(run) for run in runs] == ["finished"] * 3
 
+    @pytest.mark.slow
     def test_a_finished_comparison(self, open_page: OpenPage, store: RunStore) -> None:
         finished_comparison(store)
         app = open_compare(open_page)
@@ -394,6 +401,7 @@ class TestPage:
         assert table["Accuracy"].tolist() == pytest.approx([0.5, 0.58, 0.66, 0.74, 0.82, 0.9])
         assert len(app.get("plotly_chart")) == 3
 
+    @pytest.mark.slow
     def test_the_runs_looked_into_are_those_of_the_address(self, open_page: OpenPage, store: RunStore) -> None:
         comparison = finished_comparison(store)
         app = open_compare(open_page, batch=comparison.id, show="1,4")
@@ -401,6 +409,7 @@ class TestPage:
         labelled(app.multiselect, "Runs to look into").set_value([]).run()
         assert "Choose at least one run" in text_of(app)
 
+    @pytest.mark.slow
     def test_a_member_that_failed_says_why_and_the_others_are_compared(self, open_page: OpenPage, store: RunStore) -> None:
         comparison = finished_comparison(store)
         (comparison.runs()[0].path / "metrics.json").unlink()
@@ -410,6 +419,7 @@ class TestPage:
         assert len(app.dataframe[0].value) == 5
         assert "Resume the rest" in labels(app)
 
+    @pytest.mark.slow
     def test_marked_runs(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_compare(open_page, batch="marked")
         assert "No run is marked" in text_of(app)
@@ -422,6 +432,7 @@ class TestPage:
         assert len(app.dataframe[0].value) == 3
         assert app.query_params["runs"] in (",".join(r.id for r in runs), [",".join(r.id for r in runs)])
 
+    @pytest.mark.slow
     def test_runs_of_two_networks_are_two_comparisons(self, open_page: OpenPage, store: RunStore) -> None:
         runs = [helpers.write_run(store, "finished", config=RunConfig(model=m)) for m in ("resnet20-fashion", "vit-fashion")]
         app = open_compare(open_page, runs=",".join(run.id for run in runs))
@@ -442,6 +453,7 @@ class TestPage:
         assert "6 runs of another version" in text_of(open_compare(open_page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["answers", "depth", "attention", "speed"])
 def test_closer_looks_over_the_real_engine(
     view: str, open_page: OpenPage, store: RunStore, monkeypatch: pytest.MonkeyPatch

@@ -182,6 +182,7 @@ class TestFigures:
         assert [t.line.color for t in figure.data] == [palette.COLORS[m] for m in ("dense", "none", "sparsegpt")]
 
 
+@pytest.mark.slow
 class TestPage:
     @pytest.fixture(autouse=True)
     def _no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +279,7 @@ class TestPage:
         )
 
 
+@pytest.mark.slow
 class TestRecordedRun:
     """Over the bundled networks themselves."""
 

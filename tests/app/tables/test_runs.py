@@ -192,6 +192,7 @@ def text_input(app: AppTest, label: str):
     return next(t for t in app.text_input if t.label == label)
 
 
+@pytest.mark.slow
 class TestPage:
     def test_empty_shows_the_recorded_run(self, open_page: OpenPage, recorded: Run) -> None:
         app = open_page("runs")

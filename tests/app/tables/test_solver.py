@@ -345,6 +345,7 @@ def troubled_run(store: RunStore) -> Run:
     return run
 
 
+@pytest.mark.slow
 class TestPage:
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -429,6 +430,7 @@ class TestPage:
         assert set(table["ended"]) == {"reached the tolerance"}
 
 
+@pytest.mark.slow
 class TestLiveChecks:
     @pytest.fixture
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:

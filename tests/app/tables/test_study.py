@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Selectbox
 
 from app import state
 from app.charts import compare as compare_charts
@@ -218,6 +219,11 @@ def open_study(open_page: OpenPage, **address: str) -> AppTest:
     return app.switch_page("../pages/study.py").run()
 
 
+def picker(app: AppTest) -> Selectbox:
+    return next(box for box in app.selectbox if box.label == "Study")
+
+
+@pytest.mark.slow
 class TestPage:
     def test_before_anything_was_run_it_is_the_form_and_a_recorded_study(self, open_page: OpenPage) -> None:
         finished_comparison(study.RECORDED)
@@ -225,7 +231,7 @@ class TestPage:
         assert "Start 5 runs" in labels(app)
         assert "A recorded study" in text_of(app)
         assert "K = 3 is the smallest whose accuracy, 94.70 %," in text_of(app)
-        app.selectbox("study-new").set_value("recorded").run()
+        picker(app).set_value("recorded").run()
         assert "A recorded study that came with the app" in text_of(app)
         assert not any(label.startswith("Start") for label in labels(app))
 
@@ -311,7 +317,7 @@ class TestPage:
         assert "So far: K = 3 has the best accuracy" in text
 
     def test_a_finished_study(self, open_page: OpenPage, store: RunStore) -> None:
-        comparison = finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
+        finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
         app = open_study(open_page)
         text = text_of(app)
         assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 %," in text
@@ -320,7 +326,7 @@ class TestPage:
         assert app.dataframe[0].value["k"].tolist() == [3, 10]
         assert len(app.dataframe[1].value) == 6
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
-        assert app.selectbox(f"study-{comparison.id}").options[1].startswith("6 runs · resnet20-fashion and 1 more")
+        assert picker(app).options[1].startswith("6 runs · resnet20-fashion and 1 more")
 
     def test_the_address_says_what_is_drawn(self, open_page: OpenPage, store: RunStore) -> None:
         finished_comparison(store)

@@ -77,6 +77,7 @@ def test_runs_that_wait_are_no_threads(store: RunStore) -> None:
     until(lambda: not any(run.state() in ACTIVE for run in comparison.runs()))
 
 
+@pytest.mark.slow
 def test_a_comparison_of_200_runs_in_its_order_while_others_look_on(store: RunStore) -> None:
     begun: list[str] = []
 
@@ -134,6 +135,7 @@ def test_what_another_process_works_on_is_left_to_it(store: RunStore) -> None:
     assert comparison.runs()[1].state() == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_copied_is_resumed_with_a_sentence_or_later(store: RunStore) -> None:
     gate = Gate()
     manager = JobManager(store, gate)
@@ -188,6 +190,7 @@ def test_cancel_of_a_waiting_run_ends_it_at_once(store: RunStore) -> None:
     assert gate.begun == [first, third]
 
 
+@pytest.mark.slow
 def test_cancel_of_a_running_run_reaches_its_worker_then_resume_finishes_it(store: RunStore) -> None:
     manager = JobManager(store, lambda run: helpers.slow_execute(run, pause=0.002))
     run = store.get(manager.submit(ON_CPU))
@@ -284,6 +287,7 @@ def test_a_worker_on_the_cpu_yields_to_the_app(store: RunStore) -> None:
     assert seen[0] > os.getpriority(os.PRIO_PROCESS, os.getpid())
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_runs_that_can_be_resumed(store: RunStore) -> None:
     script = (
         "import sys, time\n"

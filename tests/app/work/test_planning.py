@@ -10,6 +10,8 @@ import pytest
 from app.work.planning import Planner
 from snows.config import InputError, RunConfig
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

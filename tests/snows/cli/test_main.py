@@ -278,6 +278,7 @@ def test_resume_goes_on_with_the_same_run(execute: Callable, store: RunStore, ca
     assert len(store.list()) == 1
 
 
+@pytest.mark.slow
 def test_resume_refuses_what_cannot_go_on(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     execute(lambda run: pytest.fail("nothing may run"))
     run = store.create(RunConfig())
@@ -433,6 +434,7 @@ def test_coverage_lists_every_weight(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert list(asked[0].prune.overrides) == ["fc.weight"]
 
 
+@pytest.mark.slow
 def test_train_reports_on_stderr_and_prints_its_card(
     fashion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -551,6 +553,7 @@ def test_study_of_runs_without_k(store: RunStore, capsys: pytest.CaptureFixture[
 # --- imports ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -577,6 +580,7 @@ def test_public_names_exist() -> None:
         _ = snows.prone
 
 
+@pytest.mark.slow
 def test_output_may_be_cut_short(store: RunStore) -> None:
     for _ in range(3):
         store.create(RunConfig())
@@ -604,6 +608,7 @@ def test_example_of_the_readme_does_what_it_says() -> None:
 # --- networks and images from elsewhere ---
 
 
+@pytest.mark.slow
 def test_models_are_found_with_size_and_input_before_loading(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "test", "vit", "--limit", "3"]) == 0
     heading, first, *_ = capsys.readouterr().out.splitlines()
@@ -644,6 +649,7 @@ def test_an_archive_of_images_is_unpacked_beside_the_runs(
     assert "not a whole zip or tar archive" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_preset_is_a_beginning(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     execute(_finishes)
     assert main(["prune", "--preset", "resnet50-cifar100", "--k-steps", "5"]) == 0

@@ -96,6 +96,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 # --- ONNX ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_onnx_file_is_valid_and_computes_the_same(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -133,6 +134,7 @@ def test_onnx_without_its_package_gives_the_pip_line(tmp_path: Path, monkeypatch
         save_onnx(tmp_path / "network.onnx", nn.Linear(2, 2), torch.zeros(2, 2))
 
 
+@pytest.mark.slow
 def test_onnx_of_a_network_that_branches_on_values_says_why(tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

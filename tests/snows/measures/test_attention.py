@@ -110,6 +110,7 @@ def test_fused_map_with_grouped_queries() -> None:
     torch.testing.assert_close(weights @ value.repeat_interleave(3, 1), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -134,6 +135,7 @@ def test_maps_explain_the_output_of_every_block(arguments: dict[str, Any]) -> No
         x = x + block(x)
 
 
+@pytest.mark.slow
 def test_fused_and_written_out_attention_have_equal_maps() -> None:
     fused, written = example(fused=True), example(fused=False)
     before, after = attention_maps(*fused[1:]), attention_maps(*written[1:])
@@ -141,12 +143,14 @@ def test_fused_and_written_out_attention_have_equal_maps() -> None:
         torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_the_maps() -> None:
     _, graph, images = example(fused=True)
     whole, parts = attention_maps(graph, images, batch_size=5), attention_maps(graph, images, batch_size=2)
     assert all(torch.allclose(whole[n], parts[n], rtol=0, atol=1e-6) for n in whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_timm_swin_maps_by_window(fused: bool) -> None:
     previous = timm.layers.use_fused_attn()
@@ -180,6 +184,7 @@ def test_timm_swin_maps_by_window(fused: bool) -> None:
     torch.testing.assert_close(maps["layers.0.blocks.0.attn"], expected.reshape(3, 8, 49, 49), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_multihead_attention_module_gives_its_own_weights() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -198,6 +203,7 @@ def test_multihead_attention_module_gives_its_own_weights() -> None:
     torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_sum_to_one_and_pruned_parameters_are_used() -> None:
     _, graph, images = example(fused=True)
     pruned = {"blocks.0.qkv.weight": torch.zeros(24, 8, dtype=torch.float64)}
@@ -208,6 +214,7 @@ def test_rows_sum_to_one_and_pruned_parameters_are_used() -> None:
     assert not torch.allclose(before["blocks.0"], after["blocks.0"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_attentions_in_one_module_have_names_of_their_own() -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -218,6 +225,7 @@ def test_two_attentions_in_one_module_have_names_of_their_own() -> None:
     assert list(attention_maps(NetworkGraph.export(Twice(), tokens), tokens)) == ["network", "network#2"]
 
 
+@pytest.mark.slow
 def test_a_network_without_attention_has_no_maps() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
     images = torch.randn(2, 1, 8, 8)
@@ -226,6 +234,7 @@ def test_a_network_without_attention_has_no_maps() -> None:
     assert token_grid(graph) is None
 
 
+@pytest.mark.slow
 def test_a_network_without_any_maps_has_nothing_to_compare() -> None:
     network, images = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), torch.randn(2, 1, 8, 8)
     with pytest.raises(ValueError, match="neither attention nor convolutional stages"):
@@ -235,6 +244,7 @@ def test_a_network_without_any_maps_has_nothing_to_compare() -> None:
 # --- tokens ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
@@ -252,6 +262,7 @@ def test_tokens_of_timm_transformers(arguments: dict[str, Any], extra: list[str]
     assert grid == TokenGrid(tuple(extra), 3, 5, tuple(range(len(extra), len(extra) + 15)))
 
 
+@pytest.mark.slow
 def test_tokens_of_a_distilled_transformer() -> None:
     torch.manual_seed(0)
     network = timm.create_model(
@@ -261,6 +272,7 @@ def test_tokens_of_a_distilled_transformer() -> None:
     assert grid == TokenGrid(("cls_token", "dist_token"), 2, 2, (2, 3, 4, 5))
 
 
+@pytest.mark.slow
 def test_tokens_of_a_torchvision_transformer() -> None:
     torch.manual_seed(0)
     network = torchvision.models.VisionTransformer(16, 4, 1, 2, 8, 16, num_classes=3).eval()
@@ -268,6 +280,7 @@ def test_tokens_of_a_torchvision_transformer() -> None:
     assert grid == TokenGrid(("class_token",), 4, 4, tuple(range(1, 17)))
 
 
+@pytest.mark.slow
 def test_a_patchs_token_is_the_one_that_changes_with_it() -> None:
     network, graph, images = example(fused=True)
     grid = token_grid(graph)
@@ -281,6 +294,7 @@ def test_a_patchs_token_is_the_one_that_changes_with_it() -> None:
     assert TokenGrid(("cls_token",), 2, 2, (4, 2, 0, 1)).on_patches(torch.arange(5)).tolist() == [[4, 2], [0, 1]]
 
 
+@pytest.mark.slow
 def test_tokens_that_change_between_blocks_have_no_grid() -> None:
     class Pooled(Network):
         def forward(self, images: Tensor) -> Tensor:
@@ -369,6 +383,7 @@ def test_maps_with_nothing_in_common() -> None:
     assert float(cosine(dense, pruned)) == 0
 
 
+@pytest.mark.slow
 def test_identical_networks_preserve_attention_fully() -> None:
     network, graph, images = example(fused=True)
     result = similarity(graph, images, dict(network.state_dict()))
@@ -377,6 +392,7 @@ def test_identical_networks_preserve_attention_fully() -> None:
     assert all((heads == 0).all() for heads in result.jensen_shannon.values())
 
 
+@pytest.mark.slow
 def test_joined_parts_are_the_whole() -> None:
     _, graph, images = example(fused=True)
     pruned = {"blocks.1.qkv.weight": graph.parameters["blocks.1.qkv.weight"] / 2}
@@ -386,6 +402,7 @@ def test_joined_parts_are_the_whole() -> None:
     torch.testing.assert_close(joined.cosine["blocks.1"], whole.cosine["blocks.1"])
 
 
+@pytest.mark.slow
 def test_similarity_in_batches_is_that_of_all_maps() -> None:
     _, graph, images = example(fused=True)
     pruned = {"blocks.0.qkv.weight": graph.parameters["blocks.0.qkv.weight"] * (torch.rand(24, 8) > 0.5)}
@@ -404,6 +421,7 @@ def test_similarity_in_batches_is_that_of_all_maps() -> None:
 # --- convolutional networks ---
 
 
+@pytest.mark.slow
 def test_spatial_attention_is_the_energy_of_each_stages_output() -> None:
     torch.manual_seed(0)
     network, images = ResNet20().eval(), torch.randn(5, 1, 32, 32)
@@ -421,6 +439,7 @@ def test_spatial_attention_is_the_energy_of_each_stages_output() -> None:
             torch.testing.assert_close(found, energy / energy.flatten(1).norm(dim=1)[:, None, None], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_spatial_attention_reads_block_ends_not_the_next_stages_inside() -> None:
     torch.manual_seed(0)
     network, images = timm.create_model("resnet26", num_classes=3).eval(), torch.randn(2, 3, 64, 64)
@@ -429,6 +448,7 @@ def test_spatial_attention_reads_block_ends_not_the_next_stages_inside() -> None
     assert list(maps) == ["act1", "layer1.1.act3", "layer2.1.act3", "layer3.1.act3", "layer4.1.act3"]
 
 
+@pytest.mark.slow
 def test_similarity_of_stages_is_that_of_their_shares() -> None:
     torch.manual_seed(0)
     network, images = ResNet20().eval(), torch.randn(3, 1, 32, 32)
@@ -446,6 +466,7 @@ def test_similarity_of_stages_is_that_of_their_shares() -> None:
     assert (result.jensen_shannon["layer3.2.act2"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_silent_stage_compares_as_one_that_looks_everywhere_alike() -> None:
     network, images = ResNet20().eval(), torch.randn(2, 1, 32, 32)
     graph = NetworkGraph.export(network, images)
@@ -454,6 +475,7 @@ def test_a_silent_stage_compares_as_one_that_looks_everywhere_alike() -> None:
     assert (similarity(graph, images, silent).preservation < 1).all()
 
 
+@pytest.mark.slow
 def test_spatial_attention_of_a_silent_stage_is_zero_not_nan() -> None:
     network, images = ResNet20().eval(), torch.randn(2, 1, 32, 32)
     graph = NetworkGraph.export(network, images)

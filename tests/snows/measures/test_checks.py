@@ -56,6 +56,7 @@ def test_a_check_answers_the_same_again_and_leaves_the_problem_as_it_was(check: 
 # --- the three products ---
 
 
+@pytest.mark.slow
 @TABLE
 def test_products_differ_by_what_the_dense_matrices_differ_by(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)
@@ -113,6 +114,7 @@ def test_sweep_is_a_valley_with_the_slopes_of_theory() -> None:
     assert fine.errors[0] / fine.errors[1] == pytest.approx(1000, rel=0.9)
 
 
+@pytest.mark.slow
 def test_sweep_measures_against_the_dense_hessian() -> None:
     problem = case("fused", "qkv.weight", ALL)
     made = site_problem(problem)
@@ -132,6 +134,7 @@ def test_sweep_measures_against_the_dense_hessian() -> None:
 # --- conjugate gradient ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "site", "k"), [("residual", "conv1.weight", 3), ("written", "qkv.weight", ALL)])
 def test_both_solves_reach_the_solution_of_the_dense_system(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)

@@ -169,6 +169,7 @@ class TestSizeAndSpeed:
         weight[:, ::2] = 0
         assert comparison.csr_bytes({"weight": weight}, ["weight"]) == 4 * 4 * 8
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pattern", "eligible"),
         [(NM(n=2, m=4), True), (NM(n=1, m=4), True), (NM(n=3, m=4), False), (NM(n=2, m=8), False)],

@@ -102,6 +102,7 @@ class Small(nn.Module):
         return self.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
 
 
+@pytest.mark.slow
 def test_multiply_adds_counted_by_hand() -> None:
     image = torch.randn(2, 3, 8, 8)
     graph = NetworkGraph.export(Small(), image)

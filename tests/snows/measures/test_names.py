@@ -75,6 +75,7 @@ def test_more_is_better_of_what_a_network_keeps_and_less_of_what_it_costs() -> N
     assert {name for name, measure in MEASURES.items() if measure.of_images} == {"accuracy", "accuracy_dense", "agreement"}
 
 
+@pytest.mark.slow
 def test_what_a_measure_means_stands_nowhere_else() -> None:
     meanings = [measure.meaning[:30] for measure in MEASURES.values()]
     for path in (path for room in ("snows", "app", "pages") for path in (ROOT / room).glob("**/*.py")):

@@ -82,6 +82,7 @@ def export(module: nn.Module, *shape: int) -> NetworkGraph:
 # --- the graph is the network ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_running_the_nodes_in_order_equals_the_module_bit_for_bit(name: str) -> None:
     module, graph, images = exported(name)
@@ -92,6 +93,7 @@ def test_running_the_nodes_in_order_equals_the_module_bit_for_bit(name: str) -> 
         assert captured == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_every_weight_is_a_site_or_has_a_reason(name: str) -> None:
     module, graph, _ = exported(name)
@@ -106,6 +108,7 @@ def test_every_weight_is_a_site_or_has_a_reason(name: str) -> None:
     assert all(module.get_parameter(s.name).shape == s.shape for s in graph.sites)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_a_window_equals_the_whole_network_at_its_captured_nodes(name: str) -> None:
     module, graph, images = exported(name)
@@ -272,6 +275,7 @@ class Odd(nn.Module):
         return self.head(F.linear(self.table, self.tied(self.twice(x))).T)
 
 
+@pytest.mark.slow
 def test_the_reason_for_every_weight_that_is_left_dense() -> None:
     graph = export(Odd().eval(), 2, 1, 8, 8)
     assert [s.name for s in graph.sites] == ["first.weight", "head.weight"]
@@ -329,6 +333,7 @@ def test_a_network_that_cannot_be_followed_gives_a_sentence(module: nn.Module, s
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_every_part_keeps_its_mode(works: bool) -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2) if works else Branches())
@@ -343,6 +348,7 @@ def test_every_part_keeps_its_mode(works: bool) -> None:
     assert {name: part.training for name, part in module.named_modules()} == modes
 
 
+@pytest.mark.slow
 def test_export_sees_the_network_in_eval_mode_and_leaves_its_tensors_alone() -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 2)).train()
     before = {n: t.clone() for n, t in module.state_dict().items()}
@@ -353,6 +359,7 @@ def test_export_sees_the_network_in_eval_mode_and_leaves_its_tensors_alone() -> 
         assert torch.equal(output, module.eval()(images))
 
 
+@pytest.mark.slow
 def test_one_example_image_is_enough() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     graph = export(module, 1, 1, 2, 2)
@@ -361,6 +368,7 @@ def test_one_example_image_is_enough() -> None:
         assert torch.equal(graph.run(images)[0], module(images))
 
 
+@pytest.mark.slow
 def test_operations_in_place_do_not_touch_the_images_or_each_other() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
@@ -390,6 +398,7 @@ def test_operations_in_place_do_not_touch_the_images_or_each_other() -> None:
         assert torch.equal(expected[window.captured[0]], F.linear(images, module.first.weight, module.first.bias))
 
 
+@pytest.mark.slow
 def test_attention_modules_are_opened_and_the_fast_path_is_put_back() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     before = torch.backends.mha.get_fastpath_enabled()
@@ -423,6 +432,7 @@ def still_needed(graph: NetworkGraph, position: int) -> set[Any]:
     return needed | ({graph.output} & earlier)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "fused", "gates", "resnet20-fashion"])
 def test_a_frontier_costs_one_pass_and_holds_one_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, graph, images = exported(name)
@@ -443,6 +453,7 @@ def test_a_frontier_costs_one_pass_and_holds_one_cut(name: str, monkeypatch: pyt
     assert all(frontier.values(i).keys() == {graph.output} for i in range(len(frontier)))
 
 
+@pytest.mark.slow
 def test_a_frontier_holds_few_values_of_a_deep_network() -> None:
     _, graph, images = exported("timm resnet18")
     frontier = Frontier(graph, [images])

@@ -93,6 +93,7 @@ ACTIVATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda f: f.__name__)
 def test_every_activation_is_counted_and_differentiated_twice(activation: Callable[[Tensor], Tensor]) -> None:
     class One(nn.Module):
@@ -125,6 +126,7 @@ def test_every_activation_is_counted_and_differentiated_twice(activation: Callab
     assert_entries_close(curvature, (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_constant_border_does_not_move() -> None:
     class Border(nn.Module):
         def __init__(self) -> None:

@@ -66,6 +66,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the loss and its derivatives ---
 
 
+@pytest.mark.slow
 @TABLE
 def test_the_loss_is_the_naive_one(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)
@@ -100,6 +101,7 @@ def test_the_gradient_is_the_slope_of_the_loss(name: str, site: str, k: int) -> 
         assert float(gradient[i]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CURVATURES)
 @TABLE
 def test_a_product_is_the_dense_matrix(name: str, site: str, k: int, kind: str) -> None:
@@ -125,6 +127,7 @@ def test_a_product_is_symmetric_linear_and_repeats(name: str, site: str, k: int,
     assert not bool(product(torch.zeros_like(v)).any())
 
 
+@pytest.mark.slow
 @TABLE
 def test_gauss_newton_is_positive_semi_definite(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)
@@ -191,6 +194,7 @@ def test_a_coefficient_of_zero_leaves_a_value_out() -> None:
     assert_entries_close(objective.product(problem.point)(v), alone.product(problem.point)(v))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "site"), [("mlp", "0.weight"), ("mlp", "2.weight"), ("residual", "conv1.weight")])
 def test_curvlinops_agrees(name: str, site: str) -> None:
     with warnings.catch_warnings():
@@ -223,6 +227,7 @@ def test_curvlinops_agrees(name: str, site: str) -> None:
 # --- what Newton asks for ---
 
 
+@pytest.mark.slow
 def test_curvature_is_damped_relative_to_its_mean_diagonal() -> None:
     problem = case("residual", "conv1.weight", 3)
     matrix = problem.gauss_newton()
@@ -306,6 +311,7 @@ CONVOLUTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("settings_", CONVOLUTIONS, ids=str)
 def test_input_rows_of_a_convolution(settings_: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from snows.config import InputError
 from snows.measures.attention import MapTokens, TokenGrid, attention_maps, map_tokens, rollout, similarity, token_grid
 from snows.method.graph import NetworkGraph
 
+pytestmark = pytest.mark.slow
+
 T, C, H, D = 6, 8, 2, 4  # tokens of the 2 x 3 patches, channels, heads and channels of each
 
 
@@ -664,7 +666,6 @@ FAMILIES: list[tuple[str, dict[str, Any], Counter[str]]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arguments", "expected"), FAMILIES, ids=[name for name, *_ in FAMILIES])
 def test_families_of_timm(name: str, arguments: dict[str, Any], expected: Counter[str]) -> None:
     before = timm.layers.use_fused_attn()

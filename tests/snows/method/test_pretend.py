@@ -119,24 +119,29 @@ def check_same(name: str, device: str = "cuda", **overrides: Any) -> None:
         torch.testing.assert_close(state[key], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_there_gives_what_it_gives_here(name: str) -> None:
     check_same(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["none", "least-squares"])
 def test_every_update(update: str) -> None:
     check_same("residual", update=update)
 
 
+@pytest.mark.slow
 def test_propagated_targets() -> None:
     check_same("residual", targets="propagated")
 
 
+@pytest.mark.slow
 def test_the_second_device() -> None:
     check_same("residual", device="cuda:1")
 
 
+@pytest.mark.slow
 def test_a_network_that_lies_there_comes_back_there() -> None:
     module, images = build("residual")
     here = prune(module, images, config("cpu"))
@@ -148,6 +153,7 @@ def test_a_network_that_lies_there_comes_back_there() -> None:
     assert all(torch.equal(masks[n], mask) for n, mask in here.masks.items())
 
 
+@pytest.mark.slow
 def test_a_run_of_the_store_works_there(store: RunStore) -> None:
     settings: dict[str, Any] = {"pattern": "1:4", "update": "least-squares", "refine": "none", "batch_size": 4}
     given = {"model": "resnet20-fashion", "num_calibration": 8, "num_evaluation": 8, "prune": settings}

@@ -27,6 +27,8 @@ from snows.method.sparsity import check_compliance, check_compliance_global, kee
 from snows.method.updates import UpdateResult
 from tests.snows.helpers import ALL, Attention, Residual, assert_entries_close
 
+pytestmark = pytest.mark.slow
+
 
 class Chain(nn.Module):
     """Every counted operation is a module of its own, so that plain hooks see all of them, in order."""

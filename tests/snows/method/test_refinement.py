@@ -124,6 +124,7 @@ def test_a_sparse_weight_that_explains_all_is_found(seed: int) -> None:
     assert float((before == truth).double().mean()) < 0.7
 
 
+@pytest.mark.slow
 @each_pattern
 def test_the_rows_of_a_large_layer_are_taken_in_parts(pattern: NM | Unstructured, monkeypatch: pytest.MonkeyPatch) -> None:
     gram, cross = problem(columns=96)

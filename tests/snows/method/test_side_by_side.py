@@ -17,6 +17,8 @@ from snows.method.graph import NetworkGraph
 from snows.method.pruner import prune
 from tests.snows.helpers import NETWORKS, case, site_problem
 
+pytestmark = pytest.mark.slow
+
 SWITCHES = {
     "mkldnn": torch._C._get_mkldnn_enabled,
     "nnpack": torch._C._get_nnpack_enabled,

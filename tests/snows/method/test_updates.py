@@ -36,6 +36,7 @@ def test_there_is_an_update_for_every_name_of_the_config() -> None:
     assert tuple(UPDATES) == config.UPDATES
 
 
+@pytest.mark.slow
 @TABLE
 def test_none_keeps_the_dense_values(name: str, site: str, k: int) -> None:
     problem = case(name, site, k)
@@ -91,6 +92,7 @@ def test_sparsegpt_lies_between_the_mask_alone_and_least_squares() -> None:
     assert losses["least-squares"] < losses["sparsegpt"] < losses["none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SolverConfig(), SolverConfig(start="masked"), TIGHT], ids=["default", "masked", "tight"])
 @pytest.mark.parametrize("propagated", [False, True])
 @TABLE
@@ -139,6 +141,7 @@ def test_snows_at_the_layer_itself_is_least_squares(name: str, site: str, precon
     assert_entries_close(result.kept, made.least_squares, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_snows_finds_the_same_minimum_with_and_without_a_preconditioner() -> None:
     problem = case("mlp", "0.weight", ALL)
     found, products = [], []
@@ -227,6 +230,7 @@ def test_exchanges_that_do_not_lower_the_loss_are_taken_back(monkeypatch: pytest
     assert x is made.least_squares
 
 
+@pytest.mark.slow
 def test_a_window_refines_what_its_layer_cannot_see() -> None:
     found = 0
     for name, site, k in CASES:
@@ -236,6 +240,7 @@ def test_a_window_refines_what_its_layer_cannot_see() -> None:
     assert found >= 3
 
 
+@pytest.mark.slow
 def test_a_window_refines_without_a_preconditioner_too() -> None:
     exchanges = 0
     for name, site, k in CASES:

@@ -234,6 +234,7 @@ def test_a_folder_that_is_no_run_is_not_walked(store: RunStore, monkeypatch: pyt
     refused(store, Path("/"), r"/ is no run: it has no config\.json")
 
 
+@pytest.mark.slow
 def test_a_small_archive_that_grows_to_fill_the_disk(store: RunStore, run: Run) -> None:
     bomb = zipped(files_of(run) | {f"{run.id}/sites/0001.safetensors": bytes(300 * 1000**2)})
     assert len(bomb.getvalue()) < 1000**2
@@ -259,6 +260,7 @@ def test_a_size_that_lies_is_found_out(store: RunStore, run: Run) -> None:
     refused(store, io.BytesIO(whole), "is not a whole zip archive")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [archive.MAX_ENTRIES + 1, 60_000])  # the second does not get as far as to be listed
 def test_too_many_entries(store: RunStore, count: int) -> None:
     file = io.BytesIO()
@@ -408,6 +410,7 @@ def test_a_disk_that_fills_up_leaves_nothing(store: RunStore, run: Run, monkeypa
     refused(store, run.path, "No space left on device")
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(["config.json", "events.jsonl", "metrics.json", "label.json", "weights.safetensors"]),
     place=st.floats(0, 1, exclude_max=True),

@@ -17,6 +17,8 @@ from snows.runs import lock
 from snows.runs.lock import TakenError, is_taken, shared, take
 from snows.runs.store import RunStore, StoreError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -136,6 +136,7 @@ def test_a_layers_own_events_are_those_since_it_was_begun_last() -> None:
     assert by_layer([]) == {}
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=40), st.data())
 def test_a_log_read_in_pieces_says_what_it_says_as_a_whole(what: list[tuple[int, int, bool]], data: st.DataObject) -> None:
     events: list[Event] = [Queued(time=0), started(sweeps=3, time=1)]
@@ -235,6 +236,7 @@ def masks_of(found: dict[str, Tensor]) -> dict[str, list]:
     return {name: mask.tolist() for name, mask in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sweeps", "stop_at"), [(1, 1), (2, 2), (2, 4), (3, 5), (3, 8)])
 def test_masks_are_those_of_the_last_sweep_wherever_a_run_was_stopped(
     sweeps: int, stop_at: int | None, store: RunStore, tmp_path: Path
@@ -272,6 +274,7 @@ def there_and_back(run: Run, folder: Path) -> None:
     assert list(back.finished_sites()) == list(run.finished_sites())
 
 
+@pytest.mark.slow
 def test_an_archive_with_a_layer_of_a_sweep_that_the_run_has_not(store: RunStore, tmp_path: Path) -> None:
     run = store.create(RunConfig(prune=config(2)))
     work(run)

@@ -24,6 +24,9 @@ from snows.runs import estimate, runner
 from snows.runs.estimate import plan
 from snows.runs.store import Run, RunStore, StoreError
 from snows.sources import data, models
+from tests.bench.speed import ROOT
+
+pytestmark = pytest.mark.slow
 
 # Four layers from all over the network: a run of seconds that still cascades.
 CHOSEN = ("layer1.0.conv1", "layer2.0.downsample.0", "layer3.1.conv2", "fc")
@@ -402,29 +405,24 @@ def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
     assert [len(s.operations) for s in more.sites] == [7, 7, 6, 1] or len(more.sites[0].operations) == 7
 
 
-# A process's `ru_maxrss` begins with that of the one that started it.
 PEAK = """
-import re, sys
-from pathlib import Path
+import sys
 import torch
 from snows.sources import models
 from snows.config import RunConfig
 from snows.method.pruner import prune
-
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+from tests.bench.speed import peak_bytes
 
 config = RunConfig.model_validate_json(sys.argv[1])
 model = models.load_configured(config)
 images = torch.randn(config.num_calibration, *model.input_size)
 prune(model.module, images[:8], config.prune)
-before = peak()
+before = peak_bytes()
 prune(model.module, images, config.prune)
-print(peak() - before)
+print(peak_bytes() - before)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process's memory is read as Linux tells it")
 @pytest.mark.parametrize(("images", "share"), [(384, 1.0), (1024, 0.25)])
 def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: float) -> None:
@@ -433,7 +431,8 @@ def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: flo
     sites = [site.name for site in plan(RunConfig.model_validate(given)).sites]
     settings["overrides"] = dict.fromkeys(sites[1:], "dense")  # the first layer's window is the largest
     chosen = RunConfig.model_validate(given)
-    done = subprocess.run([sys.executable, "-c", PEAK, chosen.model_dump_json()], capture_output=True, text=True, check=True)
+    arguments = [sys.executable, "-c", PEAK, chosen.model_dump_json()]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
     assert 0.6 * int(done.stdout) < plan(chosen).bytes < 1.7 * int(done.stdout)
 
 

@@ -72,6 +72,7 @@ def no_space(*_: Any, **__: Any) -> None:
 # --- events ---
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(events, max_size=3), max_size=6), st.data())
 @settings(deadline=None)
 def test_tailing_in_any_rhythm_gives_every_event_once_in_order(batches: list[list[Event]], data: st.DataObject) -> None:
@@ -108,6 +109,7 @@ def test_a_log_torn_at_every_byte_reads_whole_lines_and_goes_on(run: Run) -> Non
         check_torn(run, content, length, written, Queued(time=3.0))
 
 
+@pytest.mark.slow
 @given(st.lists(events, min_size=1, max_size=3), events, st.data())
 @settings(deadline=None)
 def test_any_log_torn_at_any_byte_goes_on(written: list[Event], later: Event, data: st.DataObject) -> None:
@@ -148,6 +150,7 @@ for i in range(400):
 """
 
 
+@pytest.mark.slow
 def test_two_readers_of_a_writing_process_miss_nothing(run: Run) -> None:
     def tail(seen: list[Event]) -> None:
         offset, deadline = 0, time.monotonic() + 60
@@ -204,6 +207,7 @@ def kinds(run: Run) -> list[str]:
     return [type(event).__name__ for event in run.events()[0]]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on(run: Run) -> None:
     with worker_on(run) as worker:
         assert run.state() == "running"
@@ -216,6 +220,7 @@ def test_a_killed_worker_leaves_an_interrupted_run_that_goes_on(run: Run) -> Non
     assert run.state() == "finished"
 
 
+@pytest.mark.slow
 def test_nobody_else_takes_or_removes_a_run_in_work(store: RunStore, run: Run) -> None:
     with worker_on(run) as worker:
         where = f"process {worker.pid} on {socket.gethostname()}"
@@ -231,6 +236,7 @@ def test_nobody_else_takes_or_removes_a_run_in_work(store: RunStore, run: Run) -
     assert store.restore(store.trash(run.id)) == run
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_for_long_is_still_at_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with worker_on(run) as worker:
         worker.send_signal(signal.SIGSTOP)
@@ -241,6 +247,7 @@ def test_a_worker_that_says_nothing_for_long_is_still_at_work(run: Run, monkeypa
         worker.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_second_hold_in_the_same_thread_is_refused_and_its_end_lets_nothing_go(run: Run) -> None:
     with run.queue() as first:
         for _ in range(2):
@@ -292,6 +299,7 @@ def two_shells(command: str, name: str) -> tuple[list[int], list[str]]:
     return [shell.returncode for shell in shells], said
 
 
+@pytest.mark.slow
 def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sentence(run: Run) -> None:
     codes, said = two_shells("prune", run.id)
     assert sorted(codes) == [0, 2], said
@@ -305,6 +313,7 @@ def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sen
     assert kinds(run).count("Queued") == 1
 
 
+@pytest.mark.slow
 def test_two_shells_that_resume_a_batch_at_once_work_on_each_run_once(store: RunStore) -> None:
     batch = store.create_comparison([RunConfig(), RunConfig(num_calibration=64), RunConfig(num_calibration=32)])
     codes, said = two_shells("compare", batch.id)
@@ -506,6 +515,7 @@ def test_metrics_come_back(run: Run) -> None:
     assert run.metrics() == {"accuracy": 0.9, "accuracy_dense": None}
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(min_size=1), st.none() | st.floats()))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_metrics_are_json_whatever_was_measured(run: Run, measured: dict[str, float | None]) -> None:
@@ -638,6 +648,7 @@ print(batch.id, *(run.id for run in batch.runs()))
 """
 
 
+@pytest.mark.slow
 def test_runs_made_at_once_are_apart_even_where_chance_has_little_room(store: RunStore) -> None:
     """Four processes, 200 runs each, all in one moment, with 1,500 ids to choose from."""
     command = [sys.executable, "-c", CREATOR, store.root]
@@ -774,6 +785,7 @@ def test_the_last_deleted_comes_first(store: RunStore) -> None:
     assert [r.id for r in store.trashed()] == [runs[0].id, runs[2].id, runs[1].id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [None, STARTED])
 def test_an_active_run_is_not_deleted(store: RunStore, run: Run, event: Event | None) -> None:
     with run.queue():

@@ -23,6 +23,8 @@ from snows.sources.downloads import DownloadError
 from snows.sources.models import LoadedModel
 from tests.snows.loopback import serving
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -66,6 +66,7 @@ def test_missing_bundled_weights_name_the_command(tmp_path: Path, monkeypatch: p
         load("vit-fashion")
 
 
+@pytest.mark.slow
 def test_random_weights_are_repeatable_and_leave_the_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -117,6 +118,7 @@ def test_torchvision_network_preprocesses_by_its_weights_transforms() -> None:
     assert loaded.module(images).shape == (1, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_torchvision_networks_with_side_classifiers_load_without_a_warning(name: str) -> None:
     with warnings.catch_warnings():
@@ -433,6 +435,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_the_network_is_built_as_the_checkpoint_has_it(name: str, tmp_path: Path) -> None:
     source, _, architecture = name.partition(":")
@@ -458,6 +461,7 @@ def test_channels_that_no_picture_has(tmp_path: Path) -> None:
         load("timm:resnet10t", tmp_path / "seven.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [TINY_TIMM, "torchvision:squeezenet1_1", "torchvision:mobilenet_v3_small"])
 def test_checkpoint_with_a_classifier_of_another_size(name: str, tmp_path: Path) -> None:
     module = load(name, pretrained=False).module
@@ -669,6 +673,7 @@ def test_search_finds_every_word_and_begins_with_the_nearest() -> None:
     assert set(models.every_name()) >= {"vit-fashion", "resnet50-cifar100", "timm:resnet18.a1_in1k"}
 
 
+@pytest.mark.slow
 def test_the_cifar_networks_are_those_published() -> None:
     parameters = {name: sum(p.numel() for p in models.outline(name).module.parameters()) for name in models.CIFAR}
     assert parameters == {"resnet20-cifar10": 272_474, "resnet50-cifar100": 23_705_252}

@@ -10,6 +10,7 @@ from snows.sources import models, training
 from snows.sources.data import DataError, read_fashion_mnist
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(training.RECIPES))
 def test_result_is_a_loadable_checkpoint_with_its_card(name: str, fashion_root: Path, tmp_path: Path) -> None:
     lines: list[str] = []
@@ -22,6 +23,7 @@ def test_result_is_a_loadable_checkpoint_with_its_card(name: str, fashion_root: 
     assert sum(p.numel() for p in loaded.module.parameters()) == card["parameters"]
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_card_is_measured_on_the_test_images(fashion_root: Path, tmp_path: Path) -> None:
     card = training.train("resnet20-fashion", tmp_path, epochs=1, limit=40, root=fashion_root)
     loaded = models.load("resnet20-fashion", tmp_path / "resnet20-fashion.safetensors")
@@ -31,6 +33,7 @@ def test_accuracy_of_the_card_is_measured_on_the_test_images(fashion_root: Path,
     assert card["test_accuracy"] == pytest.approx((predicted == labels).float().mean().item())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(fashion_root: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     training.train("resnet20-fashion", tmp_path, epochs=6, limit=40, root=fashion_root, report=lines.append)
@@ -38,6 +41,7 @@ def test_training_lowers_the_loss(fashion_root: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_seed_decides_the_weights(fashion_root: Path, tmp_path: Path) -> None:
     def weights(seed: int, folder: str) -> dict[str, torch.Tensor]:
         training.train("resnet20-fashion", tmp_path / folder, seed=seed, epochs=1, limit=20, root=fashion_root)

@@ -140,6 +140,7 @@ def test_dropped_files_and_folders(root: Path) -> None:
     assert (folder.count, folder.classes) == (8, ("bag", "coat"))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(levels=st.lists(st.integers(0, 255), min_size=1, max_size=6), order=st.randoms())
 def test_the_place_does_not_depend_on_the_order(
@@ -431,6 +432,7 @@ def test_links_and_devices(root: Path) -> None:
         refused(root, tarred({"a.png": b""}, tar_link), r"a\.png is a (link|device)")
 
 
+@pytest.mark.slow
 def test_archives_that_grow_to_fill_the_disk(root: Path) -> None:
     bomb = {"a.png": bytes(300 * 1000**2)}
     refused(root, zipped(bomb), "made to fill the disk")
