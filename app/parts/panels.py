@@ -39,6 +39,7 @@ _BADGES: dict[str, tuple[Any, str]] = {
 }
 _TILES = ("accuracy", "agreement", "density", "seconds")
 _POLL_SECONDS = 1.0
+_PICKER_WIDTH = 500  # shows a run's name to its end, which sets it apart
 QUIET = {"displayModeBar": False}
 
 # --- the view of a run ---
@@ -302,7 +303,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
                 options := list(runs),
                 options.index(current) if current and not problem else None,
                 key=f"inspected-{page_name}-{state.turn('run')}",
-                width=400,
+                width=_PICKER_WIDTH,
                 format_func=run_labels(runs).__getitem__,
             )
         if picked is not None and (picked != current or problem):
@@ -380,17 +381,17 @@ def run_picker(opened: Run | None) -> None:
     runs = {run.id: run for run in state.store().list()[:50]} | ({opened.id: opened} if opened else {})
     if not runs:
         return
-    current = opened.id if opened else None
+    current = opened.id if opened else ""
     picked = st.selectbox(
         "Run",
-        options := [None, *runs],
+        options := ["", *runs],  # None would be no choice, and be called so
         options.index(current),
         key=f"picker-{state.turn('run')}",
-        width=400,
-        format_func=({None: "A new run"} | run_labels(runs)).__getitem__,
+        width=_PICKER_WIDTH,
+        format_func=({"": "A new run"} | run_labels(runs)).__getitem__,
     )
     if picked != current:
-        state.open_run(picked)
+        state.open_run(picked or None)
 
 
 def when(run: Run) -> str:
