@@ -11,7 +11,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick portable lint bench browser clean
+.PHONY: help run test quick portable lint bench gpu browser clean
 
 help:
 	@echo "make run    open the app"
@@ -19,6 +19,7 @@ help:
 	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"
+	@echo "make gpu    test and measure on an NVIDIA card, in at most eight minutes, without a network"
 	@echo "make clean  remove the virtual environment and caches"
 
 run: $(VENV)/run.stamp
@@ -51,6 +52,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.bench
+
+# Sets nothing up: a machine with a card has its own torch, and perhaps no network.
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tests.bench.gpu
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python was not found. Install Python 3.11 or newer."; exit 1; }

@@ -19,20 +19,20 @@ from snows.method.operations import batch_norm_affine
 from snows.sources import models
 from tests.snows.helpers import ALL, NETWORKS, assert_entries_close, network, window_inputs
 
-# The smallest images that each architecture accepts.
+# The smallest images that each architecture accepts, and no more blocks than differ in kind.
 ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "torchvision resnet50": (torchvision.models.resnet50, (3, 32, 32)),
     "torchvision mobilenet_v2": (torchvision.models.mobilenet_v2, (3, 32, 32)),
-    "torchvision vit_b_16": (lambda: torchvision.models.vit_b_16(image_size=32), (3, 32, 32)),
+    "torchvision vit_b_16": (lambda: torchvision.models.VisionTransformer(32, 16, 2, 12, 768, 3072), (3, 32, 32)),
     "timm resnet18": (lambda: timm.create_model("resnet18"), (3, 32, 32)),
-    "timm vit_tiny_patch16_224": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32), (3, 32, 32)),
-    "timm deit_tiny_patch16_224": (lambda: timm.create_model("deit_tiny_patch16_224", img_size=32), (3, 32, 32)),
-    "timm vit_small_patch14_dinov2": (lambda: timm.create_model("vit_small_patch14_dinov2", img_size=28), (3, 28, 28)),
+    "timm vit_tiny_patch16_224": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2), (3, 32, 32)),
+    "timm deit_tiny_patch16_224": (lambda: timm.create_model("deit_tiny_patch16_224", img_size=32, depth=2), (3, 32, 32)),
+    "timm vit_small_patch14_dinov2": (lambda: timm.create_model("vit_small_patch14_dinov2", img_size=28, depth=2), (3, 28, 28)),
     "timm swin_tiny_patch4_window7_224": (
-        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64),
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=64, depths=(2, 2, 2, 2)),
         (3, 64, 64),
     ),
-    "timm convnext_tiny": (lambda: timm.create_model("convnext_tiny"), (3, 32, 32)),
+    "timm convnext_tiny": (lambda: timm.create_model("convnext_tiny", depths=(1, 1, 2, 1)), (3, 32, 32)),
     "timm mobilenetv3_small_100": (lambda: timm.create_model("mobilenetv3_small_100"), (3, 32, 32)),
     "timm tf_efficientnet_lite0": (lambda: timm.create_model("tf_efficientnet_lite0"), (3, 32, 32)),
     "resnet20-fashion": (models.BUNDLED["resnet20-fashion"].build, (1, 8, 8)),
