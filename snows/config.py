@@ -206,6 +206,12 @@ class PruneConfig(_Config):
         "dense",
         description="What to reproduce: the untouched network's values, or the dense weight's on the pruned network's input.",
     )
+    ridge: float = Field(
+        4.0,
+        ge=0,
+        description="How strongly kept weights are pulled toward their dense values, counted in images: as if the dense layer "
+        "had to be met on so many more, of independent inputs. It makes a fit on few images hold on others.",
+    )
     batch_size: int = Field(128, ge=1, description="How many calibration images are computed at once.")
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")

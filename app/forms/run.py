@@ -244,6 +244,15 @@ def _settings() -> tuple[RunConfig | None, str]:
     with right:
         _choice("Target", "prune.targets", TARGETS, TARGET_WORDS, help="What the layer's output is fitted to.")
 
+    left, _ = st.columns(2)
+    left.number_input(
+        "Ridge",
+        step=1.0,
+        format="%g",
+        disabled=update == "none",
+        **_kept("prune.ridge"),
+        help=PruneConfig.model_fields["ridge"].description,
+    )
     with st.expander("Solver settings", icon=":material/tune:"):
         for name, setting in SolverConfig.model_fields.items():
             _solver_setting(name, setting)

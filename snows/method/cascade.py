@@ -165,6 +165,7 @@ class Cascade:
             device=self.device,
             seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
             refinement=config.refinement,
+            ridge=config.ridge / sum(self.images),
             gram=grams[0] if grams else None,
             earlier=None if earlier is None else earlier[0],
             on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),

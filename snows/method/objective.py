@@ -40,7 +40,8 @@ class Batch:
 
 
 class Objective:
-    """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches.
+    """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches, plus a pull toward
+    the dense values: `pull` times the squared distance of the whole weight, pruned ones at zero, to `dense` (parameter shape).
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
@@ -59,6 +60,8 @@ class Objective:
         curvature_kind: str = "gauss_newton",
         curvature_share: float = 1.0,
         damping: float = 0.0,
+        dense: Tensor | None = None,
+        pull: float = 0.0,
         row_blocks: RowBlocks | None = None,
         preconditioned: bool = True,
         seed: int = 0,
@@ -67,10 +70,12 @@ class Objective:
         self.coefficients, self.device = coefficients, device
         self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
         self.row_blocks, self.preconditioned, self.seed = row_blocks, preconditioned, seed
+        self.dense, self.pull = dense, pull
         self.num_products = 0
         self.last_damping = 0.0
         self.row_scales: Tensor | None = None
         self._seen: list[tuple[Tensor, list[float], Tensor | None]] = []
+        self._probed: tuple[Tensor, int, Product, Tensor, Tensor] | None = None
 
     def inputs(self, batch: Batch) -> Values:
         """The batch's window inputs on the device."""
@@ -86,19 +91,30 @@ class Objective:
         return self._evaluated(kept)[0]
 
     def loss(self, kept: Tensor) -> float:
-        return self._weighted(self.losses(kept))
+        return self._weighted(self.losses(kept)) + self._penalty(kept)
 
     def loss_and_gradient(self, kept: Tensor) -> tuple[float, Tensor]:
         """The loss and its gradient (n,)."""
         losses, gradient = self._evaluated(kept, with_gradient=True)
         assert gradient is not None
-        return self._weighted(losses), self.kept.restrict(gradient)
+        return self._weighted(losses) + self._penalty(kept), self.kept.restrict(self._pulled(kept, gradient))
 
     def full_gradient(self, kept: Tensor) -> Tensor:
         """The gradient with respect to all weights (R, P), the pruned ones at zero: which of them would help."""
         gradient = self._evaluated(kept, with_gradient=True)[1]
         assert gradient is not None
-        return to_matrix(gradient)
+        return to_matrix(self._pulled(kept, gradient))
+
+    def _penalty(self, kept: Tensor) -> float:
+        return self.pull * float(self._distance(kept).double().square().sum()) if self.pull else 0.0
+
+    def _pulled(self, kept: Tensor, gradient: Tensor) -> Tensor:
+        """A gradient of the window's loss, with the pull's."""
+        return gradient + 2 * self.pull * self._distance(kept) if self.pull else gradient
+
+    def _distance(self, kept: Tensor) -> Tensor:
+        assert self.dense is not None
+        return self.kept.expand(kept) - self.dense
 
     def _weighted(self, losses: Sequence[float]) -> float:
         return sum(c * error for c, error in zip(self.coefficients, losses, strict=True))
@@ -178,20 +194,19 @@ class Objective:
         return product
 
     def curvature(self, kept: Tensor, step: int) -> tuple[Product, Product]:
-        """The damped curvature product at `kept`, and a preconditioner for it (the identity without row blocks).
+        """The damped curvature product at `kept`, with the pull's, and a preconditioner (the identity without row blocks).
 
         One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
         (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than
         at K = 0.
         """
-        raw = self.product(kept, self.curvature_batches(step))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        probe = torch.randint(0, 2, kept.shape, generator=generator).to(kept).mul_(2).sub_(1)
-        image = raw(probe)
+        raw, probe, image = self._probe(kept, step)
+        self._probed = None
+        image = image.add(probe, alpha=2 * self.pull)
         self.last_damping = damping = self.damping * abs(float(probe @ image)) / self.kept.count
 
         def product(v: Tensor) -> Tensor:
-            return raw(v).add_(v, alpha=damping)
+            return raw(v).add_(v, alpha=2 * self.pull + damping)
 
         blocks = self.row_blocks
         if blocks is None:
@@ -201,6 +216,23 @@ class Objective:
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
         self.row_scales = scales = (seen / own.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall)
         return product, (lambda r: blocks.solve(r, scales)) if self.preconditioned else (lambda r: r)
+
+    def _probe(self, kept: Tensor, step: int) -> tuple[Product, Tensor, Tensor]:
+        """The window's own curvature product C for Newton step `step` at `kept`, random signs v (n,), and C v."""
+        if self._probed is None or self._probed[0] is not kept or self._probed[1] != step:
+            raw = self.product(kept, self.curvature_batches(step))
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            probe = torch.randint(0, 2, kept.shape, generator=generator).to(kept).mul_(2).sub_(1)
+            self._probed = kept, step, raw, probe, raw(probe)
+        return self._probed[2:]
+
+    def pull_like(self, ridge: float, kept: Tensor) -> None:
+        """Set the pull to what a `ridge` on the input Gram matrix's diagonal is at K = 0, in proportion to how much more the
+        weights matter over K steps: measured at `kept` by the probe that the first Newton step there needs anyway."""
+        assert self.row_blocks is not None
+        _, probe, image = self._probe(kept, 0)
+        own = float(self.row_blocks.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
+        self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
 
 
 def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:

@@ -22,7 +22,8 @@ class SiteProblem:
     `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer
     and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
     output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
-    by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`.
+    by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`. `ridge`
+    pulls the weights toward their dense values, as a share of the mean diagonal of the input Gram matrix.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class SiteProblem:
         device: torch.device,
         seed: int,
         refinement: str = "none",
+        ridge: float = 0.0,
         gram: Tensor | None = None,
         earlier: Tensor | None = None,
         on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
@@ -51,25 +53,41 @@ class SiteProblem:
         self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
+        self._ridge, self._pull = ridge, 0.0
 
     def with_mask(self, mask: Tensor) -> "SiteProblem":
         """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
         other = copy(self)
         for name, attribute in vars(SiteProblem).items():
-            if isinstance(attribute, cached_property) and name not in ("gram", "cross"):
+            if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "cross", "_input_gram"):
                 vars(other).pop(name, None)
         other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
+        other._pull = self.objective.pull
         return other
 
     @cached_property
-    def gram(self) -> Tensor:
+    def _input_gram(self) -> Tensor:
         return self._gram if self._gram is not None else input_gram(self.window.site, self._site_inputs, self.device)
 
     @cached_property
+    def ridge(self) -> float:
+        """The pull toward the dense values at K = 0, in the units of the Gram matrix."""
+        return self._ridge * float(self._input_gram.diagonal().double().mean())
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(P, P), the ridge on its diagonal."""
+        gram = self._input_gram
+        return gram + torch.diag(torch.full_like(gram[0], self.ridge)) if self._ridge else gram
+
+    @cached_property
     def cross(self) -> Tensor:
+        """(R, P), with the ridge's share: the minimizer of w G wᵀ - 2 w · c is pulled toward the dense weight."""
+        dense = to_matrix(self.weight)
         if self.site_outputs is None:
-            return to_matrix(self.weight) @ self.gram
-        return input_output_cross(self.window.site, self._site_inputs, self.site_outputs, self._bias, self.device)
+            return dense @ self.gram
+        cross = input_output_cross(self.window.site, self._site_inputs, self.site_outputs, self._bias, self.device)
+        return cross + self.ridge * dense if self._ridge else cross
 
     @cached_property
     def row_blocks(self) -> RowBlocks:
@@ -82,7 +100,7 @@ class SiteProblem:
 
     @cached_property
     def least_squares(self) -> Tensor:
-        """The solution for K = 0 (n,), exact; where few images leave weights open, those nearest the dense values."""
+        """The solution for K = 0 (n,), exact, under the pull; what images leave open has its dense values."""
         return self.row_blocks.least_squares(self.cross, self.masked)
 
     @cached_property
@@ -97,7 +115,9 @@ class SiteProblem:
             curvature_kind=config.curvature,
             curvature_share=config.curvature_share,
             damping=config.damping,
-            row_blocks=self.row_blocks if preconditioned or self.refinement == "window" else None,
+            dense=self.weight,
+            pull=self._pull,
+            row_blocks=self.row_blocks if preconditioned or self.refinement == "window" or self._ridge else None,
             preconditioned=preconditioned,
             seed=self.seed,
         )

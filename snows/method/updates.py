@@ -71,7 +71,10 @@ def snows(problem: SiteProblem) -> UpdateResult:
     """
     problem = exchange_in_layer(problem)
     steps, in_window = problem.config.newton_steps, problem.refinement == "window"
-    result = _newton(problem, problem.start, 1 if in_window else steps)
+    start = problem.start
+    if problem.ridge > 0:
+        problem.objective.pull_like(problem.ridge, start)
+    result = _newton(problem, start, 1 if in_window else steps)
     by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
     products = problem.objective.num_products
     for step in range(1, steps if in_window else 1):

@@ -414,14 +414,16 @@ class Hold:
             self._lock.release()
 
 
+_BEFORE = {"refine": "none", "ridge": 0.0}
+
+
 @lru_cache(maxsize=4096)
 def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
     # Written once, and asked for by every list of runs, each second.
     config = RunConfig.model_validate_json(path.read_text())
-    if "refine" in config.prune.model_fields_set:
-        return config
-    # From before masks were refined.
-    return config.model_copy(update={"prune": config.prune.model_copy(update={"refine": "none"})})
+    # What a run did that is from before there was this setting.
+    absent = {name: value for name, value in _BEFORE.items() if name not in config.prune.model_fields_set}
+    return config.model_copy(update={"prune": config.prune.model_copy(update=absent)}) if absent else config
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -213,6 +213,7 @@ class TestForm:
         app.selectbox("form.prune.pattern").set_value("1:8")
         app.selectbox("form.prune.mask").set_value("wanda")
         app.number_input("form.prune.k_steps").set_value(5)
+        app.number_input("form.prune.ridge").set_value(2.5)
         app.number_input("form.num_calibration").set_value(64)
         app.number_input("form.prune.solver.rtol").set_value(0.05)
         app.text_input("form.prune.device").set_value("cpu")
@@ -223,6 +224,7 @@ class TestForm:
         config = store.list()[0].config()
         assert config.prune.pattern == NM(n=1, m=8)
         assert (config.prune.mask, config.prune.k_steps, config.num_calibration) == ("wanda", 5, 64)
+        assert config.prune.ridge == 2.5
         assert config.prune.overrides == {"layer1.0.conv1": Dense(), "fc": NM(n=2, m=4)}
         assert (config.prune.solver.rtol, config.prune.device, config.checkpoint) == (0.05, "cpu", None)
 

@@ -83,9 +83,14 @@ def card_tests(device: torch.device, left: float) -> dict[str, Any]:
 
 
 def bundled(
-    device: torch.device, left: float, patterns: tuple[str, ...] = ("2:4", "1:8"), images: int = 512, evaluated: int = 2000
+    device: torch.device,
+    left: float,
+    patterns: tuple[str, ...] = ("2:4", "1:8"),
+    images: int = 512,
+    evaluated: int = 2000,
+    **settings: Any,
 ) -> list[dict[str, Any]]:
-    """CPU against card: the bundled networks, one seed."""
+    """CPU against card: the bundled networks, one seed. `settings`: of the config."""
     records = []
     for name in BUNDLED:
         model = models.load(name)
@@ -94,7 +99,7 @@ def bundled(
         for pattern in patterns:
             found: dict[str, tuple[PruneResult, float]] = {}
             for where in ("cpu", str(device)):
-                config = PruneConfig.model_validate({"pattern": pattern, "device": where})
+                config = PruneConfig.model_validate({"pattern": pattern, "device": where} | settings)
                 if where != "cpu":
                     prune(model.module, given.calibration[:32], config)  # kernels are loaded when they are first met
                 found[where] = timed(partial(prune, model.module, given.calibration, config), device)

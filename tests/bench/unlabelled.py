@@ -77,7 +77,8 @@ def measure(*, fresh: bool = False) -> None:
             if (name, method) in known:
                 continue
             _, update, k_steps, targets, refine = method
-            config = PruneConfig(pattern=PATTERN, update=update, k_steps=k_steps, targets=targets, refine=refine)
+            settings = {"update": update, "k_steps": k_steps, "targets": targets, "refine": refine, "ridge": 0.0}
+            config = PruneConfig(pattern=PATTERN, **settings)
             started = time.process_time()
             pruned = prune(module, calibration, config).model
             took = time.process_time() - started

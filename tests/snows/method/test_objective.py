@@ -224,6 +224,48 @@ def test_curvlinops_agrees(name: str, site: str) -> None:
         assert_entries_close(product(v), (witness @ v).detach(), rtol=1e-8, atol=1e-10, what=kind)
 
 
+# --- the pull toward the dense values ---
+
+
+@pytest.mark.parametrize("kind", CURVATURES)
+@TABLE
+def test_a_pull_is_a_quadratic_in_loss_gradient_and_curvature(name: str, site: str, k: int, kind: str) -> None:
+    problem, pull = case(name, site, k), 0.3
+    objective = problem.objective(curvature_kind=kind, dense=problem.weight, pull=pull)
+    everything = KeptWeights(torch.ones_like(problem.mask), problem.weight.shape)
+    point = to_matrix(problem.kept.expand(problem.point)).flatten().requires_grad_()
+    loss = replace(problem, kept=everything).loss(point) + pull * (point - to_matrix(problem.weight).flatten()).square().sum()
+    (gradient,) = torch.autograd.grad(loss, point)
+    assert objective.loss(problem.point) == pytest.approx(float(loss), rel=1e-12)
+    value, slope = objective.loss_and_gradient(problem.point)
+    assert value == pytest.approx(float(loss), rel=1e-12)
+    assert_entries_close(slope, gradient[problem.kept.places], rtol=1e-9, atol=1e-12)
+    assert_entries_close(objective.full_gradient(problem.point).flatten(), gradient, rtol=1e-9, atol=1e-12)
+    product, _ = objective.curvature(problem.point, 0)
+    expected = oracle(problem, kind) + 2 * pull * torch.eye(problem.kept.count, dtype=torch.float64)
+    assert_entries_close(dense(product, problem.kept.count), expected, what=kind, **tolerance(kind))
+    # What is reported is the window's own.
+    assert objective.losses(problem.point) == pytest.approx(problem.objective().losses(problem.point), rel=1e-12)
+
+
+def test_a_pull_is_in_proportion_to_the_window_and_measured_by_the_probe_of_the_first_step() -> None:
+    problem, pulls = case("residual", "conv1.weight", 3), []
+    inputs = [b.inputs[problem.site.input] for b in problem.batches]
+    gram = input_gram(problem.site, inputs, CPU)
+    ridge = 0.1 * float(gram.diagonal().mean())
+    blocks = RowBlocks(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), problem.kept)
+    for seed in range(300):
+        objective = problem.objective(row_blocks=blocks, dense=problem.weight, seed=seed)
+        objective.pull_like(ridge, problem.point)
+        objective.curvature(problem.point, 0)
+        assert objective.num_products == 1
+        pulls.append(objective.pull)
+    # Over many probes: half the ridge times the trace of the curvature over that of the Gram matrix, kept by kept.
+    own = float((problem.mask * gram.diagonal()).sum())
+    expected = ridge / 2 * float(problem.gauss_newton().diagonal().sum()) / own
+    assert sum(pulls) / len(pulls) == pytest.approx(expected, rel=0.1)
+
+
 # --- what Newton asks for ---
 
 

@@ -141,6 +141,52 @@ def test_snows_at_the_layer_itself_is_least_squares(name: str, site: str, precon
     assert_entries_close(result.kept, made.least_squares, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("propagated", [False, True])
+@TABLE
+def test_a_ridge_is_as_many_samples_more_with_dense_outputs(
+    name: str, site: str, k: int, propagated: bool, ridge: float
+) -> None:
+    problem = case(name, site, k)
+    made = site_problem(problem, propagated=propagated, ridge=ridge)
+    inputs, outputs = rows(problem, made)
+    weight = to_matrix(problem.weight)
+    if propagated:
+        outputs = inputs @ weight.T
+    # One more sample an input: alone, and as large as makes its square the ridge's share of the mean energy of an input.
+    size = (ridge * inputs.square().sum(0).mean()).sqrt()
+    more = size * torch.eye(inputs.shape[1], dtype=torch.float64)
+    inputs, outputs = torch.cat([inputs, more]), torch.cat([outputs, more @ weight.T])
+    fitted = to_matrix(made.kept.expand(made.least_squares))
+    expected = torch.zeros_like(fitted)
+    for row, mask in enumerate(problem.mask):
+        expected[row, mask] = torch.linalg.lstsq(inputs[:, mask], outputs[:, row, None]).solution[:, 0]
+    assert_entries_close(fitted, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("refinement", ["none", "layer", "window"])
+@pytest.mark.parametrize("preconditioner", ["row_blocks", "none"])
+@pytest.mark.parametrize(("name", "site"), [("residual", "conv1.weight"), ("mlp", "0.weight")])
+def test_under_a_ridge_too_snows_at_the_layer_itself_is_least_squares(
+    name: str, site: str, preconditioner: str, refinement: str
+) -> None:
+    settings = TIGHT.model_copy(update={"start": "masked", "preconditioner": preconditioner, "newton_steps": 4})
+    made = site_problem(case(name, site, 0), settings, ridge=0.1, refinement=refinement)
+    result = UPDATES["snows"](made)
+    assert_entries_close(result.kept, result.problem.least_squares, rtol=1e-5, atol=1e-6)
+
+
+def test_a_strong_ridge_gives_the_dense_values() -> None:
+    problem = case("residual", "conv1.weight", 3)
+    for update in FITTED:
+        distances = []
+        for ridge in (0.0, 0.1, 1.0, 1e3):
+            result = UPDATES[update](site_problem(problem, ridge=ridge))
+            distances.append(float((result.kept - result.problem.masked).norm()))
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] < 1e-2 * distances[0]
+
+
 @pytest.mark.slow
 def test_snows_finds_the_same_minimum_with_and_without_a_preconditioner() -> None:
     problem = case("mlp", "0.weight", ALL)

@@ -43,6 +43,7 @@ def config(**overrides: Any) -> RunConfig:
         "pattern": "2:4",
         "k_steps": 1,
         "prune_classifier": True,
+        "ridge": 0,  # with a ridge, no loss that is reported is the minimum
         "batch_size": 4,
         "device": "cpu",
         "overrides": {name: "dense" for name in LEFT if name not in CHOSEN},
