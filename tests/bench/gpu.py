@@ -3,7 +3,7 @@
 The tests that need a card; CPU against card on the bundled networks; a ResNet-50 and two vision transformers at full size, with
 the weights timm begins with, for time and memory do not mind; and two cards at once where there are two. What was measured is
 written after every part to `assets/bench/gpu-CARD.json`, so that a machine which is taken away leaves it there. Needs no
-virtual environment: any Python with torch 2.11 or newer, torchvision, timm, pydantic, safetensors and pytest will do.
+virtual environment; the README names the packages.
 """
 
 import argparse
@@ -172,13 +172,16 @@ def _run(
     first: list[float] = []
     started = time.perf_counter()
 
-    def stop() -> bool:  # what the deadline cuts off says how far it came
-        return time.perf_counter() > deadline
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     result, seconds = timed(
-        lambda: prune(module, x, config, cancelled=stop, on_site=lambda *site: first.append(time.perf_counter() - started)),
+        lambda: prune(
+            module,
+            x,
+            config,
+            cancelled=lambda: time.perf_counter() > deadline,
+            on_site=lambda *site: first.append(time.perf_counter() - started),
+        ),
         device,
     )
     record = {
