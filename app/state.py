@@ -35,9 +35,10 @@ PAGES = {
     "layers": ("Layers", ":material/layers:"),
     "convergence": ("Convergence", ":material/trending_down:"),
     "attention": ("Attention", ":material/visibility:"),
+    "lessons": ("Lessons", ":material/school:"),
     "runs": ("Runs", ":material/folder_open:"),
 }
-WITH_ENGINE = {"compare", "layers", "convergence", "attention"}  # what cannot be shown before the engine is imported
+WITH_ENGINE = {"compare", "layers", "convergence", "attention", "lessons"}  # what cannot be shown before the engine is imported
 # What a page's address goes on saying when one comes back to the page, or opens another run there.
 KEPT = {
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},

@@ -147,3 +147,12 @@ def test_what_an_address_says_is_kept_in_one_way(path: Path) -> None:
     assert "query-params" not in [node.value for node in nodes if isinstance(node, ast.Constant)]
     if path != ROOT / "app/state.py":
         assert [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "query_params"] == []
+
+
+@pytest.mark.parametrize("path", files("app/lessons"), ids=name_of)
+def test_a_lessons_numbers_know_no_streamlit(path: Path) -> None:
+    # `st` is for what draws, and for what keeps a network that was opened or a number that was computed.
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            uses = [n for part in node.body for n in ast.walk(part) if isinstance(n, ast.Name) and n.id == "st"]
+            assert not uses or node.name.lstrip("_").startswith("draw"), f"{node.name} in {path.name} uses st"

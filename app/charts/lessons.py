@@ -1,0 +1,288 @@
+"""Figures of the lessons."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from app.charts.axes import LINE, log_axis, new_figure
+from app.charts.palette import COLORS
+
+_LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"}
+_FADED = 0.35
+
+
+def removal_chart(tried: pd.DataFrame, total: int, now: tuple[float, int]) -> go.Figure:
+    """Right answers against the share removed, as far as it was tried. `tried`: columns rule, removed (%), right.
+
+    `now`: the place one is at. A line a rule, told apart by its dash and symbol.
+    """
+    figure = new_figure(
+        height=300,
+        xaxis={
+            "title": "Weights of the layer removed, %",
+            "range": [-3, 103],
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        yaxis={
+            "title": f"Right answers, of {total}",
+            "range": [0, 1.05 * total],
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        legend=_LEGEND,
+        showlegend=True,
+    )
+    looks = zip(
+        tried.groupby("rule", sort=False), ("circle", "square", "diamond", "x"), ("solid", "dash", "dot", "dot"), strict=False
+    )
+    for (rule, rows), symbol, dash in looks:
+        rows = rows.drop_duplicates("removed").sort_values("removed")
+        figure.add_scatter(
+            x=rows["removed"].tolist(),
+            y=rows["right"].tolist(),
+            mode="lines+markers",
+            line={"color": COLORS["none"], "dash": dash, "width": 2},
+            marker={"symbol": symbol, "size": 8},
+            name=str(rule),
+            hovertemplate="%{x:.3g} % removed: %{y} right",
+        )
+    figure.add_scatter(
+        x=[now[0]],
+        y=[now[1]],
+        mode="markers",
+        marker={"size": 18, "symbol": "circle-open", "color": COLORS["none"], "line": {"width": 3}},
+        name="here",
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    return figure
+
+
+def values_chart(before: Sequence[float], after: Sequence[float], names: Sequence[str], groups: int = 0) -> go.Figure:
+    """A row of weights before and after: what was cut is an open bar, what stayed has its new value beside the old one.
+
+    `groups`: how many neighbours belong together; 0: no groups.
+    """
+    figure = new_figure(
+        height=280,
+        barmode="group",
+        bargap=0.25,
+        bargroupgap=0.05,
+        xaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": list(names),
+            "showgrid": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        yaxis={"title": "Weight", "zeroline": True, "zerolinecolor": LINE, "fixedrange": True, "automargin": True},
+        legend=_LEGEND,
+    )
+    places = list(range(len(before)))
+    kept = [value != 0 for value in after]
+    figure.add_bar(
+        x=places,
+        y=list(before),
+        name="Before",
+        marker={
+            "color": [COLORS["dense"] if stays else "rgba(0,0,0,0)" for stays in kept],
+            "line": {"color": COLORS["dense"], "width": 1.5},
+        },
+        hovertemplate="%{y:.3g}",
+    )
+    figure.add_bar(
+        x=places, y=list(after), name="Refitted", marker={"color": COLORS["least-squares"]}, hovertemplate="%{y:.3g}"
+    )
+    if groups:
+        for place in range(groups, len(before), groups):
+            figure.add_vline(x=place - 0.5, line={"color": LINE, "width": 1, "dash": "dot"})
+    return figure
+
+
+def errors_chart(errors: Mapping[str, float], title: str, methods: Mapping[str, str]) -> go.Figure:
+    """A bar a thing, with its value beside it. `methods`: whose color each bears."""
+    names = list(errors)
+    most = max(errors.values()) or 1.0
+    figure = new_figure(
+        height=40 * len(names) + 60,
+        xaxis={"title": title, "range": [0, 1.25 * most], "zeroline": False, "fixedrange": True, "automargin": True},
+        yaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "range": [len(names) - 0.4, -0.6],
+            "showgrid": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        bargap=0.35,
+        showlegend=False,
+    )
+    figure.add_bar(
+        x=[errors[name] for name in names],
+        y=list(range(len(names))),
+        orientation="h",
+        marker={"color": [COLORS[methods[name]] for name in names]},
+        text=[f"{errors[name]:.3g}" for name in names],
+        textposition="outside",
+        cliponaxis=False,
+        hoverinfo="skip",
+    )
+    return figure
+
+
+def window_chart(operations: Sequence[str], site: int, last: int, others: Sequence[int] = ()) -> go.Figure:
+    """The network as a strip of its operations, left to right: the layer filled, those its window looks at lit.
+
+    `site`: the layer's place, `last`: the last operation of the window. `others`: places between that do not depend on it.
+    """
+    inside = [site < place <= last and place not in others for place in range(len(operations))]
+    colors = [COLORS["snows"] if place == site or lit else COLORS["dense"] for place, lit in enumerate(inside)]
+    opacity = [1.0 if place == site else 0.55 if lit else 0.25 for place, lit in enumerate(inside)]
+    figure = new_figure(
+        height=96,
+        margin={"l": 8, "r": 8, "t": 24, "b": 24},
+        xaxis={"visible": False, "range": [-0.6, len(operations) - 0.4], "fixedrange": True, "automargin": True},
+        yaxis={"visible": False, "range": [0, 1], "fixedrange": True, "automargin": True},
+        bargap=0.15,
+        showlegend=False,
+    )
+    figure.add_bar(
+        x=list(range(len(operations))),
+        y=[1.0 if place == site else 0.75 if lit else 0.5 for place, lit in enumerate(inside)],
+        marker={"color": colors, "opacity": opacity},
+        customdata=list(operations),
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    figure.add_annotation(x=0, y=0, yshift=-12, xanchor="left", text="picture", showarrow=False)
+    figure.add_annotation(x=len(operations) - 1, y=0, yshift=-12, xanchor="right", text="answer", showarrow=False)
+    return figure
+
+
+def ahead_chart(errors: pd.DataFrame, places: Sequence[str], chosen: str) -> go.Figure:
+    """Each fit's error at every place ahead of the layer. `errors`: columns fit, place, error; the chosen fit is strong."""
+    figure = new_figure(
+        height=320,
+        xaxis={
+            "tickvals": list(range(len(places))),
+            "ticktext": list(places),
+            "range": [-0.3, len(places) - 0.7],
+            "showgrid": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        yaxis=log_axis(errors["error"].tolist(), "Error ÷ size of what it should be")
+        | {"fixedrange": True, "automargin": True},
+        legend=_LEGEND,
+    )
+    symbols, dashes = ("diamond", "circle", "square", "triangle-up", "star"), ("solid", "dot", "dash", "dashdot", "longdash")
+    for place, (fit, rows) in enumerate(errors.groupby("fit", sort=False)):
+        figure.add_scatter(
+            x=rows["place"].tolist(),
+            y=rows["error"].tolist(),
+            mode="lines+markers",
+            line={
+                "color": COLORS["least-squares" if place == 0 else "snows"],
+                "dash": dashes[place],
+                "width": 4 if fit == chosen else 2,
+            },
+            marker={"symbol": symbols[place], "size": 10 if fit == chosen else 7},
+            name=str(fit),
+            hovertemplate="%{y:.3g}",
+        )
+    return figure
+
+
+def descent_chart(
+    heights: np.ndarray, x: Sequence[float], y: Sequence[float], paths: Mapping[str, Sequence[tuple[float, float]]]
+) -> go.Figure:
+    """A valley from above, and the ways down it. `heights` (len(y), len(x))."""
+    figure = new_figure(
+        height=380,
+        xaxis={
+            "title": "First weight",
+            "range": [min(x), max(x)],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        yaxis={
+            "title": "Second weight",
+            "range": [min(y), max(y)],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        legend=_LEGEND,
+    )
+    figure.add_contour(
+        z=np.log10(heights + 1e-3).round(4).tolist(),
+        x=list(x),
+        y=list(y),
+        contours={"coloring": "lines"},
+        ncontours=18,
+        colorscale=[[0, "rgba(128,136,146,0.75)"], [1, "rgba(128,136,146,0.25)"]],
+        line={"width": 1},
+        showscale=False,
+        hoverinfo="skip",
+    )
+    looks = {
+        "Gradient descent": (COLORS["none"], "circle-open", "dot"),
+        "Newton": (COLORS["sparsegpt"], "square", "dash"),
+        "Conjugate gradient": (COLORS["snows"], "circle", "solid"),
+        "… with a preconditioner": (COLORS["least-squares"], "diamond", "dashdot"),
+    }
+    for name, path in paths.items():
+        color, symbol, dash = looks[name]
+        figure.add_scatter(
+            x=[point[0] for point in path],
+            y=[point[1] for point in path],
+            mode="lines+markers",
+            line={"color": color, "dash": dash, "width": 2},
+            marker={"symbol": symbol, "size": 8},
+            name=name,
+            hovertemplate="(%{x:.3g}, %{y:.3g})",
+        )
+    return figure
+
+
+def likeness_chart(alike: np.ndarray, names: Sequence[str], groups: int) -> go.Figure:
+    """How alike the inputs of a row are, as correlations -1 … 1 (P, P), with the groups marked."""
+    figure = new_figure(
+        height=330,
+        xaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": list(names),
+            "constrain": "domain",
+            "fixedrange": True,
+            "automargin": True,
+        },
+        yaxis={
+            "tickvals": list(range(len(names))),
+            "ticktext": list(names),
+            "autorange": "reversed",
+            "scaleanchor": "x",
+            "constrain": "domain",
+            "fixedrange": True,
+        },
+    )
+    figure.add_heatmap(
+        z=alike.round(3).tolist(),
+        colorscale=[[0, COLORS["none"]], [0.5, "rgba(128,136,146,0.08)"], [1, COLORS["snows"]]],
+        zmin=-1,
+        zmax=1,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": "alike", "thickness": 10, "tickvals": [-1, 0, 1]},
+        hovertemplate="%{x} and %{y}: %{z:.2f}<extra></extra>",
+    )
+    for edge in range(groups, len(names), groups):
+        figure.add_vline(x=edge - 0.5, line={"color": LINE, "width": 1.5})
+        figure.add_hline(y=edge - 0.5, line={"color": LINE, "width": 1.5})
+    return figure

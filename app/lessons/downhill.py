@@ -1,0 +1,326 @@
+"""Downhill without a matrix: ways to the bottom of a valley, and what each asks of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+import torch
+from torch import Tensor
+
+from app.charts import lessons as charts
+from app.charts import solver as solver_charts
+from app.lessons import lesson, networks
+from app.parts import panels
+from app.tables import solver as solver_tables
+from snows.config import NM, PruneConfig, SolverConfig
+from snows.measures.names import number
+from snows.method.solver import Operator, cg, line_search, newton_cg
+
+STRETCHES = (1, 3, 10, 30, 100)
+PLACES = tuple(x / 2 for x in range(-4, 5))
+EPSILONS = tuple(10.0**-e for e in range(1, 13))
+DESCENT_STEPS, NEWTON_STEPS, CG_STEPS = 200, 20, 20
+ENOUGH = 1e-6  # of the height at the start
+SPAN = (-2.5, 2.5)
+MODULE, IMAGES, K_STEPS = "layer3.2.conv1", 16, 3
+
+
+@dataclass(frozen=True)
+class Valley:
+    """A loss of two weights (2,), least at (1, 0.5) or, where it is bent, at (1, 1): float64.
+
+    Even: (u² + stretch v²) / 2 with u along the valley and v across, turned by 30 degrees. Bent: ((x - 1)² + stretch
+    (y - x²)²) / 2,
+    Rosenbrock's (1960). It is what `solver.newton_cg` minimizes; `visited` are the points whose gradient it asked for.
+    """
+
+    stretch: float
+    bent: bool
+    preconditioned: bool = False
+
+    def height(self, x: Tensor) -> Tensor:
+        """The loss at points (..., 2): (...)."""
+        a, b = x[..., 0], x[..., 1]
+        if self.bent:
+            return ((a - 1) ** 2 + self.stretch * (b - a**2) ** 2) / 2
+        cos, sin = 3**0.5 / 2, 0.5
+        along, across = cos * (a - 1) + sin * (b - 0.5), -sin * (a - 1) + cos * (b - 0.5)
+        return (along**2 + self.stretch * across**2) / 2
+
+    def loss(self, x: Tensor) -> float:
+        return float(self.height(x))
+
+    def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
+        x = x.detach().requires_grad_()
+        loss = self.height(x)
+        return float(loss.detach()), torch.autograd.grad(loss, x)[0]
+
+    def product(self, x: Tensor, v: Tensor) -> Tensor:
+        """The Hessian at x times v, by differentiating twice: the matrix is never formed."""
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.height(x), x, create_graph=True)
+        return torch.autograd.grad(gradient, x, v)[0]
+
+    def difference(self, x: Tensor, v: Tensor, epsilon: float) -> Tensor:
+        """The same from two gradients, a step `epsilon` to each side."""
+        ahead, behind = (self.loss_and_gradient(x + sign * epsilon * v)[1] for sign in (1, -1))
+        return (ahead - behind) / (2 * epsilon)
+
+    def hessian(self, x: Tensor) -> Tensor:
+        """(2, 2), one product a column."""
+        return torch.stack([self.product(x, column) for column in torch.eye(2, dtype=torch.float64)], dim=1)
+
+    def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
+        """The product, and the inverse of the Hessian's diagonal where `preconditioned`: a guess at the inverse, as
+        a layer's row
+        blocks are."""
+        diagonal = self.hessian(x).diagonal().abs().clamp(min=1e-12)
+        return partial(self.product, x), (lambda r: r / diagonal) if self.preconditioned else (lambda r: r)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The points of a way down, and what it asked for: gradients and Hessian products."""
+
+    points: list[tuple[float, float]]
+    gradients: int
+    products: int
+    loss: float
+
+
+def _way(valley: Valley, points: Sequence[Tensor], products: int) -> Way:
+    return Way([(float(p[0]), float(p[1])) for p in points], len(points), products, valley.loss(points[-1]))
+
+
+def gradient_descent(valley: Valley, start: Tensor) -> Way:
+    """Along the steepest way down, as far as Armijo's rule allows, until it is low enough or 200 steps are taken."""
+    points, lowest = [start], ENOUGH * valley.loss(start)
+    for _ in range(DESCENT_STEPS):
+        loss, gradient = valley.loss_and_gradient(points[-1])
+        if loss <= lowest:
+            break
+        here = points[-1]
+        search = line_search(
+            lambda t, here=here, g=gradient: valley.loss(here - t * g), loss, -float(gradient @ gradient), max_tries=40
+        )  # type: ignore[misc]
+        if search.step_size == 0:
+            break
+        points.append(here - search.step_size * gradient)
+    return _way(valley, points, 0)
+
+
+def newton(valley: Valley, start: Tensor) -> Way:
+    """Newton's steps with the whole matrix, solved directly; along the gradient where the matrix bends the wrong way."""
+    points, products, lowest = [start], 0, ENOUGH * valley.loss(start)
+    for _ in range(NEWTON_STEPS):
+        here = points[-1]
+        loss, gradient = valley.loss_and_gradient(here)
+        if loss <= lowest:
+            break
+        hessian, products = valley.hessian(here), products + 2
+        bends = bool((torch.linalg.eigvalsh(hessian) > 0).all())
+        step = -torch.linalg.solve(hessian, gradient) if bends else -gradient
+        search = line_search(lambda t, here=here, s=step: valley.loss(here + t * s), loss, float(gradient @ step), max_tries=40)  # type: ignore[misc]
+        if search.step_size == 0:
+            break
+        points.append(here + search.step_size * step)
+    return _way(valley, points, products)
+
+
+def newton_with_products(valley: Valley, start: Tensor) -> Way:
+    """Newton's steps by conjugate gradient (`solver.newton_cg`), which asks for products alone.
+
+    In an even valley one step is enough, so its way is shown by the points that conjugate gradient passes through.
+    """
+    if not valley.bent:
+        _, gradient = valley.loss_and_gradient(start)
+        product, preconditioner = valley.curvature(start, 0)
+        points = [start]
+        for iterations in range(1, CG_STEPS):
+            solve = cg(product, -gradient, rtol=1e-9, max_iters=iterations, preconditioner=preconditioner)
+            if solve.num_products < iterations:
+                break
+            points.append(start + solve.x)
+        return _way(valley, points, len(points) - 1)
+    lowest, points = ENOUGH * valley.loss(start), [start]
+    result = newton_cg(valley, start, max_steps=1, max_iters=CG_STEPS, rtol=1e-6, min_decrease=0.0)
+    products = result.num_products
+    while len(points) <= NEWTON_STEPS and result.loss < valley.loss(points[-1]):
+        points.append(result.x)
+        if result.loss <= lowest:
+            break
+        result = newton_cg(valley, result.x, max_steps=1, max_iters=CG_STEPS, rtol=1e-6, min_decrease=0.0)
+        products += result.num_products
+    return _way(valley, points, products)
+
+
+WAYS: dict[str, Callable[[Valley, Tensor], Way]] = {
+    "Gradient descent": gradient_descent,
+    "Newton": newton,
+    "Conjugate gradient": newton_with_products,
+    "… with a preconditioner": lambda valley, start: newton_with_products(Valley(valley.stretch, valley.bent, True), start),
+}
+
+
+def ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+    """Every way down from `start`."""
+    valley, point = Valley(stretch, bent), torch.tensor(start, dtype=torch.float64)
+    return {name: walk(valley, point) for name, walk in WAYS.items()}
+
+
+def difference_error(
+    stretch: float, bent: bool, at: tuple[float, float], epsilon: float
+) -> tuple[list[float], list[float], float]:
+    """The Hessian at a point times (1, -1): exactly, from two gradients, and how far these are apart, relatively."""
+    valley, x = Valley(stretch, bent), torch.tensor(at, dtype=torch.float64)
+    v = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    exact, difference = valley.product(x, v), valley.difference(x, v, epsilon)
+    return exact.tolist(), difference.tolist(), float((exact - difference).norm() / exact.norm())
+
+
+def truth() -> str:
+    """Which guess is right: how many steps more gradient descent takes than conjugate gradient where the lesson begins."""
+    found = ways(30, False, (-2.0, 1.5))
+    ratio = len(found["Gradient descent"].points) / len(found["Conjugate gradient"].points)
+    return "many" if ratio > 5 else "few" if ratio > 1.5 else "same"
+
+
+# --- what is drawn ---
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+    return ways(stretch, bent, start)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def _heights(stretch: float, bent: bool) -> tuple[np.ndarray, list[float]]:
+    axis = torch.linspace(*SPAN, 61, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    return Valley(stretch, bent).height(grid).numpy(), axis.tolist()
+
+
+def _draw(guess: str) -> None:
+    found = _ways(30, False, (-2.0, 1.5))
+    steps = {name: len(way.points) - 1 for name, way in found.items()}
+    lesson.draw_outcome(
+        LESSON,
+        guess,
+        truth(),
+        f"In a valley thirty times as steep across as along, steepest descent takes {steps['Gradient descent']} steps "
+        f"to the bottom, "
+        f"conjugate gradient {steps['Conjugate gradient']}.",
+    )
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        x = lesson.draw_number("Start, first weight", "x", PLACES, -2)
+        y = lesson.draw_number("Start, second weight", "y", PLACES, 1.5)
+        stretch = lesson.draw_number(
+            "How narrow the valley is", "stretch", STRETCHES, 30, help="How much more it bends across than along."
+        )
+        bent = lesson.draw_choice("Shape", "shape", {"even": "Even", "bent": "Bent"}, "even") == "bent"
+        seen = st.pills("Ways down", list(WAYS), selection_mode="multi", default=list(WAYS), key="lesson-ways")
+    found = _ways(stretch, bent, (x, y))
+    heights, axis = _heights(stretch, bent)
+    with right:
+        paths = {name: way.points for name, way in found.items() if name in seen}
+        panels.draw(
+            charts.descent_chart(heights, axis, axis, paths), True, "descent", "The valley from above, with each way down"
+        )
+    rows = [(name, len(way.points) - 1, way.gradients, way.products, number(way.loss)) for name, way in found.items()]
+    st.dataframe(
+        pd.DataFrame(rows, columns=["Way", "Steps", "Gradients", "Hessian products", "Height at its end"]),
+        hide_index=True,
+        alt="What each way down asked for, and where it ended",
+    )
+    st.caption(
+        "Newton asks for the whole matrix: here two products, one a weight; a layer of 18,000 weights would take "
+        "18,000. Conjugate "
+        "gradient asks for as many products as it takes steps."
+    )
+    _draw_product(stretch, bent, (x, y))
+    st.subheader("The same on a real layer", anchor=False)
+    _draw_layer()
+
+
+def _draw_product(stretch: float, bent: bool, at: tuple[float, float]) -> None:
+    st.subheader("A product without the matrix", anchor=False)
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        epsilon = lesson.draw_number("Step of the difference", "epsilon", EPSILONS, 1e-4, lambda value: f"{value:.0e}")
+    exact, difference, error = difference_error(stretch, bent, at, epsilon)
+    with right:
+        st.metric("Two gradients against the exact product, relative difference", number(error), border=True)
+        st.caption(
+            f"At the start, along (1, -1). Exact: ({exact[0]:.6g}, {exact[1]:.6g}). From two gradients: ({difference[0]:.6g}, "
+            f"{difference[1]:.6g}). Too short a step drowns in rounding; in a bent valley too long a one leaves the "
+            f"neighbourhood."
+        )
+
+
+@st.cache_data(show_spinner="Solving one Newton step of a real layer twice …")
+def _layer_solves() -> pd.DataFrame:
+    network = networks.opened("resnet20-fashion")
+    config = PruneConfig(
+        pattern=NM(n=1, m=8), refine="none", k_steps=K_STEPS, batch_size=IMAGES, solver=SolverConfig(start="masked")
+    )
+    problem = networks.problem(network, network.site(MODULE), config, network.images.calibration[:IMAGES])
+    return solver_tables.solves(problem)
+
+
+def _draw_layer() -> None:
+    solves = _layer_solves()
+    st.markdown(solver_tables.solves_said(solves))
+    panels.draw(
+        solver_charts.solves_chart(solves, 1e-3),
+        True,
+        "layer-solves",
+        "What is left unsolved, by iteration, with and without a preconditioner",
+    )
+    st.caption(
+        f"`{MODULE}` of the small ResNet at 1:8, {K_STEPS} operations ahead, on {IMAGES} pictures so that it takes no "
+        f"longer than a "
+        "second: 4,608 weights to fit, and their matrix of 21 million numbers is never formed. The preconditioner is "
+        "the factors of "
+        "lesson 2."
+    )
+
+
+LESSON = lesson.Lesson(
+    title="Downhill without a matrix",
+    idea="To fit weights is to walk to the bottom of a valley. How a valley bends says where the bottom is, and one "
+    "can ask for that "
+    "in one direction at a time, without ever writing the whole matrix down.",
+    prediction="A valley is thirty times as steep across as along. How many more steps does *always straight down* take than "
+    "*conjugate gradient*, which remembers where it came from?",
+    guesses={"same": "About as many", "few": "Two to five times as many", "many": "More than five times as many"},
+    draw=_draw,
+    question="Make the valley round (narrowness 1) and then narrow (100). Which ways get longer, and which do not?",
+    answer="Steepest descent zigzags: in a narrow valley *down* points across it. Newton knows how the valley bends "
+    "and goes to the "
+    "bottom of an even one at once. Conjugate gradient needs at most as many products as there are weights, two here, "
+    "and far fewer "
+    "where the valley is nearly round. A preconditioner makes it rounder; in a bent valley each Newton step sees only "
+    "the bend where "
+    "it stands.",
+    formula=r"""Near a point the loss is $L + g\cdot p + \tfrac12\,p\cdot Hp$. Its lowest point solves $Hp = -g$.
+
+* Gradient descent: $p = -t\,g$.
+* Newton: $p = -H^{-1}g$, which needs $H$.
+* Conjugate gradient needs only products $v \mapsto Hv$. By finite differences
+  $Hv \approx \dfrac{g(w+\varepsilon v)-g(w-\varepsilon v)}{2\varepsilon}$, or exactly by differentiating twice.
+* Preconditioned: solve $M^{-1}Hp=-M^{-1}g$ with an $M\approx H$ that is easily undone.""",
+    link=("convergence", "what conjugate gradient did in every layer of a run"),
+    teacher="""**Ten minutes.** Narrowness 1, 10, 100 from the same start; read the table. Then the bent valley. Then
+    the step of the
+difference, from 1e-1 to 1e-12: the error falls and rises again.
+
+**What goes wrong.** “Newton is best, it takes one step.” Count products, and think of 18,000 weights instead of two. “The
+preconditioner does nothing”: in an even valley of two weights there is nothing to save; look at the real layer.
+
+**Ask.** Where should one start so that steepest descent is as fast as the others in a narrow valley? (On one of its
+two axes.)""",
+)

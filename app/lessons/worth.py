@@ -1,0 +1,230 @@
+"""What is a weight worth? Remove weights from one layer, by size, by chance or by hand, and count what still comes
+out right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+import torch
+from torch import Tensor
+
+from app import state
+from app.charts import attention as attention_charts
+from app.charts import lessons as charts
+from app.lessons import lesson, networks
+from app.lessons.networks import Opened
+from app.parts import panels
+from snows.measures import metrics
+from snows.method.graph import Window
+from snows.method.operations import Values
+from snows.method.saliency import SCORERS
+from snows.method.sparsity import from_matrix, keep_highest, to_matrix
+
+_CHUNK = 125  # images whose values all wait at once
+# Of an early layer more of the network remains to be run, so fewer pictures are answered within a second.
+LAYERS = {
+    "conv1": ("First", 100),
+    "layer2.0.conv1": ("Early", 250),
+    "layer3.0.conv1": ("Middle", 500),
+    "layer3.2.conv1": ("Late", 500),
+    "fc": ("Last", 500),
+}
+DEFAULT_LAYER = "layer3.0.conv1"
+RULES = {"size": "Smallest first", "chance": "By chance", "largest": "Largest first", "hand": "By hand"}
+SHARES = (0, 10, 25, 50, 60, 70, 75, 80, 90, 95, 100)  # %
+
+
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """The network from one layer on; what the layers before it say of the images is computed already."""
+
+    window: Window
+    inputs: list[Values]
+    weight: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, network: Opened, module: str, count: int) -> "Rest":
+        """For the layer `module` and the first `count` evaluation images."""
+        graph, site = network.graph, network.site(module)
+        window = graph.window(site, graph.num_operations)
+        parameters, inputs = graph.bind({}), []
+        for batch in network.images.evaluation[:count].split(_CHUNK):
+            values = {graph.input: graph.laid_out(batch)}
+            values |= graph.run(batch, capture=[n for n in window.outside if n is not graph.input])[1]
+            inputs.append(window.inputs(values, parameters))
+        return cls(window, inputs, graph.parameters[site.name], network.labels[:count])
+
+    @torch.no_grad()
+    def logits(self, mask: Tensor) -> Tensor:
+        """The answers (N, classes) with only the weights of `mask` (R, P), True = kept."""
+        weight = self.weight * from_matrix(mask, self.weight.shape)
+        return torch.cat([self.window.outputs(weight, inputs)[-1] for inputs in self.inputs])
+
+
+def keep(weight: Tensor, rule: str, removed: float, rows: Sequence[int] = (), seed: int = 0) -> Tensor:
+    """The mask (R, P), True = kept, that a rule leaves of a layer's weight.
+
+    `removed`: the share to remove, 0 … 1. `rule`: `size` removes the smallest first, `largest` the largest first,
+    `chance` any,
+    `hand` the rows `rows` whole, whatever the share.
+    """
+    matrix = to_matrix(weight)
+    if rule == "hand":
+        mask = torch.ones_like(matrix, dtype=torch.bool)
+        mask[list(rows)] = False
+        return mask
+    if rule == "chance":
+        scores = SCORERS["random"].function(matrix, generator=torch.Generator().manual_seed(seed))
+    else:
+        scores = SCORERS["magnitude"].function(matrix) * (1 if rule == "size" else -1)
+    return keep_highest(scores.flatten(), round((1 - removed) * scores.numel())).view(scores.shape)
+
+
+def truth(right: int, right_before: int) -> str:
+    """Which guess was right, when `right` pictures are left of the `right_before` of the whole network."""
+    share = right / right_before
+    return "all" if share > 0.95 else "half" if share > 0.35 else "few"
+
+
+# --- what is drawn ---
+
+
+@st.cache_resource(max_entries=len(LAYERS), show_spinner="Computing what comes before the layer, once …")
+def _rest(module: str) -> Rest:
+    return Rest.of(networks.opened("resnet20-fashion"), module, LAYERS[module][1])
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _logits(module: str, rule: str, percent: float, rows: tuple[int, ...]) -> Tensor:
+    rest = _rest(module)
+    return rest.logits(keep(rest.weight, rule, percent / 100, rows))
+
+
+def _right(logits: Tensor, module: str) -> int:
+    return int(metrics.right(logits, _rest(module).labels).sum())
+
+
+def _draw(guess: str) -> None:
+    dense, half = (_right(_logits(DEFAULT_LAYER, "size", share, ()), DEFAULT_LAYER) for share in (0, 50))
+    total = LAYERS[DEFAULT_LAYER][1]
+    lesson.draw_outcome(
+        LESSON,
+        guess,
+        truth(half, dense),
+        f"Of {total} pictures it names {dense} rightly before, and {half} with half of that layer gone.",
+    )
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        module = lesson.draw_choice("Layer", "layer", {name: label for name, (label, _) in LAYERS.items()}, DEFAULT_LAYER)
+        rule = lesson.draw_choice("Remove", "rule", RULES, "size")
+        names, rest = networks.opened("resnet20-fashion").model.class_names, _rest(module)
+        percent, rows = 0.0, ()
+        if rule == "hand":
+            count = rest.weight.shape[0]
+            labels = dict(
+                zip(map(str, range(count)), names if module == "fc" else [f"Filter {i + 1}" for i in range(count)], strict=True)
+            )
+            rows = tuple(
+                int(row)
+                for row in st.multiselect(
+                    "What to silence",
+                    list(labels),
+                    format_func=labels.__getitem__,
+                    **state.addressed("rows", list(labels), list[str]()),
+                    help="A row of the layer's weights makes one of its outputs. In the last layer an output is a class.",
+                )
+            )
+        else:
+            percent = lesson.draw_number("Share removed", "removed", SHARES, 50, lambda share: f"{share:g} %")
+        pictures = {
+            names[int(rest.labels[i])]: i for i in networks.opened("resnet20-fashion").one_of_each() if i < len(rest.labels)
+        }
+        picture = st.selectbox("One picture", list(pictures), **state.addressed("picture", pictures, next(iter(pictures))))
+    mask = keep(rest.weight, rule, percent / 100, rows)
+    removed = 100 * float((~mask).float().mean())
+    logits = _logits(module, rule, percent, rows)
+    before, right_now = _right(_logits(module, "size", 0, ()), module), _right(logits, module)
+    with left:
+        _draw_answer(logits[pictures[picture]], pictures[picture], int(rest.labels[pictures[picture]]))
+    with right:
+        tiles = st.columns(2)
+        tiles[0].metric(
+            "Right answers",
+            f"{right_now} of {len(rest.labels)}",
+            f"{right_now - before:+d}",
+            delta_color="off",
+            border=True,
+            height="stretch",
+        )
+        tiles[1].metric("Weights removed", f"{int((~mask).sum()):,} of {mask.numel():,}", border=True, height="stretch")
+        tried: dict[tuple[str, str], list[tuple[float, int]]] = st.session_state.setdefault("lesson-worth-tried", {})
+        tried.setdefault((module, rule), [(0.0, before)]).append((removed, right_now))
+        rows_tried = [(RULES[by], *place) for (of, by), places in tried.items() if of == module for place in places]
+        figure = charts.removal_chart(
+            pd.DataFrame(rows_tried, columns=["rule", "removed", "right"]), len(rest.labels), (removed, right_now)
+        )
+        panels.draw(figure, True, "worth", "Right answers against the share of weights removed, as far as you tried")
+        st.caption(
+            f"`{module}`, {mask.numel():,} weights. Each place you try leaves a mark. Computed now on "
+            f"{len(rest.labels)} pictures that the network was not trained on"
+            + ("." if len(rest.labels) == networks.EVALUATION else ": early layers take longer, so there are fewer of them.")
+        )
+
+
+def _draw_answer(logits: Tensor, index: int, label: int) -> None:
+    from snows.sources.data import as_pixels
+
+    network = networks.opened("resnet20-fashion")
+    probabilities = logits.softmax(0)
+    top = probabilities.topk(3)
+    frame = pd.DataFrame(
+        {
+            "index": top.indices.tolist(),
+            "class": [network.model.class_names[i] for i in top.indices.tolist()],
+            "probability": top.values.tolist(),
+        }
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.image(as_pixels(network.images.evaluation[index]), width=96, caption=network.model.class_names[label])
+        with st.container():
+            st.plotly_chart(
+                attention_charts.top_chart(frame, "none", label),
+                key="worth-answer",
+                config=panels.QUIET,
+                alt="The network's likeliest answers for the picture",
+            )
+
+
+LESSON = lesson.Lesson(
+    title="What is a weight worth?",
+    idea="A network is a great many numbers, its weights. Set some of one layer's to zero and see which of them it misses.",
+    prediction="Half of a middle layer's weights are set to zero, the smallest ones. How many of the pictures that "
+    "the network got "
+    "right will it still get right?",
+    guesses={"all": "Nearly all of them", "half": "About half of them", "few": "Hardly any"},
+    draw=_draw,
+    question="Remove 75 % of the middle layer, first the smallest, then by chance. The same number of weights is "
+    "gone. Why does the "
+    "answer differ so much?",
+    answer="What a weight adds is its value times its input. A small one adds little whichever picture comes, so the "
+    "sum hardly "
+    "changes. Chance takes large ones too. But *small* is not the same as *worthless*: a small weight on a strong "
+    "input may matter, "
+    "and how much is removed from a layer says little without saying which layer. Try the first one.",
+    formula=r"""One output of the layer is $y = \sum_j w_j x_j$. Removing weight $j$ changes it by $-w_j x_j$, on average over
+pictures by $w_j^2\,\overline{x_j^2}$ (squared). *Magnitude* ranks by $|w_j|$ alone; *Wanda* by $|w_j|\,\lVert x_j\rVert$.""",
+    link=("layers", "which weights a run kept, layer by layer"),
+    teacher="""**Ten minutes.** Let everybody guess, then move the slider for *smallest first*, *by chance* and
+    *largest first* on the middle
+layer. Compare the share at which each falls.
+
+**What goes wrong.** “So three quarters of the weights are useless.” They are only useless one layer at a time; the
+real pages cut
+all layers, and then nothing is left. Lesson 2 says what to do about it.
+
+**Ask.** Why does the first layer break so early? (It has 144 weights, and everything passes through it.) Silence one
+class in the
+last layer by hand: which class do its pictures become?""",
+)
