@@ -76,6 +76,15 @@ def test_alike_inputs_make_up_for_more(open_lesson: OpenPage) -> None:
     assert float(tiles(app)["Refitted"].split()[0]) < 0.5 * float(tiles(app)["Error, just cut"].split()[0])
 
 
+def test_looking_further_ahead_lights_more_operations(open_lesson: OpenPage) -> None:
+    app = open_lesson("ahead", guess="later", k="1")
+    listed = next(str(element.value) for element in app.markdown if "conv1` convolution" in str(element.value))
+    move(app, "How many operations ahead (K)", 5)
+    longer = next(str(element.value) for element in app.markdown if "conv1` convolution" in str(element.value))
+    assert (len(listed.splitlines()), len(longer.splitlines())) == (2, 6)
+    assert any("As you expected" in str(element.value) for element in app.markdown)
+
+
 def test_a_round_valley_takes_one_step(open_lesson: OpenPage) -> None:
     app = open_lesson("downhill", guess="many")
     before = app.dataframe[0].value["Steps"].tolist()

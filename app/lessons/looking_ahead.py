@@ -1,0 +1,165 @@
+"""Looking ahead: one layer fitted so that the next K operations are right too, and whose error is smaller where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+from torch import Tensor
+
+from app import words
+from app.charts import lessons as charts
+from app.lessons import lesson, networks
+from app.parts import panels
+from snows.config import NM, PruneConfig
+from snows.method.problem import SiteProblem
+from snows.method.updates import UPDATES
+
+MODULE, PATTERN = "layer3.1.conv1", NM(n=1, m=8)
+DEPTH = 5  # so many operations ahead errors are looked at
+AHEAD = (0, 1, 2, 3, 5)
+SHOWN = (0, 1, 3)
+IMAGES, UNSEEN = 32, 50
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """One layer's problems on the same images and the same mask, by K, and the widest on images that no fit has seen."""
+
+    problems: dict[int, SiteProblem]
+    unseen: SiteProblem
+
+    @classmethod
+    def of(cls, network: networks.Opened) -> "Ahead":
+        """Every other layer is dense, the mask is magnitude's."""
+        site = network.site(MODULE)
+        config = PruneConfig(pattern=PATTERN, refine="none", batch_size=IMAGES, k_steps=DEPTH)
+        images = network.images
+        found = networks.problems(network, site, config, AHEAD, images.calibration[:IMAGES])
+        unseen = networks.problem(network, site, config, images.evaluation[:UNSEEN])
+        return cls(dict(zip(AHEAD, found, strict=True)), unseen)
+
+    def fit(self, k_steps: int) -> Tensor:
+        """The kept weights (n,) fitted to the layer's own output and the `k_steps` operations after it."""
+        update = "least-squares" if k_steps == 0 else "snows"
+        return UPDATES[update](self.problems[k_steps]).kept
+
+    def errors(self, kept: Tensor, seen: bool) -> list[float]:
+        """The mean squared error at the layer and at each of five operations after it, relative to what should be there."""
+        problem = self.problems[DEPTH] if seen else self.unseen
+        return [error / size for error, size in zip(problem.objective.losses(kept), sizes(problem), strict=True)]
+
+
+def sizes(problem: SiteProblem) -> list[float]:
+    """The mean square of every target, k = 0 … K."""
+    total = sum(batch.images for batch in problem.batches)
+    weighted = [[batch.images / total * float(t.square().mean()) for t in batch.targets] for batch in problem.batches]
+    return [sum(parts) for parts in zip(*weighted, strict=True)]
+
+
+def truth(own: Sequence[float], ahead: Sequence[float]) -> str:
+    """Which guess was right of errors with K = 0, `own`, and K = 3, `ahead`, by place."""
+    closer_here, closer_later = own[0] <= ahead[0], ahead[3] < own[3]
+    return "later" if closer_here and closer_later else "both" if closer_later else "own"
+
+
+# --- what is drawn ---
+
+
+@st.cache_resource(show_spinner="Reading what one layer should give, once …")
+def _ahead() -> Ahead:
+    return Ahead.of(networks.opened("resnet20-fashion"))
+
+
+@st.cache_data(max_entries=2 * len(AHEAD), show_spinner=False)
+def _errors(k_steps: int, seen: bool) -> list[float]:
+    return _ahead().errors(_fit(k_steps), seen)
+
+
+@st.cache_resource(max_entries=len(AHEAD), show_spinner="Fitting the layer …")
+def _fit(k_steps: int) -> Tensor:
+    return _ahead().fit(k_steps)
+
+
+def _draw(guess: str) -> None:
+    own, three = _errors(0, True), _errors(3, True)
+    lesson.draw_outcome(
+        LESSON,
+        guess,
+        truth(own, three),
+        f"Fitted for itself alone, the layer is {100 * own[0]:.3g} % off, and {100 * own[3]:.2g} % three operations "
+        f"later. Fitted "
+        f"three operations ahead, it is {100 * three[0]:.3g} % off, and {100 * three[3]:.2g} % there.",
+    )
+    k_steps = int(lesson.draw_number("How many operations ahead (K)", "k", AHEAD, 3))
+    network = networks.opened("resnet20-fashion")
+    graph = network.graph
+    operations = [node for node in graph.nodes if graph.kind(node) is not None]
+    window = graph.window(network.site(MODULE), k_steps)
+    places = [operations.index(node) for node in window.captured]
+    others = [place for place in range(places[0], places[-1]) if place not in places]
+    strip = charts.window_chart([graph.describe(node) for node in operations], places[0], places[-1], others)
+    panels.draw(
+        strip,
+        True,
+        "strip",
+        f"The network's {len(operations)} operations in order; the layer and the {k_steps} after it are lit",
+    )
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        st.markdown("It changes this layer so that all of these compute what they did:")
+        st.markdown(words.operations(window.operations))
+        seen = lesson.draw_choice("Errors on", "on", {"seen": "Its own pictures", "unseen": "Others"}, "seen") == "seen"
+    fits = [f"K = {k}" for k in sorted({*SHOWN, k_steps})]
+    rows = [(fit, place, error) for fit in fits for place, error in enumerate(_errors(int(fit.removeprefix("K = ")), seen))]
+    with right:
+        names = ["the layer", *(f"+{k}" for k in range(1, DEPTH + 1))]
+        errors = pd.DataFrame(rows, columns=["fit", "place", "error"])
+        panels.draw(
+            charts.ahead_chart(errors, names, f"K = {k_steps}"),
+            True,
+            "ahead",
+            "Each fit's error at the layer and after it, by K",
+        )
+        st.caption(
+            f"`{MODULE}` of the small ResNet at 1:8, fitted to {IMAGES} pictures so that it takes no longer than a "
+            f"second; every other "
+            f"layer is whole. The others are {UNSEEN} that no fit has seen."
+        )
+
+
+LESSON = lesson.Lesson(
+    title="Looking ahead",
+    idea="A layer's error matters by what later layers make of it. Fit the layer so that the next few operations are "
+    "right as well, "
+    "and its own error may grow while theirs shrink.",
+    prediction="One layer is fitted twice: for its own output alone, and for that and the next three operations. Who "
+    "is closer?",
+    guesses={
+        "own": "The first, everywhere",
+        "both": "The second, everywhere",
+        "later": "The first at the layer, the second later",
+    },
+    draw=_draw,
+    question="With K = 3 the layer's own output is further off than with K = 0. How can the network be closer to what it was?",
+    answer="What follows does not read every error. An activation sets what is below zero to zero, so an error there "
+    "costs nothing, and "
+    "the next convolution adds up channels whose errors may cancel. Looking ahead shows which errors are harmless, "
+    "and lets the layer "
+    "spend its few weights on the others.",
+    formula=r"""$$L(W) = \sum_{k=0}^{K} \overline{\left(y_k - \hat y_k(W \odot Z)\right)^2}$$
+
+with $y_k$ what the whole network gives at the $k$-th operation after the layer, and $\hat y_k$ what it gives with
+the layer's weights
+$W$ on the mask $Z$. At $K = 0$ it is the least squares of lesson 2; beyond, it is no longer quadratic, and Newton's
+steps walk down.""",
+    link=("study", "what K does to a whole network"),
+    teacher="""**Ten minutes.** Move K from 0 to 5 and watch the strip and the lines. Where do the lines cross? Then
+    look at the other pictures.
+
+**What goes wrong.** “More is always better.” Each operation further costs time, and a fit on few pictures may suit only those:
+compare its own pictures with others.
+
+**Ask.** Why is every line lower further on? (Later layers make up for some of the error by themselves: they add,
+average and cut.)""",
+)
