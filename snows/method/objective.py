@@ -3,8 +3,8 @@
     L(W) = sum_k c_k mean((y_k - yhat_k(W * Z))^2)                                        (paper equation 5)
 
 `Objective` is what `solver.newton_cg` minimizes over the flat vector of kept weights: its loss, gradient, curvature products
-without ever forming the Hessian, and a preconditioner. `rows.RowBlocks` holds the small dense factors that both the exact K = 0
-solution and the preconditioner come from.
+without ever forming the Hessian, and a preconditioner. `rows.row_systems` gives what both the exact K = 0 solution and the
+preconditioner come from.
 
 Shapes: R output rows, P inputs a row (for a convolution: kernel position by input channel, see `sparsity.to_matrix`), S kept
 weights in a row, n kept weights in all.
@@ -20,7 +20,7 @@ from torch import Tensor
 from snows.method.graph import Window
 from snows.method.linearization import Linearization, gradient_of
 from snows.method.operations import Values, move
-from snows.method.rows import KeptWeights, RowBlocks
+from snows.method.rows import KeptWeights, RowSystems
 from snows.method.sparsity import to_matrix
 
 Product = Callable[[Tensor], Tensor]
@@ -45,8 +45,8 @@ class Objective:
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
-    on all of them. With `row_blocks` it comes with `row_scales` (R,), how much more each row's weights matter over K steps than
-    at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    on all of them. With `row_systems` it comes with `row_scales` (R,), how much more each row's weights matter over K steps
+    than at K = 0, and where `preconditioned`, with a preconditioner made of both.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Objective:
         damping: float = 0.0,
         dense: Tensor | None = None,
         pull: float = 0.0,
-        row_blocks: RowBlocks | None = None,
+        row_systems: RowSystems | None = None,
         preconditioned: bool = True,
         seed: int = 0,
     ) -> None:
         self.window, self.kept, self.batches = window, kept, batches
         self.coefficients, self.device = coefficients, device
         self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
-        self.row_blocks, self.preconditioned, self.seed = row_blocks, preconditioned, seed
+        self.row_systems, self.preconditioned, self.seed = row_systems, preconditioned, seed
         self.dense, self.pull = dense, pull
         self.num_products = 0
         self.last_damping = 0.0
@@ -194,7 +194,7 @@ class Objective:
         return product
 
     def curvature(self, kept: Tensor, step: int) -> tuple[Product, Product]:
-        """The damped curvature product at `kept`, with the pull's, and a preconditioner (the identity without row blocks).
+        """The damped curvature product at `kept`, with the pull's, and a preconditioner (the identity without row systems).
 
         One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
         (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than
@@ -208,7 +208,7 @@ class Objective:
         def product(v: Tensor) -> Tensor:
             return raw(v).add_(v, alpha=2 * self.pull + damping)
 
-        blocks = self.row_blocks
+        blocks = self.row_systems
         if blocks is None:
             return product, lambda r: r
         own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
@@ -229,9 +229,9 @@ class Objective:
     def pull_like(self, ridge: float, kept: Tensor) -> None:
         """Set the pull to what a `ridge` on the input Gram matrix's diagonal is at K = 0, in proportion to how much more the
         weights matter over K steps: measured at `kept` by the probe that the first Newton step there needs anyway."""
-        assert self.row_blocks is not None
+        assert self.row_systems is not None
         _, probe, image = self._probe(kept, 0)
-        own = float(self.row_blocks.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
+        own = float(self.row_systems.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
         self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
 
 

@@ -12,7 +12,7 @@ from snows.config import NM, Dense, SolverConfig, Unstructured
 from snows.method import solver
 from snows.method.graph import Window
 from snows.method.objective import Batch, Objective
-from snows.method.rows import KeptWeights, RowBlocks, input_gram, input_output_cross
+from snows.method.rows import KeptWeights, RowSystems, input_gram, input_output_cross, row_systems
 from snows.method.sparsity import to_matrix
 
 
@@ -90,8 +90,8 @@ class SiteProblem:
         return cross + self.ridge * dense if self._ridge else cross
 
     @cached_property
-    def row_blocks(self) -> RowBlocks:
-        return RowBlocks(self.gram, self.kept)
+    def row_systems(self) -> RowSystems:
+        return row_systems(self.gram, self.kept)
 
     @cached_property
     def masked(self) -> Tensor:
@@ -101,7 +101,7 @@ class SiteProblem:
     @cached_property
     def least_squares(self) -> Tensor:
         """The solution for K = 0 (n,), exact, under the pull; what images leave open has its dense values."""
-        return self.row_blocks.least_squares(self.cross, self.masked)
+        return self.row_systems.least_squares(self.cross, self.masked)
 
     @cached_property
     def objective(self) -> Objective:
@@ -117,7 +117,7 @@ class SiteProblem:
             damping=config.damping,
             dense=self.weight,
             pull=self._pull,
-            row_blocks=self.row_blocks if preconditioned or self.refinement == "window" or self._ridge else None,
+            row_systems=self.row_systems if preconditioned or self.refinement == "window" or self._ridge else None,
             preconditioned=preconditioned,
             seed=self.seed,
         )

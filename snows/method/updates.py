@@ -129,7 +129,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     if torch.equal(mask, problem.mask):
         return problem, x
     exchanged = problem.with_mask(mask)
-    start = exchanged.row_blocks.least_squares(cross.to(x.dtype), exchanged.masked)
+    start = exchanged.row_systems.least_squares(cross.to(x.dtype), exchanged.masked)
     reached, _ = exchanged.objective.loss_and_gradient(start)  # the gradient is wanted next, and the loss comes with it
     return (exchanged, start) if reached < loss else (problem, x)
 
