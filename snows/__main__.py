@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--seed", nargs="+", metavar="SEED", dest="seeds", default=["0"], help="Default: 0.")
     add_overrides(compare)
     add_switches(compare)
-    add_flags(compare, PruneConfig, ("batch_size", "device", "precision"))
+    add_flags(compare, PruneConfig, ("batch_size", "memory", "device", "precision"))
     add_flags(compare.add_argument_group("Newton-CG solver (update snows)"), SolverConfig, SOLVER_FLAGS)
     compare.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
     compare.add_argument("--json", action="store_true", help="Print one line of JSON a run instead of the table.")

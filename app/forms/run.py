@@ -263,8 +263,9 @@ def _settings() -> tuple[RunConfig | None, str]:
         )
         with right:
             _choice("Precision", "prune.precision", ("float32", "float64"), {}, help="`float64` is slower, for checking.")
+        left.number_input("Batch size", step=32, help="Images a forward pass, at the most.", **_kept("prune.batch_size"))
         left.number_input(
-            "Batch size", step=32, help="Images a forward pass. Smaller needs less memory.", **_kept("prune.batch_size")
+            "Memory for a layer, GB", step=0.5, help=PruneConfig.model_fields["memory"].description, **_kept("prune.memory")
         )
         right.number_input("Seed", step=1, help="The same seed gives the same result.", **_kept("prune.seed"))
         st.checkbox(

@@ -14,7 +14,7 @@ from torch import Tensor, UntypedStorage
 
 from snows import events
 from snows.config import NM, Cancelled, Dense, PruneConfig, Unstructured
-from snows.method.coverage import Coverage, PruneError
+from snows.method.coverage import Coverage, PruneError, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
 from snows.method.objective import Batch
 from snows.method.operations import move
@@ -47,8 +47,9 @@ class Cascade:
         self.sweep, self.earlier = sweep, earlier or {}
         self.graph, self.covered, self.config, self.device = graph, covered, config, device
         self.on_event, self.cancelled = on_event, cancelled
+        batches = share_out(batches, [graph.window(site, config.k_steps) for site in covered.sites], config)
         self.images = [len(b) for b in batches]
-        self.dense_parameters = graph.bind({name: t.clone() for name, t in graph.parameters.items()})
+        self.dense_parameters = graph.bind({})
         self.parameters = dict(self.dense_parameters)
         for name, (weight, _) in self.earlier.items():
             self.parameters[graph.tensor_node(name)] = weight
@@ -166,6 +167,7 @@ class Cascade:
             seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
             refinement=config.refinement,
             ridge=config.ridge / sum(self.images),
+            memory=config.memory * 2**30,
             gram=grams[0] if grams else None,
             earlier=None if earlier is None else earlier[0],
             on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),

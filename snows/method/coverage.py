@@ -1,6 +1,6 @@
 """What a configuration prunes, what stays dense and why, and whether network, device and images fit: all before any work."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from snows.config import NM, Dense, InputError, PruneConfig, Unstructured, first_line
-from snows.method.graph import NetworkGraph, Site, Window
+from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
 from snows.method.sparsity import obstacle
 
@@ -149,6 +149,20 @@ def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tenso
                 f"{tuple(part.shape[1:])}. Resize them alike."
             )
     return parts
+
+
+_FEWEST = 8  # a matrix product of fewer images is a slow one
+
+
+def share_out(batches: Sequence[Tensor], windows: Sequence[Window], config: PruneConfig) -> list[Tensor]:
+    """The calibration batches, cut into even parts: small enough for the memory that the widest of `windows` may take, and so
+    many that curvature can be measured on its share of the images."""
+    images = sum(len(batch) for batch in batches)
+    largest = max((SAVED * window.image_bytes for window in windows), default=0)
+    most = min(config.batch_size, max(1, round(config.solver.curvature_share * images)))
+    if largest:
+        most = min(most, max(_FEWEST, int(config.memory * 2**30 / 4 / largest)))
+    return [part for batch in batches for part in batch.tensor_split(-(-len(batch) // most))]
 
 
 @torch.no_grad()

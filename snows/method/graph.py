@@ -14,6 +14,7 @@ reshapes, dropout and pooling are not. A convolution's value is read before its 
 K = 3 lost 1.6 points.
 """
 
+import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,16 @@ class NetworkGraph:
         self.sites, self.skipped = self._find_sites({s.target for s in signature.input_specs if s.kind is InputKind.PARAMETER})
         # After the search for sites, which tells tied weights by their storage.
         self.parameters = {name: t.contiguous(memory_format=self._layout_of(t)) for name, t in self.parameters.items()}
+
+    def image_bytes(self, node: fx.Node) -> int:
+        """Bytes of a node's value for one image; a value that is the same for all images has none."""
+        parts = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+        total = 0
+        for part in parts:
+            if isinstance(part, Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape):
+                # Of whatever grows with the batch, as much as for a batch of one.
+                total += math.prod(_for_one_image(size) for size in part.shape) * part.element_size()
+        return total
 
     @classmethod
     def export(cls, module: nn.Module, example: Tensor, layout: torch.memory_format | None = None) -> "NetworkGraph":
@@ -415,6 +426,18 @@ class NetworkGraph:
         return Window(self, site, captured)
 
 
+def _for_one_image(size: int | torch.SymInt) -> int:
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression = size.node.expr
+    return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))
+
+
+# Values that a window keeps for one pass and its way back, over those that it makes: about as much again for what activations
+# and attention keep, and for the values on the way back.
+SAVED = 3
+
+
 class Window:
     """The slice of a network that one weight's K-step objective sees.
 
@@ -459,6 +482,11 @@ class Window:
     def end(self) -> int:
         """Position one past the last node that the window runs."""
         return max(self.graph.index[n] for n in self.nodes) + 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all values that the window makes for one image."""
+        return sum(map(self.graph.image_bytes, self.nodes))
 
     @torch.no_grad()
     def inputs(self, values: Mapping[fx.Node, Any], parameters: Mapping[fx.Node, Any]) -> Values:

@@ -10,14 +10,16 @@ Shapes: R output rows, P inputs a row (for a convolution: kernel position by inp
 weights in a row, n kept weights in all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snows.method.graph import Window
+from snows.method.graph import SAVED, Window
 from snows.method.linearization import Linearization, gradient_of
 from snows.method.operations import Values, move
 from snows.method.rows import KeptWeights, RowSystems
@@ -65,12 +67,13 @@ class Objective:
         row_systems: RowSystems | None = None,
         preconditioned: bool = True,
         seed: int = 0,
+        memory: float = math.inf,
     ) -> None:
         self.window, self.kept, self.batches = window, kept, batches
         self.coefficients, self.device = coefficients, device
         self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
         self.row_systems, self.preconditioned, self.seed = row_systems, preconditioned, seed
-        self.dense, self.pull = dense, pull
+        self.dense, self.pull, self.memory = dense, pull, memory
         self.num_products = 0
         self.last_damping = 0.0
         self.row_scales: Tensor | None = None
@@ -155,11 +158,17 @@ class Objective:
             images += self.batches[i].images
         return sorted(chosen)
 
+    def sampled_loss(self, kept: Tensor, step: int) -> float:
+        """The loss on as many other images as curvature is measured on in step `step`, or on as many as there are."""
+        curved = self.curvature_batches(step)
+        others = [i for i in range(len(self.batches)) if i not in curved][: len(curved)] or curved
+        return self._weighted(self._evaluate(kept, others, with_gradient=False)[0]) + self._penalty(kept)
+
     def product(self, kept: Tensor, chosen: Sequence[int] | None = None, epsilon: float | None = None) -> Product:
         """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
         default). `epsilon`: the relative step of finite differences, near the best one by default.
 
-        The window is run and its derivative graph built once; every product reuses them.
+        The window is run and its derivative graph built once, and every product reuses them, as far as `memory` goes.
         """
         chosen = range(len(self.batches)) if chosen is None else chosen
         if self.curvature_kind == "finite_difference":
@@ -167,7 +176,11 @@ class Objective:
         weight = self.kept.expand(kept).requires_grad_()
         images = sum(self.batches[i].images for i in chosen)
         linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
-        parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
+        once = SAVED * self.window.image_bytes * images <= self.memory
+        parts: list[tuple[float, Product]] = []
+        for batch in (self.batches[i] for i in chosen):
+            again = partial(_made_again, linearize, self, weight, batch)
+            parts.append((batch.images / images, linearize(self, weight, batch) if once else again))
 
         def product(v: Tensor) -> Tensor:
             self.num_products += 1
@@ -233,6 +246,12 @@ class Objective:
         _, probe, image = self._probe(kept, 0)
         own = float(self.row_systems.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
         self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
+
+
+def _made_again(
+    linearize: Callable[["Objective", Tensor, Batch], Product], objective: Objective, weight: Tensor, batch: Batch, v: Tensor
+) -> Tensor:
+    return linearize(objective, weight, batch)(v)
 
 
 def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:

@@ -23,7 +23,8 @@ class SiteProblem:
     and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
     output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
     by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`. `ridge`
-    pulls the weights toward their dense values, as a share of the mean diagonal of the input Gram matrix.
+    pulls the weights toward their dense values, as a share of the mean diagonal of the input Gram matrix. `memory`: bytes that
+    linearizations of the window may take.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SiteProblem:
         seed: int,
         refinement: str = "none",
         ridge: float = 0.0,
+        memory: float = math.inf,
         gram: Tensor | None = None,
         earlier: Tensor | None = None,
         on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
@@ -53,7 +55,7 @@ class SiteProblem:
         self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
-        self._ridge, self._pull = ridge, 0.0
+        self._ridge, self._pull, self._memory = ridge, 0.0, memory
 
     def with_mask(self, mask: Tensor) -> "SiteProblem":
         """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
@@ -120,6 +122,7 @@ class SiteProblem:
             row_systems=self.row_systems if preconditioned or self.refinement == "window" or self._ridge else None,
             preconditioned=preconditioned,
             seed=self.seed,
+            memory=self._memory,
         )
 
     @cached_property

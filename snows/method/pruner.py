@@ -86,14 +86,20 @@ def _fold_parametrizations(part: nn.Module) -> None:
 
 
 def _computing(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it."""
+    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it. What is
+    there already in that form is held in common with `module`: nothing writes to it before the result is put together."""
 
     def converted(tensor: Tensor) -> Tensor:
         if tensor.is_complex():
             return tensor.to(device, torch.complex128 if dtype is torch.float64 else torch.complex64)
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return deepcopy(module)._apply(converted).eval()
+    common: dict[int, object] = {
+        id(t): nn.Parameter(t.detach(), t.requires_grad) if isinstance(t, nn.Parameter) else t.detach()
+        for t in (*module.parameters(), *module.buffers())
+        if type(t) in (Tensor, nn.Parameter)
+    }
+    return deepcopy(module, common)._apply(converted).eval()
 
 
 def prune(

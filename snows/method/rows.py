@@ -263,6 +263,10 @@ class RowBlocks:
         return result[:-1]
 
 
+# Of what `RowProducts` knows the Gram matrix by.
+RANK = 64
+
+
 class RowProducts:
     """Every row's system at once, by products with the one Gram matrix: the answers of `RowBlocks`, and nothing of the size
     rows x kept weights squared, which is what a wide layer's factors are.
@@ -275,7 +279,7 @@ class RowProducts:
     Products are computed in the Gram matrix's own precision, residuals in float64.
     """
 
-    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, rank: int = 128) -> None:
+    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, rank: int = RANK) -> None:
         self.kept, self._gram, self._exact = kept, gram, gram.double()
         diagonal = self._exact.diagonal()
         mean = float(diagonal.mean())
@@ -365,14 +369,14 @@ def _woodbury(mask: Tensor, low: Tensor, rest: Tensor) -> Tensor:
 
 RowSystems = RowBlocks | RowProducts
 # Bytes of all rows' factors above which products are taken.
-_LARGEST_BLOCKS = 2**28
+LARGEST_BLOCKS = 2**28
 
 
 def row_systems(gram: Tensor, kept: KeptWeights) -> RowSystems:
     """The systems of each output row, in the form that suits their size."""
     return (
         RowProducts(gram, kept)
-        if blocks_bytes(kept.row_counts, gram.element_size()) > _LARGEST_BLOCKS
+        if blocks_bytes(kept.row_counts, gram.element_size()) > LARGEST_BLOCKS
         else RowBlocks(gram, kept)
     )
 

@@ -74,7 +74,7 @@ def snows(problem: SiteProblem) -> UpdateResult:
     start = problem.start
     if problem.ridge > 0:
         problem.objective.pull_like(problem.ridge, start)
-    result = _newton(problem, start, 1 if in_window else steps)
+    result = _newton(problem, start, 1 if in_window else steps, more_follows=in_window and steps > 1)
     by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
     products = problem.objective.num_products
     for step in range(1, steps if in_window else 1):
@@ -84,13 +84,15 @@ def snows(problem: SiteProblem) -> UpdateResult:
         if exchanged is problem and result.status is not solver.Status.MAX_STEPS:
             break
         before = exchanged.objective.num_products
-        result = _newton(exchanged, x, 1, first_step=step)
+        result = _newton(exchanged, x, 1, first_step=step, more_follows=step + 1 < steps)
         products += exchanged.objective.num_products - before
         problem = exchanged
     return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products)
 
 
-def _newton(problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0) -> solver.NewtonResult:
+def _newton(
+    problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0, more_follows: bool = False
+) -> solver.NewtonResult:
     config, objective = problem.config, problem.objective
     return solver.newton_cg(
         objective,
@@ -100,6 +102,7 @@ def _newton(problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0
         rtol=config.rtol,
         min_decrease=config.min_decrease,
         first_step=first_step,
+        more_follows=more_follows,
         on_iteration=problem.on_iteration,
         on_step=lambda step: problem.on_step(step, objective.last_damping),
     )

@@ -107,7 +107,7 @@ def site_events(index: int, finish: bool = True) -> list[Event]:
             scale=[1.0],
             density=0.25,
             status="NO_FURTHER_DECREASE",
-            message="Converged: a further step would lower the loss by less than the requested share.",
+            message="Converged: going on would lower the loss by less than the requested share.",
             seconds=1.3,
             num_products=40,
         )

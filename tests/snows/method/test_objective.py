@@ -318,6 +318,29 @@ def test_curvature_batches_are_a_seeded_share_drawn_anew_each_step() -> None:
     assert len(problem.objective(batches=batches, curvature_share=1e-9).curvature_batches(0)) == 1
 
 
+@pytest.mark.parametrize("kind", ["gauss_newton", "hessian"])
+def test_linearizations_made_again_for_want_of_memory_give_the_same_bits(kind: str) -> None:
+    problem = case("residual", "conv1.weight", 2)
+    kept, enough = problem.objective(curvature_kind=kind), problem.objective(curvature_kind=kind, memory=0)
+    vector = torch.randn(problem.point.shape, dtype=torch.float64)
+    first, again = kept.product(problem.point), enough.product(problem.point)
+    for v in (vector, 2 * vector):
+        assert torch.equal(first(v), again(v))
+
+
+def test_the_sampled_loss_is_of_other_images_than_curvature() -> None:
+    problem = case("mlp", "0.weight", 0)
+    batches = [replace(batch, images=5) for batch in problem.batches * 4]
+    objective = problem.objective(batches=batches, curvature_share=0.25, seed=3)
+    for step in range(4):
+        curved = objective.curvature_batches(step)
+        others = [i for i in range(12) if i not in curved][:3]
+        alone = problem.objective(batches=[batches[i] for i in others])
+        assert objective.sampled_loss(problem.point, step) == pytest.approx(alone.loss(problem.point), rel=1e-12)
+    all_of_them = problem.objective(batches=batches, curvature_share=1.0)
+    assert all_of_them.sampled_loss(problem.point, 0) == pytest.approx(all_of_them.loss(problem.point), rel=1e-12)
+
+
 @pytest.mark.parametrize("sizes", [[1, 40, 40, 40, 40], [40, 1, 1, 1, 40, 40], [100, 7, 7, 7, 7], [3] * 50 + [50]])
 def test_curvature_is_measured_on_a_share_of_the_images_whatever_the_batches(sizes: list[int]) -> None:
     problem = case("mlp", "0.weight", 0)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from snows import events
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
 from snows.method import updates
 from snows.method.cascade import Cancelled
-from snows.method.coverage import PruneError, batches_of, coverage, resolve_device
+from snows.method.coverage import PruneError, batches_of, coverage, resolve_device, share_out
 from snows.method.graph import ExportError, NetworkGraph
 from snows.method.problem import SiteProblem
 from snows.method.pruner import PruneResult, prune, reestimate_batch_norm
@@ -679,6 +680,24 @@ def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict
         prune(model, images, config(**overrides))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batches", "batch_size", "memory", "expected"),
+    [
+        ([512], 128, 1000.0, [128] * 4),
+        ([128], 128, 1000.0, [32] * 4),  # a quarter of the images for curvature
+        ([30, 30], 20, 1000.0, [15] * 4),
+        ([512], 128, 4 * 100 * 3 * 30 / 2**30, [29, 29, 29, 29, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28]),
+        ([64], 128, 1e-9, [8] * 8),
+    ],
+)
+def test_images_are_shared_out_by_memory_and_by_the_share_of_curvature(
+    batches: list[int], batch_size: int, memory: float, expected: list[int]
+) -> None:
+    windows: Any = [SimpleNamespace(image_bytes=100), SimpleNamespace(image_bytes=10)]
+    parts = share_out([torch.zeros(n, 1) for n in batches], windows, config(batch_size=batch_size, memory=memory))
+    assert [len(part) for part in parts] == expected
 
 
 @given(st.integers(1, 700), st.integers(1, 200))

@@ -252,7 +252,7 @@ def test_what_no_mask_has_a_part_in_is_shared() -> None:
     other = made.with_mask(~made.mask)
     assert other.gram is made.gram
     assert other.cross is made.cross
-    for name in ("objective", "row_blocks", "masked", "least_squares"):
+    for name in ("objective", "row_systems", "masked", "least_squares"):
         assert getattr(other, name) is not getattr(made, name)
     assert other.kept.count == int((~made.mask).sum())
 
