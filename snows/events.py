@@ -130,6 +130,7 @@ class SiteFinished(Event):
     peak_memory: int | None = None  # bytes on the device, None on a CPU
     held_memory: int | None = None  # bytes of the images' values that wait in memory; None in runs of older versions
     sweep: int = 0
+    row_systems: str = ""  # how the rows' systems were solved: `factors`, `products`, or not at all; see `rows.row_systems`
 
 
 @dataclass(frozen=True, kw_only=True)

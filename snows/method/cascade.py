@@ -223,6 +223,7 @@ class Cascade:
             num_products=result.num_products,
             peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             held_memory=self._held_memory(batches),
+            row_systems=problem.chosen_systems,
         )
         return weight, from_matrix(mask, site.shape), record
 

@@ -47,8 +47,8 @@ class Objective:
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
-    on all of them. With `row_systems` it comes with `row_scales` (R,), how much more each row's weights matter over K steps
-    than at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    on all of them. With `row_systems`, which gives them once they are wanted, it comes with `row_scales` (R,), how much more each
+    row's weights matter over K steps than at K = 0, and where `preconditioned`, with a preconditioner made of both.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Objective:
         damping: float = 0.0,
         dense: Tensor | None = None,
         pull: float = 0.0,
-        row_systems: RowSystems | None = None,
+        row_systems: Callable[[], RowSystems] | None = None,
         preconditioned: bool = True,
         seed: int = 0,
         memory: float = math.inf,
@@ -221,9 +221,9 @@ class Objective:
         def product(v: Tensor) -> Tensor:
             return raw(v).add_(v, alpha=2 * self.pull + damping)
 
-        blocks = self.row_systems
-        if blocks is None:
+        if self.row_systems is None:
             return product, lambda r: r
+        blocks = self.row_systems()
         own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
         overall = seen.sum().abs() / own.sum()
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
@@ -244,7 +244,7 @@ class Objective:
         weights matter over K steps: measured at `kept` by the probe that the first Newton step there needs anyway."""
         assert self.row_systems is not None
         _, probe, image = self._probe(kept, 0)
-        own = float(self.row_systems.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
+        own = float(self.row_systems().quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
         self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
 
 

@@ -12,7 +12,7 @@ from snows.config import NM, Dense, SolverConfig, Unstructured
 from snows.method import solver
 from snows.method.graph import Window
 from snows.method.objective import Batch, Objective
-from snows.method.rows import KeptWeights, RowSystems, input_gram, input_output_cross, row_systems
+from snows.method.rows import KeptWeights, RowBlocks, RowSystems, input_gram, input_output_cross, row_systems
 from snows.method.sparsity import to_matrix
 
 
@@ -95,6 +95,11 @@ class SiteProblem:
     def row_systems(self) -> RowSystems:
         return row_systems(self.gram, self.kept)
 
+    @property
+    def chosen_systems(self) -> str:
+        """`factors` or `products`, the form that the size of the layer called for; empty where nobody asked for them."""
+        return "" if "row_systems" not in vars(self) else "factors" if isinstance(self.row_systems, RowBlocks) else "products"
+
     @cached_property
     def masked(self) -> Tensor:
         """The dense weight's own values at the kept places (n,)."""
@@ -119,7 +124,7 @@ class SiteProblem:
             damping=config.damping,
             dense=self.weight,
             pull=self._pull,
-            row_systems=self.row_systems if preconditioned or self.refinement == "window" or self._ridge else None,
+            row_systems=(lambda: self.row_systems) if preconditioned or self.refinement == "window" or self._ridge else None,
             preconditioned=preconditioned,
             seed=self.seed,
             memory=self._memory,

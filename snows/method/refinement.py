@@ -20,7 +20,7 @@ _AT_REST = 1e-3  # a pass that exchanges no more than this share of the kept wei
 _COLUMNS = 32
 # Columns whose slope is computed at once; among them it is kept up to date by what changes.
 _BLOCK = 128
-_CHUNK_BYTES = 2**27
+_CHUNK_BYTES = 2**24
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ class KeptWeights:
         """How many weights each row keeps: (R,)."""
         return torch.bincount(self.places // self.matrix_shape[1], minlength=self.matrix_shape[0])
 
-    def groups(self, bytes_per_value: int, limit: int = 2**28) -> list[_Group]:
+    def groups(self, bytes_per_value: int, limit: int = 2**26) -> list[_Group]:
         """Rows with like numbers of kept weights, so that little of each padded block (r, S, S) is padding."""
         width = self.matrix_shape[1]
         counts = self.row_counts

@@ -1,8 +1,8 @@
 """Networks at their real size: time in forward passes of the same images, time in the system, and memory at the peak.
 
-Vision transformers, a ResNet-50 and an EfficientNet-Lite at 224 pixels on crops of photographs (`make photographs`), with random
-but structured weights where the real ones cannot be had (`unlabelled.structured`): time and memory do not mind. Where a whole
-network takes hours, its first blocks are pruned, whose cost is set beside a forward pass of as many blocks. One line of
+Vision transformers, a ResNet-50 and an EfficientNet-Lite at 224 pixels on crops of photographs (`make photographs`), with
+random but structured weights where the real ones cannot be had (`unlabelled.structured`): time and memory do not mind. Where a
+whole network takes hours, its first blocks are pruned, whose cost is set beside a forward pass of as many blocks. One line of
 `assets/bench/large.jsonl` a measurement, each made in a process of its own so that its peak memory is its own; what is on file
 is not measured again.
 """
@@ -46,8 +46,8 @@ WORK: list[tuple[str, str, int, str, int | None]] = [
 UPDATES = ["sparsegpt", "least-squares", "snows"]
 
 
-class _Done(Exception):
-    pass
+class _DoneError(Exception):
+    """Ends a run whose first blocks are pruned."""
 
 
 def network(name: str, images: Tensor) -> nn.Module:
@@ -88,11 +88,11 @@ def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -
         if isinstance(event, events.SiteFinished):
             pruned.append(event)
             if names and event.site == names[-1]:
-                raise _Done
+                raise _DoneError
 
     config = PruneConfig(pattern=parse_pattern(pattern), update=update)  # type: ignore[arg-type]
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    with suppress(_Done):
+    with suppress(_DoneError):
         prune(module, x, config, on_event=on_event)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
@@ -113,8 +113,8 @@ def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -
 
 
 def wide_layer(rows: int = 1024, columns: int = 4096, factored: int = 32, ridge: float = 4 / 128) -> dict:
-    """Least squares of a ViT-L's `mlp.fc2` at 2:4 by products with one Gram matrix, and by the factors of each row's own system,
-    `factored` rows of which are measured: they are independent of each other, and all of them would not fit."""
+    """Least squares of a ViT-L's `mlp.fc2` at 2:4 by products with one Gram matrix, and by the factors of each row's own
+    system, `factored` rows of which are measured: they are independent of each other, and all of them would not fit."""
     prepare()
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(8192, columns, generator=generator) @ torch.diag((1 + torch.arange(columns)) ** -0.5)

@@ -255,7 +255,7 @@ def test_a_pull_is_in_proportion_to_the_window_and_measured_by_the_probe_of_the_
     ridge = 0.1 * float(gram.diagonal().mean())
     blocks = RowBlocks(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), problem.kept)
     for seed in range(300):
-        objective = problem.objective(row_systems=blocks, dense=problem.weight, seed=seed)
+        objective = problem.objective(row_systems=lambda: blocks, dense=problem.weight, seed=seed)
         objective.pull_like(ridge, problem.point)
         objective.curvature(problem.point, 0)
         assert objective.num_products == 1
@@ -294,7 +294,7 @@ def test_the_preconditioner_is_symmetric_positive_definite_and_worth_having(smal
     problem = case("strided", "4.weight", 1)
     inputs = [b.inputs[problem.site.input] for b in problem.batches]
     blocks = RowBlocks(input_gram(problem.site, inputs, CPU), problem.kept)
-    product, preconditioner = problem.objective(row_systems=blocks, damping=1e-6).curvature(problem.point, 0)
+    product, preconditioner = problem.objective(row_systems=lambda: blocks, damping=1e-6).curvature(problem.point, 0)
     inverse, matrix = dense(preconditioner, problem.kept.count), dense(product, problem.kept.count)
     assert_entries_close(inverse, inverse.T, rtol=1e-7, atol=1e-9)
     assert float(torch.linalg.eigvalsh(inverse)[0]) > 0

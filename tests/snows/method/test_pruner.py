@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snows import events
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
-from snows.method import updates
+from snows.method import rows, updates
 from snows.method.cascade import Cancelled
 from snows.method.coverage import PruneError, batches_of, coverage, resolve_device, share_out
 from snows.method.graph import ExportError, NetworkGraph
@@ -688,7 +688,7 @@ def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict
         ([512], 128, 1000.0, [128] * 4),
         ([128], 128, 1000.0, [32] * 4),  # a quarter of the images for curvature
         ([30, 30], 20, 1000.0, [15] * 4),
-        ([512], 128, 4 * 100 * 3 * 30 / 2**30, [29, 29, 29, 29, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28, 28]),
+        ([512], 128, 4 * 100 * 3 * 30 / 2**30, [29] * 8 + [28] * 10),
         ([64], 128, 1e-9, [8] * 8),
     ],
 )
@@ -698,6 +698,19 @@ def test_images_are_shared_out_by_memory_and_by_the_share_of_curvature(
     windows: Any = [SimpleNamespace(image_bytes=100), SimpleNamespace(image_bytes=10)]
     parts = share_out([torch.zeros(n, 1) for n in batches], windows, config(batch_size=batch_size, memory=memory))
     assert [len(part) for part in parts] == expected
+
+
+def test_the_form_of_the_rows_systems_is_chosen_by_size_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = chain()
+    by_factors = prune(model, images, config(ridge=1.0))
+    assert {record.row_systems for record in by_factors.sites} == {"factors"}
+    monkeypatch.setattr(rows, "LARGEST_BLOCKS", 0)
+    by_products = prune(model, images, config(ridge=1.0))
+    assert {record.row_systems for record in by_products.sites} == {"products"}
+    for one, other in zip(by_factors.sites, by_products.sites, strict=True):
+        assert other.losses["least_squares"] == pytest.approx(one.losses["least_squares"], rel=1e-3)
+        assert other.losses["final"] == pytest.approx(one.losses["final"], rel=0.1)
+    assert {record.row_systems for record in prune(model, images, config(update="none")).sites} == {""}
 
 
 @given(st.integers(1, 700), st.integers(1, 200))
