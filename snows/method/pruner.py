@@ -25,6 +25,7 @@ from snows.method.coverage import PruneError, batches_of, check_fit, check_weigh
 from snows.method.graph import NetworkGraph, Site
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
+from snows.process import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def _prune(
             on_site(sweep * count + index, weight, mask)
             on_event(record)
             done.append(record)
+            give_back_memory()  # in pieces between what stays, a layer's freed blocks would add up
             if bar is not None:
                 bar.update()
     if bar is not None:

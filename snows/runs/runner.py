@@ -23,6 +23,7 @@ from snows.config import Cancelled, InputError, PruneConfig
 from snows.measures import metrics
 from snows.method.coverage import channels_last_if_faster, resolve_device
 from snows.method.pruner import prune
+from snows.process import give_back_memory
 from snows.runs.log import Log
 from snows.runs.store import Run, RunError
 from snows.sources import data, models
@@ -41,6 +42,8 @@ def execute(run: Run) -> events.RunFinished:
     except torch.OutOfMemoryError as error:
         remedy = "Use a smaller batch size, a smaller K or fewer images"
         raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
+    finally:
+        give_back_memory()
 
 
 def _execute(run: Run) -> events.RunFinished:
