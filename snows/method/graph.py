@@ -14,6 +14,7 @@ reshapes, dropout and pooling are not. A convolution's value is read before its 
 K = 3 lost 1.6 points.
 """
 
+import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     scale = float(finite.abs().max()) if len(finite) else 0.0
     precision = torch.finfo(second.dtype).eps if second.is_floating_point() else 0.0
     return torch.allclose(first, second, rtol=0, atol=1e4 * precision * scale, equal_nan=True)
+
+
+def _for_one_image(size: int | torch.SymInt) -> int:
+    """A dimension of a value as it is for a batch of one image: the batch size is the only thing that is left open."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def _operation(node: fx.Node) -> str:
@@ -337,6 +346,11 @@ class NetworkGraph:
             names.append(_operation(user))
             reached = user
         return None
+
+    def positions(self, site: Site) -> int:
+        """At how many places the layer is applied in one image: output pixels of a convolution, tokens, 1 after pooling."""
+        sizes = [_for_one_image(size) for size in site.node.meta["val"].shape]
+        return math.prod(sizes) // site.shape[0]
 
     @property
     def classifiers(self) -> list[Site]:
