@@ -154,9 +154,10 @@ def scarcity(graph: NetworkGraph, covered: Coverage, config: PruneConfig, num_im
     worst = max(scarce, key=lambda site: wanted[site.name] / given[site.name])
     enough = -(-wanted[worst.name] // graph.positions(worst))
     others = "" if len(scarce) == 1 else f", and {len(scarce) - 1} more {'layers are' if len(scarce) > 2 else 'layer is'} short"
+    images = f"{num_images:,} calibration images give" if num_images > 1 else "one calibration image gives"
     pull = "the ridge, which pulls what they leave open" if config.ridge else "a ridge, which would pull what they leave open"
     return (
-        f"A row of {worst.module} has {wanted[worst.name]:,} weights to fit, but {num_images:,} calibration images give only "
+        f"A row of {worst.module} has {wanted[worst.name]:,} weights to fit, but {images} only "
         f"{given[worst.name]:,} samples of its input{others}: the fit may not hold on other images. Use at least {enough:,} "
         f"images, or rely on {pull} toward the dense values."
     )

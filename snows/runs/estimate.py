@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snows.config import PruneConfig, RunConfig
-from snows.method.coverage import coverage, resolve_device
+from snows.method.coverage import coverage, resolve_device, samples, scarcity, to_fit
 from snows.method.graph import NetworkGraph, Site
 from snows.method.operations import execute_node
 from snows.sources import models
@@ -17,23 +17,28 @@ from snows.sources import models
 
 @dataclass(frozen=True)
 class SitePlan:
-    """A weight that will be pruned; `operations` are the names in its window."""
+    """A weight that will be pruned; `operations` are the names in its window. `samples`: how many inputs of a row the images
+    give, images times output positions; `to_fit`: about how many weights of a row are fitted on them."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     density: float
     operations: list[str]
+    samples: int = 0
+    to_fit: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images."""
+    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images. `warning`: that the
+    images are too few for a layer, or nothing."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
     seconds: float
     bytes: int
+    warning: str = ""
 
 
 def plan(config: RunConfig) -> Plan:
@@ -48,8 +53,18 @@ def plan(config: RunConfig) -> Plan:
     seconds, sizes = _profile(graph, example)
     windows = {s.name: graph.window(s, config.prune.k_steps) for s in covered.sites}
     sites = [
-        SitePlan(s.name, s.kind, s.shape, covered.patterns[s.name].density, windows[s.name].operations) for s in covered.sites
+        SitePlan(
+            s.name,
+            s.kind,
+            s.shape,
+            covered.patterns[s.name].density,
+            windows[s.name].operations,
+            samples(graph, s, config.num_calibration),
+            to_fit(s, covered.patterns[s.name]),
+        )
+        for s in covered.sites
     ]
+    warning = scarcity(graph, covered, config.prune, config.num_calibration)
 
     images, total, rows, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
     at_once = min(images, max(config.prune.batch_size, _linearized_share(config.prune) * images))
@@ -61,9 +76,10 @@ def plan(config: RunConfig) -> Plan:
         saved = 3 * sum(sizes[n] for n in window.nodes)
         factoring, factors = _row_factors(site, covered.patterns[site.name].density, config.prune, example)
         rows += factoring
-        most = max(most, 2 * held * images + saved * at_once + factors)
+        most = max(most, 2 * held * (images + config.num_held_back) + saved * at_once + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
-    return Plan(sites, covered.skipped, total * images + rows, int(4 * weights + most))
+    total = total * images + 2 * sum(seconds.values()) * config.num_held_back
+    return Plan(sites, covered.skipped, total + rows, int(4 * weights + most), warning)
 
 
 def _linearized_share(config: PruneConfig) -> float:
