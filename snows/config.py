@@ -303,6 +303,12 @@ class RunConfig(_Config):
         description="fashion-mnist, cifar-10, cifar-100, imagenette, oxford-pets, flowers-102, or a folder of images.",
     )
     num_calibration: int = Field(512, ge=1, description="How many images, without labels, the reconstruction is fitted on.")
+    num_held_back: int = Field(
+        32,
+        ge=0,
+        description="How many further images of the same set each layer's loss is measured on, nothing being fitted on them: "
+        "what it is above that on the calibration images does not carry over. 0 for none.",
+    )
     num_evaluation: int = Field(10_000, ge=1, description="How many images the result is measured on, at the most.")
     prune: PruneConfig = PruneConfig()
     name: str = Field("", description="What to call the run, for a person.")

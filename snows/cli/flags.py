@@ -11,7 +11,7 @@ from snows.config import InputError, PruneConfig, RunConfig, SolverConfig, as_pa
 from snows.plans.presets import PRESETS, Preset
 from snows.runs.store import default_root
 
-RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation", "name")
+RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_held_back", "num_evaluation", "name")
 PRUNE_FLAGS = (
     *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "targets", "ridge"),
     *("batch_size", "memory", "seed", "device", "precision"),

@@ -24,6 +24,8 @@ def coverage_command(given: argparse.Namespace) -> int:
     sys.stdout.write(table(rows))
     if plan.skipped:
         sys.stdout.write("\nLeft dense:\n" + table(list(plan.skipped.items())))
+    if plan.warning:
+        sys.stdout.write(f"\n{plan.warning}\n")
     return FINISHED
 
 

@@ -132,6 +132,12 @@ MEASURES = {
         "middle layer. Each K looks at other operations.",
         log=True,
     ),
+    "held_back_error": Measure(
+        "Error ÷ target, held back",
+        "The same as in the window, on images that nothing was fitted on: far above it, the fit does not carry over, and more "
+        "calibration images or a larger ridge help.",
+        log=True,
+    ),
     "own_error": Measure(
         "Error ÷ target, layer",
         "The squared error at the layer's own output, relative to its values, in the middle layer. Looking ahead gives way "

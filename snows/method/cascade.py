@@ -41,20 +41,23 @@ class Cascade:
         given_masks: dict[str, Tensor] | None = None,
         sweep: int = 0,
         earlier: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        held_back: Sequence[Tensor] = (),
     ) -> None:
         """`given_masks` (R, P) take the place of those that scores would choose. `earlier`: each site's weight and mask from
-        the sweep before this one, none in the first."""
+        the sweep before this one, none in the first. `held_back`: batches of images that nothing is fitted on; they only go
+        along, and each site's loss is measured on them."""
         self.sweep, self.earlier = sweep, earlier or {}
         self.graph, self.covered, self.config, self.device = graph, covered, config, device
         self.on_event, self.cancelled = on_event, cancelled
-        batches = share_out(batches, [graph.window(site, config.k_steps) for site in covered.sites], config)
-        self.images = [len(b) for b in batches]
+        windows = [graph.window(site, config.k_steps) for site in covered.sites]
+        batches, held_back = (share_out(images, windows, config) for images in (batches, held_back))
+        self.images, self.held_back = [len(b) for b in batches], [len(b) for b in held_back]
         self.dense_parameters = graph.bind({})
         self.parameters = dict(self.dense_parameters)
         for name, (weight, _) in self.earlier.items():
             self.parameters[graph.tensor_node(name)] = weight
-        self.pruned = Frontier(graph, batches)
-        self.dense = Frontier(graph, batches) if config.targets == "dense" else None
+        self.pruned = Frontier(graph, [*batches, *held_back])
+        self.dense = Frontier(graph, [*batches, *held_back]) if config.targets == "dense" else None
         self.given_masks = given_masks
         self.global_masks = self._global_masks(batches)
 
@@ -121,10 +124,10 @@ class Cascade:
             self.dense.advance(window.end, self.dense_parameters, self.device, keep=keep, check=self.check)
 
     def _batches(self, window: Window, dense_weight: Tensor) -> list[Batch]:
-        """The calibration batches as the window sees them. They wait where the frontiers keep theirs; only the batch in work is
-        on the device, so more images cost host memory alone."""
+        """The calibration batches as the window sees them, then those held back. They wait where the frontiers keep theirs;
+        only the batch in work is on the device, so more images cost host memory alone."""
         batches, storage = [], self.pruned.storage
-        for i in range(len(self.pruned)):
+        for i, images in enumerate([*self.images, *self.held_back]):
             self.check()
             held = self.pruned.values(i)
             inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, self.parameters)
@@ -134,7 +137,7 @@ class Cascade:
                 with torch.no_grad():
                     targets = [move(y, storage) for y in window.outputs(dense_weight, inputs)]
             waiting = {n: v if n in self.parameters else move(v, storage) for n, v in inputs.items()}
-            batches.append(Batch(waiting, targets, self.images[i]))
+            batches.append(Batch(waiting, targets, images))
         return batches
 
     def problem(self, index: int, window: Window) -> SiteProblem:
@@ -142,7 +145,8 @@ class Cascade:
         site, config = window.site, self.config
         self._targets(window)
         dense_weight = self.dense_parameters[self.graph.tensor_node(site.name)]
-        batches = self._batches(window, dense_weight)
+        every_batch = self._batches(window, dense_weight)
+        batches, held_back = every_batch[: len(self.images)], every_batch[len(self.images) :]
         site_inputs = [b.inputs[site.input] for b in batches]
         grams: list[Tensor] = []
 
@@ -170,6 +174,7 @@ class Cascade:
             memory=config.memory * 2**30,
             gram=grams[0] if grams else None,
             earlier=None if earlier is None else earlier[0],
+            held_back=held_back,
             on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),
             on_step=lambda result, damping: self._on_step(site, result, damping),
         )
@@ -189,7 +194,7 @@ class Cascade:
         )
         given = self.problem(index, window)
         result = UPDATES[config.update](given)
-        problem, batches = result.problem, given.batches
+        problem = result.problem
         mask, losses = problem.mask, problem.objective.losses(result.kept)
         weight = problem.kept.expand(result.kept)
         compliance = check_compliance(weight, self.covered.patterns[site.name]) if self.given_masks is None else None
@@ -203,18 +208,15 @@ class Cascade:
         self.parameters[node] = weight
 
         by_k = {"mask_only": problem.masked_losses, **result.by_k, "final": losses}
-        scale = torch.zeros(len(window.captured), dtype=torch.float64)
-        for batch in batches:
-            scale += torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() * (
-                batch.images / sum(self.images)
-            )
+        at_first, at_the_end = problem.held_back_losses(problem.masked), problem.held_back_losses(result.kept)
+        held_back = {"mask_only": at_first, **result.held_back, "final": at_the_end}
         record = events.SiteFinished(
             site=site.name,
             index=index,
             sweep=self.sweep,
             losses={stage: sum(values) for stage, values in by_k.items()},
             by_k=by_k,
-            scale=scale.tolist(),
+            scale=_scale(given.batches),
             density=float(mask.float().mean()),
             exchanged=int((mask & ~given.mask).sum()),
             status=result.status,
@@ -222,8 +224,10 @@ class Cascade:
             seconds=time.perf_counter() - started,
             num_products=result.num_products,
             peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            held_memory=self._held_memory(batches),
+            held_memory=self._held_memory([*given.batches, *given.held_back]),
             row_systems=problem.chosen_systems,
+            held_back=held_back if given.held_back else {},
+            held_back_scale=_scale(given.held_back),
         )
         return weight, from_matrix(mask, site.shape), record
 
@@ -268,6 +272,14 @@ class Cascade:
                 status="accepted" if result.step_size > 0 else "not needed" if promises_little else "rejected",
             )
         )
+
+
+def _scale(batches: Sequence[Batch]) -> list[float]:
+    """The mean square of the targets at each captured value; empty for no batches."""
+    images = sum(batch.images for batch in batches)
+    squares = [torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() for batch in batches]
+    total = sum(square * (batch.images / images) for square, batch in zip(squares, batches, strict=True))
+    return total.tolist() if isinstance(total, Tensor) else []
 
 
 def _storages(value: object) -> Iterator[UntypedStorage]:

@@ -78,6 +78,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=0, atol=1e4 * precision * scale, equal_nan=True)
 
 
+def _for_one_image(size: int | torch.SymInt) -> int:
+    """A dimension of a value as it is for a batch of one image: the batch size is the only thing that is left open."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
 def _operation(node: fx.Node) -> str:
     """The operation's name for a person: `aten.reshape.default` is `reshape`."""
     return getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").split(".")[0].strip("_")
@@ -349,6 +357,11 @@ class NetworkGraph:
             reached = user
         return None
 
+    def positions(self, site: Site) -> int:
+        """At how many places the layer is applied in one image: output pixels of a convolution, tokens, 1 after pooling."""
+        sizes = [_for_one_image(size) for size in site.node.meta["val"].shape]
+        return math.prod(sizes) // site.shape[0]
+
     @property
     def classifiers(self) -> list[Site]:
         """The sites that no counted operation follows: the last layer, and its twins where the network has several heads."""
@@ -424,13 +437,6 @@ class NetworkGraph:
                     captured.append(node)
                     count += 1
         return Window(self, site, captured)
-
-
-def _for_one_image(size: int | torch.SymInt) -> int:
-    if not isinstance(size, torch.SymInt):
-        return size
-    expression = size.node.expr
-    return int(expression.subs({symbol: 1 for symbol in expression.free_symbols}))
 
 
 # Values that a window keeps for one pass and its way back, over those that it makes: about as much again for what activations

@@ -47,8 +47,8 @@ class Objective:
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
-    on all of them. With `row_systems`, which gives them once they are wanted, it comes with `row_scales` (R,), how much more each
-    row's weights matter over K steps than at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    on all of them. With `row_systems`, which gives them once they are wanted, it comes with `row_scales` (R,), how much more
+    each row's weights matter over K steps than at K = 0, and where `preconditioned`, with a preconditioner made of both.
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class SiteProblem:
     output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
     by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`. `ridge`
     pulls the weights toward their dense values, as a share of the mean diagonal of the input Gram matrix. `memory`: bytes that
-    linearizations of the window may take.
+    linearizations of the window may take. `held_back` are batches of images that nothing here is fitted on: only
+    `held_back_losses` looks at them.
     """
 
     def __init__(
@@ -46,12 +47,13 @@ class SiteProblem:
         memory: float = math.inf,
         gram: Tensor | None = None,
         earlier: Tensor | None = None,
+        held_back: Sequence[Batch] = (),
         on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
         on_step: Callable[[solver.StepResult, float], None] = lambda step, damping: None,
     ) -> None:
         self.window, self.weight, self.mask, self.pattern, self.batches = window, weight, mask, pattern, batches
         self.config, self.device, self.seed, self.refinement = config, device, seed, refinement
-        self.on_iteration, self.on_step = on_iteration, on_step
+        self.on_iteration, self.on_step, self.held_back = on_iteration, on_step, held_back
         self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
@@ -138,6 +140,13 @@ class SiteProblem:
     @cached_property
     def least_squares_losses(self) -> list[float]:
         return self.objective.losses(self.least_squares)
+
+    def held_back_losses(self, kept: Tensor) -> list[float]:
+        """The window's loss at each k on the images held back; none where there are none."""
+        if not self.held_back:
+            return []
+        coefficients = [1.0] * len(self.window.captured)
+        return Objective(self.window, self.kept, self.held_back, coefficients=coefficients, device=self.device).losses(kept)
 
     @cached_property
     def start(self) -> Tensor:

@@ -21,7 +21,7 @@ from snows.method.sparsity import to_matrix
 class UpdateResult:
     """`kept` (n,) are the values of the kept weights of `problem`, the one that was given or the same with another mask.
     `status` is a member's name of `solver.Status` or a word of the update's. `by_k`: the losses at each k of the stages that
-    the update passed through."""
+    the update passed through; `held_back`: likewise on the images held back."""
 
     problem: "SiteProblem"
     kept: Tensor
@@ -29,6 +29,7 @@ class UpdateResult:
     message: str
     by_k: dict[str, list[float]] = field(default_factory=dict)
     num_products: int = 0
+    held_back: dict[str, list[float]] = field(default_factory=dict)
 
 
 def no_update(problem: SiteProblem) -> UpdateResult:
@@ -75,7 +76,10 @@ def snows(problem: SiteProblem) -> UpdateResult:
     if problem.ridge > 0:
         problem.objective.pull_like(problem.ridge, start)
     result = _newton(problem, start, 1 if in_window else steps, more_follows=in_window and steps > 1)
-    by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
+    by_k, held_back = {}, {}
+    if problem.starts_at_least_squares:
+        by_k["least_squares"] = problem.least_squares_losses
+        held_back["least_squares"] = problem.held_back_losses(problem.least_squares)
     products = problem.objective.num_products
     for step in range(1, steps if in_window else 1):
         if result.status in (solver.Status.NOT_FINITE, solver.Status.ALREADY_OPTIMAL):
@@ -87,7 +91,7 @@ def snows(problem: SiteProblem) -> UpdateResult:
         result = _newton(exchanged, x, 1, first_step=step, more_follows=step + 1 < steps)
         products += exchanged.objective.num_products - before
         problem = exchanged
-    return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products)
+    return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products, held_back)
 
 
 def _newton(

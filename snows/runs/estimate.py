@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snows.config import PruneConfig, RunConfig
-from snows.method.coverage import coverage, resolve_device, share_out
+from snows.method.coverage import coverage, resolve_device, samples, scarcity, share_out, to_fit
 from snows.method.graph import SAVED, NetworkGraph, Site
 from snows.method.operations import execute_node
 from snows.method.rows import LARGEST_BLOCKS, RANK, blocks_bytes
@@ -19,23 +19,28 @@ from snows.sources import models
 
 @dataclass(frozen=True)
 class SitePlan:
-    """A weight that will be pruned; `operations` are the names in its window."""
+    """A weight that will be pruned; `operations` are the names in its window. `samples`: how many inputs of a row the images
+    give, images times output positions; `to_fit`: about how many weights of a row are fitted on them."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     density: float
     operations: list[str]
+    samples: int = 0
+    to_fit: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images."""
+    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images. `warning`: that the
+    images are too few for a layer, or nothing."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
     seconds: float
     bytes: int
+    warning: str = ""
 
 
 def plan(config: RunConfig) -> Plan:
@@ -50,8 +55,18 @@ def plan(config: RunConfig) -> Plan:
     seconds = _profile(graph, example)
     windows = {s.name: graph.window(s, config.prune.k_steps) for s in covered.sites}
     sites = [
-        SitePlan(s.name, s.kind, s.shape, covered.patterns[s.name].density, windows[s.name].operations) for s in covered.sites
+        SitePlan(
+            s.name,
+            s.kind,
+            s.shape,
+            covered.patterns[s.name].density,
+            windows[s.name].operations,
+            samples(graph, s, config.num_calibration),
+            to_fit(s, covered.patterns[s.name]),
+        )
+        for s in covered.sites
     ]
+    warning = scarcity(graph, covered, config.prune, config.num_calibration)
 
     images, total, systems_seconds, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
     batch = max(map(len, share_out([torch.empty(images, 0)], list(windows.values()), config.prune)))
@@ -65,14 +80,15 @@ def plan(config: RunConfig) -> Plan:
         work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
         factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
         systems_seconds += factoring
-        most = max(most, 2 * held * images + work + factors)
+        most = max(most, 2 * held * (images + config.num_held_back) + work + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
-    return Plan(sites, covered.skipped, total * images + systems_seconds, int(process + _NETWORKS * weights + most))
+    total = total * images + 2 * sum(seconds.values()) * config.num_held_back
+    return Plan(sites, covered.skipped, total + systems_seconds, int(process + _NETWORKS * weights + most), warning)
 
 
-# Python, torch and timm, before there is a network.
-_PROCESS_BYTES = 600 * 2**20
+# Python, torch, timm and an export, before there is a run.
+_PROCESS_BYTES = 900 * 2**20
 # The network that was given, its copy, and the layers' new weights as they come.
 _NETWORKS = 3
 

@@ -62,6 +62,7 @@ def _execute(run: Run) -> events.RunFinished:
         model.module,
         images.calibration,
         config.prune,
+        held_back=images.held_back,
         on_event=partial(_begin_or_go_on, run, before),
         cancelled=run.cancel_requested,
         finished=partial(_finished_site, run, before),

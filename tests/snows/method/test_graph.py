@@ -16,6 +16,7 @@ from snows.method import graph as graph_module
 from snows.method import operations
 from snows.method.graph import ExportError, Frontier, NetworkGraph, Site
 from snows.method.operations import batch_norm_affine
+from snows.method.rows import input_rows
 from snows.sources import models
 from tests.snows.helpers import ALL, NETWORKS, assert_entries_close, network, window_inputs
 
@@ -527,3 +528,12 @@ def test_bytes_of_a_value_for_one_image() -> None:
     assert sizes["aten.mul.Tensor"] == 0  # the same for all images
     window = graph.window(graph.sites[0], 1)
     assert window.image_bytes >= 144 * 4
+
+
+@pytest.mark.parametrize("name", ["residual", "mlp", "fused", "module", "strided", "gates"])
+def test_positions_are_the_samples_of_a_row_that_an_image_gives(name: str) -> None:
+    _, graph, images = network(name)
+    for site in graph.sites:
+        _, values = graph.run(images, capture=[] if site.input is graph.input else [site.input])
+        rows = input_rows(site, values.get(site.input, images))
+        assert len(rows) == graph.positions(site) * len(images), site.name

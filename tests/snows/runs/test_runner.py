@@ -78,7 +78,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_goes_through_its_phases_in_order(finished: Run) -> None:
     solved = ["SiteStarted", "CGIteration", "NewtonStep", "SiteFinished"]
-    assert kinds(finished) == ["Queued", "load", "prune", "RunStarted", *solved * 4, "evaluate", "save", "RunFinished"]
+    # A row of the classifier keeps 32 of 64 weights, and 8 images are 8 samples.
+    assert kinds(finished) == ["Queued", "load", "prune", "RunStarted", "Note", *solved * 4, "evaluate", "save", "RunFinished"]
+    (note,) = (e.message for e in happened(finished) if isinstance(e, events.Note))
+    assert "A row of fc has 32 weights to fit, but 8 calibration images give only 8 samples" in note
     assert finished.state() == "finished"
     started = next(e for e in happened(finished) if isinstance(e, events.RunStarted))
     assert started.sites == [f"{name}.weight" for name in CHOSEN]
@@ -89,6 +92,14 @@ def test_a_run_goes_through_its_phases_in_order(finished: Run) -> None:
     assert [(e.site, e.index) for e in done] == [(f"{name}.weight", i) for i, name in enumerate(CHOSEN)]
     assert all(e.losses["final"] <= min(e.losses["mask_only"], e.losses["least_squares"]) for e in done)
     assert list(finished.finished_sites()) == [0, 1, 2, 3]
+
+
+def test_losses_on_images_held_back_are_in_the_records(finished: Run) -> None:
+    done = [e for e in happened(finished) if isinstance(e, events.SiteFinished)]
+    assert all(list(e.held_back) == list(e.by_k) == ["mask_only", "least_squares", "final"] for e in done)
+    assert all(len(e.held_back_scale) == len(e.scale) == len(e.held_back["final"]) for e in done)
+    # Fitted on 8 images, without a ridge, the classifier meets those and no others.
+    assert done[-1].held_back["final"][0] > 2 * done[-1].by_k["final"][0]
 
 
 def test_metrics_are_complete_and_true(finished: Run) -> None:
@@ -302,7 +313,9 @@ def test_what_the_images_lack_is_noted(store: RunStore, tmp_path: Path) -> None:
     run = store.create(config(data=str(folder), num_calibration=2, num_evaluation=2, prune={"update": "none"}))
     execute(run)
     notes = [e.message for e in happened(run) if isinstance(e, events.Note)]
-    assert ["calibration images included" in note for note in notes] == [True], notes
+    included, held_back = notes
+    assert "calibration images included" in included
+    assert "32 images were to be held back from the fit, but calibration leaves none" in held_back
 
 
 def test_a_long_evaluation_says_how_far_it_is(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,6 +408,11 @@ def test_a_plan_names_what_the_run_will_do(planned: estimate.Plan, finished: Run
     assert all(s.density == 0.5 for s in planned.sites)
     announced = next(e for e in happened(finished) if isinstance(e, events.RunStarted))
     assert planned.skipped == announced.skipped
+    # Images of 32 x 32: the shortcut halves them, the last stage has 8 x 8 positions, the classifier one.
+    assert [s.samples for s in planned.sites] == [8 * 1024, 8 * 256, 8 * 64, 8]
+    assert [s.to_fit for s in planned.sites] == [72, 8, 288, 32]
+    assert planned.warning in [e.message for e in happened(finished) if isinstance(e, events.Note)]
+    assert plan(config(num_calibration=32)).warning == ""
 
 
 def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
