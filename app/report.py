@@ -30,7 +30,7 @@ from snows.measures.names import MEASURES, duration, number, said
 from snows.plans.words import name_of
 from snows.runs.store import Run, RunStore, default_root
 
-_TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
+_TILES = ("accuracy_dense", "accuracy_masked", "accuracy", "agreement_masked", "agreement", "density", "seconds")
 _STAGES = {"mask_only": "Mask only", "least_squares": "Least squares", "final": "At the end"}
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 

@@ -126,7 +126,7 @@ COLUMNS: dict[str, Any] = {
     "tags": st.column_config.ListColumn("Tags"),
     "id": st.column_config.TextColumn("Id", width=170),
 }
-WIDTHS = {"accuracy": 85, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
+WIDTHS = {"accuracy": 85, "accuracy_masked": 145, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
 ORDER = ("name", "network", "pattern", "method", "state", *WIDTHS, "made", "compare", "tags", "id")
 
 

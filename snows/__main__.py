@@ -1,5 +1,5 @@
 """The engine from a shell: `python -m snows prune | compare | study | list | show | coverage | models | images | presets |
-fetch | train | bundle-data`. What draws a figure is the app's: `python -m app.report`.
+fetch | train | bundle-data | bundle-levels`. What draws a figure is the app's: `python -m app.report`.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -21,6 +21,7 @@ from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
     bundle_data_command,
+    bundle_levels_command,
     coverage_command,
     fetch_command,
     images_command,
@@ -31,6 +32,7 @@ from snows.cli.sources import (
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
 from snows.plans import study
 from snows.plans.comparisons import METHODS
+from snows.plans.levels import PATTERNS
 from snows.process import prepare
 from snows.runs.store import StoreError
 
@@ -175,6 +177,16 @@ def _parser() -> argparse.ArgumentParser:
     bundle = command("bundle-data", bundle_data_command, "Build the bundled images from the full Fashion-MNIST.")
     bundle.add_argument("--output", type=as_path, help="The file to write. Default: the one in assets/.")
     add_root(bundle)
+
+    recorded = command("bundle-levels", bundle_levels_command, "Prune the bundled networks at the levels of the first page.")
+    names = ["resnet20-fashion", "vit-fashion"]
+    recorded.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=names, help="Default: both of them.")
+    recorded.add_argument(
+        "--pattern", nargs="+", metavar="PATTERN", dest="patterns", default=PATTERNS, help="Default: the page's."
+    )
+    recorded.add_argument("--num-calibration", type=int, default=512, metavar="N", help="Default: 512.")
+    recorded.add_argument("--num-evaluation", type=int, default=10_000, metavar="N", help="Default: 10000, all there are.")
+    recorded.add_argument("--output", type=as_path, help="Folder for weights and cards. Default: assets/levels.")
     return parser
 
 

@@ -200,6 +200,15 @@ def show_command(given: argparse.Namespace) -> int:
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
-    names = ("accuracy_dense", "accuracy", "agreement", "divergence", "density", "seconds", "num_products")
-    rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
+    names = (
+        "accuracy_dense",
+        "accuracy_masked",
+        "accuracy",
+        "agreement_masked",
+        "agreement",
+        "divergence",
+        "density",
+        "seconds",
+    )
+    rows = [(MEASURES[name].title, said(name, metrics)) for name in (*names, "num_products")]
     return table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()

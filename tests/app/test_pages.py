@@ -137,7 +137,12 @@ class TestRunStates:
             ("interrupted", ["its worker is gone", "7 of 21 layers are finished and kept"], "Resume"),
             (
                 "finished",
-                ["Accuracy: 93.31 % (\N{MINUS SIGN}0.64 points from 93.95 %)", "Agreement: 97.02 %", "Time: 28 s"],
+                [
+                    "Of 100 pictures it gets 94 right while it is dense, 11 when just cut and 93 refitted",
+                    "Accuracy: 93.31 % (\N{MINUS SIGN}0.64 points from 93.95 %)",
+                    "Agreement: 97.02 %",
+                    "Time: 28 s",
+                ],
                 None,
             ),
         ],

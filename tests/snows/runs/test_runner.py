@@ -107,7 +107,9 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
     assert found is not None
     assert found.keys() == {
         "accuracy_dense",
+        "accuracy_masked",
         "accuracy",
+        "agreement_masked",
         "agreement",
         "divergence",
         "density",
@@ -140,7 +142,14 @@ def test_the_weights_load_and_give_the_reported_numbers(finished: Run) -> None:
     model.module.load_state_dict(load_file(finished.weights_path), strict=True)
     with torch.no_grad():
         logits = model.module(images.evaluation)
+    fresh = models.load("resnet20-fashion").module
+    with torch.no_grad():
+        for index, name in enumerate(CHOSEN):
+            fresh.get_submodule(name).weight.mul_(finished.load_site(index)[1])
+        masked_logits = fresh(images.evaluation)
     found = finished.metrics()
+    assert metrics.accuracy(masked_logits, images.labels) == pytest.approx(found["accuracy_masked"], abs=1e-9)
+    assert metrics.agreement(masked_logits, dense_logits) == pytest.approx(found["agreement_masked"], abs=1e-9)
     assert metrics.accuracy(dense_logits, images.labels) == pytest.approx(found["accuracy_dense"], abs=1e-9)
     assert metrics.accuracy(logits, images.labels) == pytest.approx(found["accuracy"], abs=1e-9)
     assert metrics.agreement(logits, dense_logits) == pytest.approx(found["agreement"], abs=1e-9)
@@ -302,6 +311,8 @@ def test_images_without_labels_have_no_accuracy(store: RunStore, tmp_path: Path)
     assert found is not None, happened(run)[-1]
     assert found["accuracy"] is None
     assert found["accuracy_dense"] is None
+    assert found["accuracy_masked"] is None
+    assert found["agreement_masked"] == found["agreement"]  # nothing was refitted
     assert 0 <= found["agreement"] <= 1
 
 
@@ -327,8 +338,8 @@ def test_a_long_evaluation_says_how_far_it_is(store: RunStore, monkeypatch: pyte
     said = [(e.done, e.total) for e in happened(run) if isinstance(e, events.Measured)]
     assert said
     assert said == sorted(set(said))
-    assert {total for _, total in said} == {80}
-    assert said[-1][0] <= 80
+    assert {total for _, total in said} == {120}  # through three networks
+    assert said[-1][0] <= 120
 
 
 def failing(error: Exception) -> Any:
@@ -509,7 +520,7 @@ def test_outputs_that_are_not_numbers_are_never_right(labelled: bool, store: Run
     assert isinstance(last, events.RunFinished)
     assert found == last.metrics
     assert found["divergence"] is None
-    dense, pruned = (logits.argmax(1) for logits in truth)
+    dense, pruned, _ = (logits.argmax(1) for logits in truth)  # and when it is just cut
     answered = torch.ones(40, dtype=torch.bool)
     answered[[3, 4, 5, 6, 11]] = False
     assert found["agreement"] == float((answered & (dense == pruned)).double().mean())
