@@ -63,7 +63,7 @@ class SiteProblem:
         """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
         other = copy(self)
         for name, attribute in vars(SiteProblem).items():
-            if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "cross", "_input_gram"):
+            if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "exact_gram", "cross", "_input_gram"):
                 vars(other).pop(name, None)
         other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
         other._pull = self.objective.pull
@@ -81,8 +81,16 @@ class SiteProblem:
     @cached_property
     def gram(self) -> Tensor:
         """(P, P), the ridge on its diagonal."""
-        gram = self._input_gram
-        return gram + torch.diag(torch.full_like(gram[0], self.ridge)) if self._ridge else gram
+        if not self._ridge:
+            return self._input_gram
+        gram = self._input_gram.clone()
+        gram.diagonal().add_(self.ridge)
+        return gram
+
+    @cached_property
+    def exact_gram(self) -> Tensor:
+        """The same in float64, for what squares its condition number: once for all masks, for a wide layer's is large."""
+        return self.gram.double()
 
     @cached_property
     def cross(self) -> Tensor:
@@ -95,7 +103,7 @@ class SiteProblem:
 
     @cached_property
     def row_systems(self) -> RowSystems:
-        return row_systems(self.gram, self.kept)
+        return row_systems(self.gram, self.kept, self.exact_gram)
 
     @property
     def chosen_systems(self) -> str:

@@ -33,9 +33,10 @@ def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: N
     """
     # As much as keeps an input that is always zero from dividing by it.
     ridge = 1e-8 * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    gram = gram.double() + ridge * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    gram = gram.to(torch.float64, copy=True)
+    gram.diagonal().add_(ridge)
     size, orders = _groups(pattern, mask.shape[1])
-    grams = [gram[order][:, order] for order in orders]
+    grams = [gram, *(gram[order][:, order] for order in orders[1:])]  # the first order is that of the columns
     rows = max(1, _CHUNK_BYTES // (8 * size * size))
     return torch.cat(
         [

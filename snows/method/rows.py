@@ -206,9 +206,9 @@ class RowBlocks:
     the Gram matrix's mean diagonal and only keeps inputs that are always zero from making a block singular.
     """
 
-    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8) -> None:
+    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, exact: Tensor | None = None) -> None:
         self.kept = kept
-        self._gram = gram.double()
+        self._gram = gram.double() if exact is None else exact
         self._ridge = ridge * self._gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
         _require_finite(float(self._ridge))
         self._dtype = gram.dtype
@@ -279,8 +279,10 @@ class RowProducts:
     Products are computed in the Gram matrix's own precision, residuals in float64.
     """
 
-    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, rank: int = RANK) -> None:
-        self.kept, self._gram, self._exact = kept, gram, gram.double()
+    def __init__(
+        self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, rank: int = RANK, exact: Tensor | None = None
+    ) -> None:
+        self.kept, self._gram, self._exact = kept, gram, gram.double() if exact is None else exact
         diagonal = self._exact.diagonal()
         mean = float(diagonal.mean())
         _require_finite(mean)
@@ -372,13 +374,11 @@ RowSystems = RowBlocks | RowProducts
 LARGEST_BLOCKS = 2**28
 
 
-def row_systems(gram: Tensor, kept: KeptWeights) -> RowSystems:
-    """The systems of each output row, in the form that suits their size."""
-    return (
-        RowProducts(gram, kept)
-        if blocks_bytes(kept.row_counts, gram.element_size()) > LARGEST_BLOCKS
-        else RowBlocks(gram, kept)
-    )
+def row_systems(gram: Tensor, kept: KeptWeights, exact: Tensor | None = None) -> RowSystems:
+    """The systems of each output row, in the form that suits their size. `exact`: the same Gram matrix in float64, where there
+    is one."""
+    wide = blocks_bytes(kept.row_counts, gram.element_size()) > LARGEST_BLOCKS
+    return (RowProducts if wide else RowBlocks)(gram, kept, exact=exact)
 
 
 def blocks_bytes(row_counts: Tensor, bytes_per_value: int) -> float:

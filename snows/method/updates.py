@@ -128,7 +128,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     Near `x` (n,) the loss is g · d + d C d / 2, with the gradient g over all weights, pruned ones too, and the curvature C of
     a row approximated as in the preconditioner: the input Gram matrix, scaled row by row.
     """
-    scales, gram = problem.objective.row_scales, problem.gram.double()
+    scales, gram = problem.objective.row_scales, problem.exact_gram
     assert scales is not None  # a Newton step has measured them
     weight = to_matrix(problem.kept.expand(x)).double()
     cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]

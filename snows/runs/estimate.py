@@ -127,7 +127,7 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
     size = max(1, round(density * inputs))
     preconditioned = config.update == "snows" and config.solver.preconditioner == "row_blocks"
     masks = {"none": 1, "layer": 2, "window": 1 + config.solver.newton_steps}[config.refinement]
-    matrices = 16.0 * inputs**2
+    matrices = 40.0 * inputs**2  # the Gram matrix with and without its ridge, in float64, and a copy for the exchanges
     blocks = blocks_bytes(torch.full((outputs,), size), width)
     if blocks <= LARGEST_BLOCKS:
         inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
