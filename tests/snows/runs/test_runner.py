@@ -437,6 +437,8 @@ def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
 
 PEAK = """
 import sys
+from snows.process import prepare
+prepare()
 import torch
 from snows.sources import models
 from snows.config import RunConfig
@@ -446,10 +448,8 @@ from tests.bench.speed import peak_bytes
 config = RunConfig.model_validate_json(sys.argv[1])
 model = models.load_configured(config)
 images = torch.randn(config.num_calibration, *model.input_size)
-prune(model.module, images[:8], config.prune)
-before = peak_bytes()
 prune(model.module, images, config.prune)
-print(peak_bytes() - before)
+print(peak_bytes())
 """
 
 
@@ -463,7 +463,7 @@ def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: flo
     chosen = RunConfig.model_validate(given)
     arguments = [sys.executable, "-c", PEAK, chosen.model_dump_json()]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 0.6 * int(done.stdout) < plan(chosen).bytes < 1.7 * int(done.stdout)
+    assert int(done.stdout) < plan(chosen).bytes < 1.5 * int(done.stdout)
 
 
 def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:
