@@ -442,7 +442,7 @@ def masks(draw: st.DrawFn) -> tuple[Tensor, tuple[int, ...]]:
 
 
 @given(masks(), st.integers(1, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_expand_and_restrict_are_inverse_and_groups_cover_every_weight_once(
     drawn: tuple[Tensor, tuple[int, ...]], limit: int
 ) -> None:

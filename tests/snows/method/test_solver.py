@@ -30,7 +30,7 @@ def spd(size: int, condition: float = 100.0, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(1, 30), st.floats(1, 1e4), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cg_solves_what_a_direct_solve_solves(size: int, condition: float, seed: int) -> None:
     a, b = spd(size, condition, seed), random(size, seed=seed + 1)
     result = cg(lambda v: a @ v, b, rtol=1e-10, max_iters=10 * size + 20)
@@ -211,7 +211,7 @@ def test_armijo_decides_to_the_last_bit() -> None:
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.1, 0.9), st.floats(1e-6, 0.5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_backtracking_takes_the_first_step_that_obeys_armijo(bend: float, shrink: float, decrease: float) -> None:
     def loss_at(t: float) -> float:
         return 1 - t + bend * t * t

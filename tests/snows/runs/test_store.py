@@ -74,7 +74,6 @@ def no_space(*_: Any, **__: Any) -> None:
 
 @pytest.mark.slow
 @given(st.lists(st.lists(events, max_size=3), max_size=6), st.data())
-@settings(deadline=None)
 def test_tailing_in_any_rhythm_gives_every_event_once_in_order(batches: list[list[Event]], data: st.DataObject) -> None:
     with fresh_run() as run:
         seen: list[Event] = []
@@ -111,7 +110,6 @@ def test_a_log_torn_at_every_byte_reads_whole_lines_and_goes_on(run: Run) -> Non
 
 @pytest.mark.slow
 @given(st.lists(events, min_size=1, max_size=3), events, st.data())
-@settings(deadline=None)
 def test_any_log_torn_at_any_byte_goes_on(written: list[Event], later: Event, data: st.DataObject) -> None:
     with fresh_run() as run:
         run.append(*written)
