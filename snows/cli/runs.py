@@ -209,6 +209,7 @@ def _summary(run: Run, metrics: dict[str, float | None]) -> str:
         "divergence",
         "density",
         "seconds",
+        "num_products",
     )
-    rows = [(MEASURES[name].title, said(name, metrics)) for name in (*names, "num_products")]
+    rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
     return table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()

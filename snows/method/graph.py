@@ -150,7 +150,6 @@ class NetworkGraph:
         total = 0
         for part in parts:
             if isinstance(part, Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape):
-                # Of whatever grows with the batch, as much as for a batch of one.
                 total += math.prod(_for_one_image(size) for size in part.shape) * part.element_size()
         return total
 

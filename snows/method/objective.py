@@ -13,7 +13,6 @@ weights in a row, n kept weights in all.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -177,10 +176,11 @@ class Objective:
         images = sum(self.batches[i].images for i in chosen)
         linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
         once = SAVED * self.window.image_bytes * images <= self.memory
-        parts: list[tuple[float, Product]] = []
-        for batch in (self.batches[i] for i in chosen):
-            again = partial(_made_again, linearize, self, weight, batch)
-            parts.append((batch.images / images, linearize(self, weight, batch) if once else again))
+
+        def of(batch: Batch) -> Product:
+            return linearize(self, weight, batch) if once else lambda v: linearize(self, weight, batch)(v)
+
+        parts = [(self.batches[i].images / images, of(self.batches[i])) for i in chosen]
 
         def product(v: Tensor) -> Tensor:
             self.num_products += 1
@@ -246,12 +246,6 @@ class Objective:
         _, probe, image = self._probe(kept, 0)
         own = float(self.row_systems().quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
         self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
-
-
-def _made_again(
-    linearize: Callable[["Objective", Tensor, Batch], Product], objective: Objective, weight: Tensor, batch: Batch, v: Tensor
-) -> Tensor:
-    return linearize(objective, weight, batch)(v)
 
 
 def _gauss_newton(objective: Objective, weight: Tensor, batch: Batch) -> Product:

@@ -135,14 +135,15 @@ def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) 
     """
     groups: dict[str, list[int]] = {}
     for place, (config, _) in enumerate(finished):
-        groups.setdefault(_but_for_the_seed(config), []).append(place)
+        groups.setdefault(but_for_the_seed(config), []).append(place)
     rows = [_row(finished, places) for places in groups.values()]
     for name in COMPARED:
         _mark([row for row in rows if name in row.values], name, MEASURES[name])
     return rows
 
 
-def _but_for_the_seed(config: RunConfig) -> str:
+def but_for_the_seed(config: RunConfig) -> str:
+    """The same text for configs that differ in nothing but the seed, and in what changes no result."""
     prune = config.prune.model_copy(update={"seed": 0})
     return config.model_copy(update={"name": "", "num_held_back": 0, "prune": prune}).model_dump_json()
 

@@ -165,7 +165,7 @@ def curves(outcomes: Sequence[Outcome], axis: str = "k") -> list[Curve]:
     groups: dict[str, list[int]] = {}
     for place, outcome in enumerate(outcomes):
         if outcome.config.prune.update == "snows" or (axis == "images" and outcome.config.prune.update != "none"):
-            groups.setdefault(_but_for(axis, outcome.config), []).append(place)
+            groups.setdefault(comparisons.but_for_the_seed(AXES[axis].without(outcome.config)), []).append(place)
     all_curves = []
     for places in groups.values():
         own = sorted(places, key=lambda place: AXES[axis].value(outcomes[place].config))
@@ -174,12 +174,6 @@ def curves(outcomes: Sequence[Outcome], axis: str = "k") -> list[Curve]:
         labelled = all("accuracy" in row.values for row in rows)
         all_curves.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement", axis))
     return all_curves
-
-
-def _but_for(axis: str, config: RunConfig) -> str:
-    config = AXES[axis].without(config)
-    prune = config.prune.model_copy(update={"seed": 0})
-    return config.model_copy(update={"name": "", "num_held_back": 0, "prune": prune}).model_dump_json()
 
 
 def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:

@@ -16,6 +16,11 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
+from snows.process import prepare
+
+if __name__ == "__main__":
+    prepare()  # a measurement computes as app and shell do; before torch reads what is said of threads
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -25,9 +30,9 @@ from snows.config import PruneConfig, parse_pattern
 from snows.method.pruner import prune, reestimate_batch_norm
 from snows.method.rows import KeptWeights, RowBlocks, RowProducts
 from snows.method.sparsity import keep_mask
-from snows.process import prepare
 from tests.bench import imagenet
 from tests.bench.readme import put
+from tests.bench.records import add, read
 from tests.bench.speed import machine, peak_bytes
 from tests.bench.unlabelled import structured
 
@@ -74,7 +79,6 @@ def forward_seconds(module: nn.Module, images: Tensor) -> float:
 def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -> dict:
     """One measurement, in this process. Seconds by the clock; `passes` are forward passes of the same images through as much of
     the network as was pruned."""
-    prepare()
     x = imagenet.crops(imagenet.CALIBRATION, images, SIDE, 0)
     module = network(name, x)
     forward = forward_seconds(module, x)
@@ -115,7 +119,6 @@ def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -
 def wide_layer(rows: int = 1024, columns: int = 4096, factored: int = 32, ridge: float = 4 / 128) -> dict:
     """Least squares of a ViT-L's `mlp.fc2` at 2:4 by products with one Gram matrix, and by the factors of each row's own
     system, `factored` rows of which are measured: they are independent of each other, and all of them would not fit."""
-    prepare()
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(8192, columns, generator=generator) @ torch.diag((1 + torch.arange(columns)) ** -0.5)
     mix = torch.linalg.qr(torch.randn(columns, columns, generator=generator))[0]
@@ -146,16 +149,11 @@ def wide_layer(rows: int = 1024, columns: int = 4096, factored: int = 32, ridge:
     return record | {"relative_difference": one / other - 1}
 
 
-def read() -> list[dict]:
-    """Every measurement on file."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def measure(*, fresh: bool = False) -> None:
     """Measure what is missing."""
     if fresh:
         RESULTS.unlink(missing_ok=True)
-    known = read()
+    known = read(RESULTS)
     settings: list[dict] = [{"name": "wide layer"}]
     for _, name, images, pattern, blocks in WORK:
         settings += [
@@ -171,8 +169,7 @@ def measure(*, fresh: bool = False) -> None:
         else:
             done.check_returncode()
             record = json.loads(done.stdout)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(setting | record | {"machine": machine(), "date": date.today().isoformat()}) + "\n")
+        add(RESULTS, setting | record | {"machine": machine(), "date": date.today().isoformat()})
 
 
 def table(records: list[dict]) -> str:
@@ -202,7 +199,7 @@ def table(records: list[dict]) -> str:
 
 def write_table() -> None:
     """Put the table into the README."""
-    put("large", table(read()))
+    put("large", table(read(RESULTS)))
 
 
 if __name__ == "__main__":
