@@ -217,8 +217,8 @@ class PruneConfig(_Config):
         1.0,
         gt=0,
         description="What the values of the layers in work may take, in GB, beside the network and what waits of the images: "
-        "with less, fewer images are computed at once, and passes are made again instead of kept. The same on every "
-        "machine, so that a run ends alike on each.",
+        "with less, fewer images are computed at once, and passes are made again instead of kept; targets that take more "
+        "than twice as much are made again, too. The same on every machine, so that a run ends alike on each.",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")

@@ -14,10 +14,10 @@ from torch import Tensor, UntypedStorage
 
 from snows import events
 from snows.config import NM, Cancelled, Dense, PruneConfig, Unstructured
-from snows.method.coverage import Coverage, PruneError, share_out
+from snows.method.coverage import Coverage, PruneError, last_remade, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
-from snows.method.objective import Batch
-from snows.method.operations import move
+from snows.method.objective import Batch, Remade
+from snows.method.operations import Values, move
 from snows.method.problem import SiteProblem
 from snows.method.rows import input_gram
 from snows.method.saliency import SCORERS
@@ -51,6 +51,7 @@ class Cascade:
         self.on_event, self.cancelled = on_event, cancelled
         windows = [graph.window(site, config.k_steps) for site in covered.sites]
         batches, held_back = (share_out(images, windows, config) for images in (batches, held_back))
+        self.last_remade = last_remade(windows, sum(map(len, [*batches, *held_back])), config)
         self.images, self.held_back = [len(b) for b in batches], [len(b) for b in held_back]
         self.dense_parameters = graph.bind({})
         self.parameters = dict(self.dense_parameters)
@@ -114,38 +115,47 @@ class Cascade:
             return self.global_masks[site.name]
         return keep_mask(self._scores(index, site, pattern, gram), pattern)
 
-    def _targets(self, window: Window) -> None:
-        """Bring both frontiers to where this window starts and, in the dense network, ends."""
+    def _targets(self, index: int, window: Window) -> None:
+        """Bring both frontiers to where this window starts and, where targets are held, the dense one to where it ends."""
         graph, start = self.graph, self.graph.index[window.site.node]
         self.pruned.advance(start, self.parameters, self.device, keep=window.outside, check=self.check)
-        if self.dense is not None:
+        if self.dense is not None and index <= self.last_remade:
+            self.dense.advance(start, self.dense_parameters, self.device, keep=window.outside, check=self.check)
+        elif self.dense is not None:
             # The dense network runs a window ahead; what later sites want as targets stays until they have passed.
             keep = {n for n in graph.nodes[start:] if graph.kind(n) is not None}
             self.dense.advance(window.end, self.dense_parameters, self.device, keep=keep, check=self.check)
 
-    def _batches(self, window: Window, dense_weight: Tensor) -> list[Batch]:
+    def _batches(self, index: int, window: Window, dense_weight: Tensor) -> list[Batch]:
         """The calibration batches as the window sees them, then those held back. They wait where the frontiers keep theirs;
         only the batch in work is on the device, so more images cost host memory alone."""
-        batches, storage = [], self.pruned.storage
+        batches = []
         for i, images in enumerate([*self.images, *self.held_back]):
             self.check()
-            held = self.pruned.values(i)
-            inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, self.parameters)
-            if self.dense is not None:
+            inputs = self._inputs(window, self.pruned.values(i), self.parameters)
+            targets: Sequence[Tensor]
+            if self.dense is not None and index > self.last_remade:
                 targets = [self.dense.values(i)[n] for n in window.captured]
+            elif self.dense is not None:
+                targets = Remade(window, dense_weight, self._inputs(window, self.dense.values(i), self.dense_parameters))
             else:
-                with torch.no_grad():
-                    targets = [move(y, storage) for y in window.outputs(dense_weight, inputs)]
-            waiting = {n: v if n in self.parameters else move(v, storage) for n, v in inputs.items()}
-            batches.append(Batch(waiting, targets, images))
+                targets = Remade(window, dense_weight, inputs)
+                if index > self.last_remade:
+                    targets = [move(y, self.pruned.storage) for y in targets]
+            batches.append(Batch(inputs, targets, images))
         return batches
+
+    def _inputs(self, window: Window, held: Values, parameters: Values) -> Values:
+        """What a window takes from one batch, in the network with `parameters`; it waits where frontiers keep their values."""
+        inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, parameters)
+        return {n: v if n in parameters else move(v, self.pruned.storage) for n, v in inputs.items()}
 
     def problem(self, index: int, window: Window) -> SiteProblem:
         """What the update of site `index` is to solve: its window on the network as pruned so far."""
         site, config = window.site, self.config
-        self._targets(window)
+        self._targets(index, window)
         dense_weight = self.dense_parameters[self.graph.tensor_node(site.name)]
-        every_batch = self._batches(window, dense_weight)
+        every_batch = self._batches(index, window, dense_weight)
         batches, held_back = every_batch[: len(self.images)], every_batch[len(self.images) :]
         site_inputs = [b.inputs[site.input] for b in batches]
         grams: list[Tensor] = []
@@ -164,7 +174,7 @@ class Cascade:
             self.covered.patterns[site.name],
             batches,
             site_inputs,
-            None if self.dense is None else [b.targets[0] for b in batches],
+            propagated=self.dense is None,
             bias=self._bias(site, batches),
             config=config.solver,
             device=self.device,
@@ -236,8 +246,12 @@ class Cascade:
         frontiers = [f for f in (self.pruned, self.dense) if f is not None]
         values = [v for f in frontiers for i in range(len(f)) for v in f.values(i).values()]
         for batch in batches:
-            values += batch.targets
-            values += [v for n, v in batch.inputs.items() if n not in self.parameters]
+            waiting = [batch.inputs]
+            if isinstance(batch.targets, Remade):
+                waiting.append(batch.targets.inputs)
+            else:
+                values += batch.targets
+            values += [v for inputs in waiting for n, v in inputs.items() if n not in self.parameters]
         storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
         return sum(storages.values())
 

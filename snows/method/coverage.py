@@ -201,6 +201,14 @@ def share_out(batches: Sequence[Tensor], windows: Sequence[Window], config: Prun
     return [part for batch in batches for part in batch.tensor_split(-(-len(batch) // most))]
 
 
+def last_remade(windows: Sequence[Window], images: int, config: PruneConfig) -> int:
+    """The index of the last of `windows` whose targets for all `images` would take more than twice the memory for values in
+    work: up to there they are made again for each look instead of held. -1 where none does."""
+    # Once the frontier of the dense network has gone to a window's end it does not come back to the next one's start.
+    most = 2 * config.memory * 2**30
+    return max((i for i, window in enumerate(windows) if window.target_bytes * images > most), default=-1)
+
+
 @torch.no_grad()
 def check_fit(model: nn.Module, images: Tensor) -> None:
     """Run a few images (B, C, H, W): what does not fit is named here, where an exporter would bury it."""

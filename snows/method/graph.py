@@ -493,6 +493,11 @@ class Window:
         """Bytes of all values that the window makes for one image."""
         return sum(map(self.graph.image_bytes, self.nodes))
 
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of the values that the window should reproduce, for one image."""
+        return sum(map(self.graph.image_bytes, self.captured))
+
     @torch.no_grad()
     def inputs(self, values: Mapping[fx.Node, Any], parameters: Mapping[fx.Node, Any]) -> Values:
         """What `outputs` needs: `values` at the `outside` nodes, plus what follows from them without the weight.

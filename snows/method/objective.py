@@ -11,7 +11,7 @@ weights in a row, n kept weights in all.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,27 @@ class Batch:
     """One calibration batch as a window sees it: its inputs, and the target for each captured value."""
 
     inputs: Values
-    targets: list[Tensor]
+    targets: Sequence[Tensor]
     images: int
+
+
+class Remade(Sequence[Tensor]):
+    """Targets that are not held: the outputs of the window with the dense `weight` on `inputs`, made again for each look."""
+
+    def __init__(self, window: Window, weight: Tensor, inputs: Values) -> None:
+        self.window, self.weight, self.inputs = window, weight, inputs
+
+    def __len__(self) -> int:
+        return len(self.window.captured)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with torch.no_grad():
+            inputs = {n: move(v, self.weight.device) for n, v in self.inputs.items()}
+            outputs = self.window.outputs(self.weight, inputs)
+        return iter(outputs)
+
+    def __getitem__(self, k):  # type: ignore[no-untyped-def]
+        return list(self)[k]
 
 
 # --- the objective ---

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -19,13 +20,12 @@ from snows.method.sparsity import to_matrix
 class SiteProblem:
     """One site's reconstruction problem: window, mask, calibration batches and targets.
 
-    `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer
-    and `site_outputs` the values its own output should reproduce, one tensor a batch; None stands for the dense weight's own
-    output on `site_inputs` (propagated targets). `earlier` is the weight that a sweep before this one found. `refinement` says
-    by what an update may exchange weights of the mask within the groups of `pattern`: `none`, `layer` or `window`. `ridge`
-    pulls the weights toward their dense values, as a share of the mean diagonal of the input Gram matrix. `memory`: bytes that
-    linearizations of the window may take. `held_back` are batches of images that nothing here is fitted on: only
-    `held_back_losses` looks at them.
+    `weight` is the dense weight (parameter shape), `mask` (R, P). `site_inputs` are the pruned network's inputs to the layer,
+    one tensor a batch; `propagated` says that the targets are what the dense weight makes of them. `earlier` is the weight that
+    a sweep before this one found. `refinement` says by what an update may exchange weights of the mask within the groups of
+    `pattern`: `none`, `layer` or `window`. `ridge` pulls the weights toward their dense values, as a share of the mean diagonal
+    of the input Gram matrix. `memory`: bytes that linearizations of the window may take. `held_back` are batches of images that
+    nothing here is fitted on: only `held_back_losses` looks at them.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class SiteProblem:
         pattern: NM | Unstructured | Dense,
         batches: Sequence[Batch],
         site_inputs: Sequence[Tensor],
-        site_outputs: Sequence[Tensor] | None,
         *,
+        propagated: bool = False,
         bias: Tensor | None,
         config: SolverConfig,
         device: torch.device,
@@ -54,7 +54,7 @@ class SiteProblem:
         self.window, self.weight, self.mask, self.pattern, self.batches = window, weight, mask, pattern, batches
         self.config, self.device, self.seed, self.refinement = config, device, seed, refinement
         self.on_iteration, self.on_step, self.held_back = on_iteration, on_step, held_back
-        self._site_inputs, self.site_outputs, self._bias, self._gram = site_inputs, site_outputs, bias, gram
+        self._site_inputs, self.propagated, self._bias, self._gram = site_inputs, propagated, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
         self._ridge, self._pull, self._memory = ridge, 0.0, memory
@@ -96,9 +96,10 @@ class SiteProblem:
     def cross(self) -> Tensor:
         """(R, P), with the ridge's share: the minimizer of w G wᵀ - 2 w · c is pulled toward the dense weight."""
         dense = to_matrix(self.weight)
-        if self.site_outputs is None:
+        if self.propagated:
             return dense @ self.gram
-        cross = input_output_cross(self.window.site, self._site_inputs, self.site_outputs, self._bias, self.device)
+        outputs = (batch.targets[0] for batch in self.batches)
+        cross = input_output_cross(self.window.site, self._site_inputs, outputs, self._bias, self.device)
         return cross + self.ridge * dense if self._ridge else cross
 
     @cached_property
@@ -123,6 +124,7 @@ class SiteProblem:
     @cached_property
     def objective(self) -> Objective:
         config, preconditioned = self.config, self.config.preconditioner == "row_blocks"
+        problem = proxy(self)  # in a circle, a layer's images would stay until Python looks for circles, some layers later
         return Objective(
             self.window,
             self.kept,
@@ -134,7 +136,7 @@ class SiteProblem:
             damping=config.damping,
             dense=self.weight,
             pull=self._pull,
-            row_systems=(lambda: self.row_systems) if preconditioned or self.refinement == "window" or self._ridge else None,
+            row_systems=(lambda: problem.row_systems) if preconditioned or self.refinement == "window" or self._ridge else None,
             preconditioned=preconditioned,
             seed=self.seed,
             memory=self._memory,

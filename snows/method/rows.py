@@ -1,7 +1,7 @@
 """The layer's own inputs as rows, their statistics, and the small systems of each output row that they make."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,7 +103,7 @@ def _weight_gradient(
 
 
 def input_output_cross(
-    site: Site, inputs: Sequence[Tensor], outputs: Sequence[Tensor], bias: Tensor | None, device: torch.device
+    site: Site, inputs: Sequence[Tensor], outputs: Iterable[Tensor], bias: Tensor | None, device: torch.device
 ) -> Tensor:
     """Mean of (y - bias) xᵀ over inputs x and the outputs y to reproduce: (R, P)."""
     cross, count = None, 0
@@ -125,6 +125,9 @@ def input_output_cross(
 
 
 # --- per-row factors ---
+
+# Bytes of row blocks that are factored at once.
+AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class KeptWeights:
         """How many weights each row keeps: (R,)."""
         return torch.bincount(self.places // self.matrix_shape[1], minlength=self.matrix_shape[0])
 
-    def groups(self, bytes_per_value: int, limit: int = 2**26) -> list[_Group]:
+    def groups(self, bytes_per_value: int, limit: int = AT_ONCE) -> list[_Group]:
         """Rows with like numbers of kept weights, so that little of each padded block (r, S, S) is padding."""
         width = self.matrix_shape[1]
         counts = self.row_counts

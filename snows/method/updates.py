@@ -53,7 +53,7 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
     by a constant when W0 is that weight. With propagated targets it is the dense weight itself.
     """
     start = to_matrix(problem.weight)
-    if problem.site_outputs is not None:
+    if not problem.propagated:
         # Where all inputs are zero, anything above zero will do.
         share = (1e-6 * problem.gram.diagonal().mean().double()).clamp(min=torch.finfo(torch.float64).tiny)
         ridge = share * torch.eye(len(problem.gram), dtype=torch.float64, device=problem.gram.device)

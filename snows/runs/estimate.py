@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from snows.config import PruneConfig, RunConfig
-from snows.method.coverage import coverage, resolve_device, samples, scarcity, share_out, to_fit
+from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
 from snows.method.graph import SAVED, NetworkGraph, Site
 from snows.method.operations import execute_node
-from snows.method.rows import LARGEST_BLOCKS, RANK, blocks_bytes
+from snows.method.rows import AT_ONCE, LARGEST_BLOCKS, RANK, blocks_bytes
 from snows.sources import models
 
 
@@ -70,17 +70,19 @@ def plan(config: RunConfig) -> Plan:
 
     images, total, systems_seconds, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
     batch = max(map(len, share_out([torch.empty(images, 0)], list(windows.values()), config.prune)))
-    for site in covered.sites:
+    remade = last_remade(list(windows.values()), images + config.num_held_back, config.prune)
+    for index, site in enumerate(covered.sites):
         window = windows[site.name]
         forward = sum(seconds[n] for n in window.nodes)
         total += _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
-        held = sum(map(graph.image_bytes, {*window.outside, *window.captured}))
+        inputs = sum(map(graph.image_bytes, window.outside))
+        held = inputs + (inputs if index <= remade else window.target_bytes)
         saved = SAVED * window.image_bytes
         linearized = saved * _linearized_share(config.prune) * images
         work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
         factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
         systems_seconds += factoring
-        most = max(most, 2 * held * (images + config.num_held_back) + work + factors)
+        most = max(most, held * (images + config.num_held_back) + work + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
     total = total * images + 2 * sum(seconds.values()) * config.num_held_back
@@ -88,7 +90,7 @@ def plan(config: RunConfig) -> Plan:
 
 
 # Python, torch, timm and an export, before there is a run.
-_PROCESS_BYTES = 900 * 2**20
+_PROCESS_BYTES = 960 * 2**20
 # The network that was given, its copy, and the layers' new weights as they come.
 _NETWORKS = 3
 
@@ -132,7 +134,9 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
     if blocks <= LARGEST_BLOCKS:
         inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
         seconds = outputs * (masks + inverses) * size**3 * _seconds_of_factors(example.device.type)
-        return seconds, matrices + (blocks if preconditioned else 0.0)
+        pieces = 4 * min(AT_ONCE, 8 / width * blocks)  # blocks in float64, how they are gathered, their factors and inverses
+        lasting = (2 if config.refinement == "window" else 1) * blocks  # a mask's and that of the mask that follows it
+        return seconds, matrices + pieces + (lasting if preconditioned else 0.0)
     product = 2.0 * outputs * inputs**2  # all rows times the Gram matrix
     work = masks * (_ITERATIONS * product + 2 * outputs * inputs * RANK**2) + 2 * (masks - 1) * _PASSES * product
     return work * _seconds_of_products(example.device.type), matrices + outputs * (40.0 * inputs + 2 * width * RANK**2)

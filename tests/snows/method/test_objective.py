@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snows.config import CURVATURES
 from snows.method.graph import NetworkGraph
-from snows.method.objective import Batch, Objective
+from snows.method.objective import Batch, Objective, Remade
 from snows.method.rows import (
     KeptWeights,
     ReconstructionError,
@@ -326,6 +326,19 @@ def test_linearizations_made_again_for_want_of_memory_give_the_same_bits(kind: s
     first, again = kept.product(problem.point), enough.product(problem.point)
     for v in (vector, 2 * vector):
         assert torch.equal(first(v), again(v))
+
+
+def test_targets_made_again_are_the_dense_windows_outputs() -> None:
+    problem = case("residual", "conv1.weight", 2)
+    held = [replace(b, targets=[t.detach() for t in problem.window.outputs(problem.weight, b.inputs)]) for b in problem.batches]
+    remade = [replace(b, targets=Remade(problem.window, problem.weight, b.inputs)) for b in problem.batches]
+    assert all(
+        torch.equal(one[-1], other[-1])
+        for one, other in zip((b.targets for b in held), (b.targets for b in remade), strict=True)
+    )
+    one, other = problem.objective(batches=held), problem.objective(batches=remade)
+    assert one.losses(problem.point) == other.losses(problem.point)
+    assert torch.equal(one.loss_and_gradient(problem.point)[1], other.loss_and_gradient(problem.point)[1])
 
 
 def test_the_sampled_loss_is_of_other_images_than_curvature() -> None:

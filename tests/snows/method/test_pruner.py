@@ -1,6 +1,8 @@
 """The cascade against a plain reference made of module hooks; what comes out, what is handed on, what is refused."""
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
@@ -20,7 +22,7 @@ from snows import events
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
 from snows.method import rows, updates
 from snows.method.cascade import Cancelled
-from snows.method.coverage import PruneError, batches_of, coverage, resolve_device, scarcity, share_out
+from snows.method.coverage import PruneError, batches_of, coverage, last_remade, resolve_device, scarcity, share_out
 from snows.method.graph import ExportError, NetworkGraph
 from snows.method.problem import SiteProblem
 from snows.method.pruner import PruneResult, prune, reestimate_batch_norm
@@ -64,8 +66,8 @@ def chain(images: int = 10) -> tuple[nn.Module, Tensor]:
     return seeded(Chain, 2, 4, 4, images=images)
 
 
-def residual() -> tuple[nn.Module, Tensor]:
-    return seeded(Residual, 2, 6, 6)
+def residual(images: int = 10) -> tuple[nn.Module, Tensor]:
+    return seeded(Residual, 2, 6, 6, images=images)
 
 
 def config(**overrides: Any) -> PruneConfig:
@@ -758,6 +760,48 @@ def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict
         prune(model, images, config(**overrides))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("targets", ["dense", "propagated"])
+@pytest.mark.parametrize("build", [chain, residual])
+def test_targets_that_memory_does_not_hold_are_made_again(build: Callable[..., Any], targets: str) -> None:
+    model, images = build(images=20)
+    held, remade = (prune(model, images, config(targets=targets, memory=memory)) for memory in (1.0, 1e-9))
+    assert remade.sites[0].held_memory < held.sites[0].held_memory  # type: ignore[operator]
+    # The dense window's values are computed by other kernels than the dense network's.
+    for one, other in zip(held.sites, remade.sites, strict=True):
+        assert one.losses["final"] == pytest.approx(other.losses["final"], rel=1e-6)
+    for name, mask in held.masks.items():
+        assert torch.equal(mask, remade.masks[name])
+
+
+def test_targets_are_made_again_up_to_the_last_window_that_memory_does_not_hold() -> None:
+    windows: Any = [SimpleNamespace(target_bytes=size) for size in (100, 300, 200, 100)]
+    for most, last in ((3000, -1), (2999, 1), (2000, 1), (1999, 2), (999, 3)):
+        assert last_remade(windows, 10, config(memory=most / 2 / 2**30)) == last
+
+
+def test_a_layers_images_go_with_it() -> None:
+    model, images = chain(images=20)
+    problems: list[Any] = []
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.SiteStarted):
+            assert all(problem() is None for problem in problems)
+
+    def update(problem: Any) -> Any:
+        problems.append(weakref.ref(problem))
+        return updates.snows(problem)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(updates.UPDATES, "snows", update)
+            prune(model, images, config(update="snows"), on_event=on_event)
+    finally:
+        gc.enable()
+    assert len(problems) == 4
 
 
 @pytest.mark.parametrize(

@@ -463,7 +463,7 @@ def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: flo
     chosen = RunConfig.model_validate(given)
     arguments = [sys.executable, "-c", PEAK, chosen.model_dump_json()]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < plan(chosen).bytes < 1.5 * int(done.stdout)
+    assert int(done.stdout) < plan(chosen).bytes < 1.3 * int(done.stdout)
 
 
 def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:
@@ -471,8 +471,8 @@ def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:
         prune = {"pattern": "2:4", "solver": {"preconditioner": preconditioner}}
         return plan(RunConfig.model_validate({"model": "timm:vit_tiny_patch16_224", "num_calibration": 1, "prune": prune}))
 
-    # mlp.fc2 has 192 rows, each with 384 of 768 weights kept: inverses (192, 384, 384) in float32.
-    assert planned("row_blocks").bytes - planned("none").bytes == pytest.approx(192 * 384**2 * 4, rel=0.1)
+    # mlp.fc2 has 192 rows, each with 384 of 768 weights kept: inverses (192, 384, 384) in float32, for a mask and the next.
+    assert planned("row_blocks").bytes - planned("none").bytes == pytest.approx(2 * 192 * 384**2 * 4, rel=0.1)
 
 
 @pytest.mark.parametrize(
