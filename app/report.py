@@ -30,7 +30,7 @@ from snows.measures.names import MEASURES, duration, number, said
 from snows.plans.words import name_of
 from snows.runs.store import Run, RunStore, default_root
 
-_TILES = ("accuracy_dense", "accuracy", "agreement", "density", "seconds")
+_TILES = ("accuracy_dense", "accuracy_masked", "accuracy", "agreement_masked", "agreement", "density", "seconds")
 _STAGES = {"mask_only": "Mask only", "least_squares": "Least squares", "final": "At the end"}
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -100,12 +100,15 @@ def _layers(events: list[Event], config: RunConfig, progress: run_tables.Progres
         return None
     names = [words.layer(site) for site in progress.sites]
     blocks = [layers.block(name) for name in names]
-    losses = layers.window_losses(events, relative=True)
+    losses, held_back = (layers.window_losses(events, True, held_back=unseen) for unseen in (False, True))
     figures = [
         (
-            layer_charts.loss_chart(losses, names, config.prune.update, title=MEASURES["relative_loss"].axis, blocks=blocks),
+            layer_charts.loss_chart(
+                losses, names, config.prune.update, title=MEASURES["relative_loss"].axis, blocks=blocks, held_back=held_back
+            ),
             "Error of each layer's window, relative to the values that the dense network has there: with the mask only, after "
-            "an exact fit of the layer's own output, and at the end. 1 would be as wrong as answering zero.",
+            "an exact fit of the layer's own output, and at the end. 1 would be as wrong as answering zero."
+            + ("" if held_back.empty else " Ticks: the same on images that nothing was fitted on."),
         )
     ]
     errors = layers.window_errors(events)

@@ -28,7 +28,7 @@ RECORDED = RunStore(ROOT / "assets" / "runs")
 
 # The pages in the order of the navigation, with their title and icon; the file and the address are the name.
 PAGES = {
-    "overview": ("Overview", ":material/home:"),
+    "overview": ("Start", ":material/home:"),
     "prune": ("Prune", ":material/ac_unit:"),
     "compare": ("Compare", ":material/balance:"),
     "study": ("K study", ":material/stacked_line_chart:"),
@@ -41,6 +41,7 @@ PAGES = {
 WITH_ENGINE = {"compare", "layers", "convergence", "attention", "lessons"}  # what cannot be shown before the engine is imported
 # What a page's address goes on saying when one comes back to the page, or opens another run there.
 KEPT = {
+    "overview": {"kept", "values", "network", "pictures"},
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},
     "runs": {"find", "state", "tag", "marked"},
 }

@@ -20,7 +20,7 @@ from app.charts import compare as compare_charts
 from app.forms import comparison as comparison_form
 from app.parts import comparison_view, panels
 from app.parts.looks import answer_view, attention_view, depth_view, layer_view, speed_view
-from app.tables import compare
+from app.tables import compare, study
 from app.tables.compare import Entry
 from snows.config import InputError
 from snows.measures.names import MEASURES
@@ -198,6 +198,8 @@ def draw_comparison(now: Choice) -> None:
     rows = compare.rows(finished)
     table(rows)
     tradeoffs(rows)
+    if len({entry.config.num_calibration for entry in finished}) > 1:
+        by_images(finished)
     closer(finished, rows)
 
 
@@ -266,6 +268,26 @@ def legend(rows: list[Row]) -> None:
     ]
     st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
     st.caption("The line joins what no other run beats in both at once (the Pareto front): the sensible choices.")
+
+
+def by_images(entries: list[Entry]) -> None:
+    """What each method makes of more calibration images."""
+    study_of_runs = study.of(comparison_view.outcomes([entry.run for entry in entries]), "images")
+    if not any(len(curve.rows) > 1 for curve in study_of_runs.curves):
+        return
+    measure = study_of_runs.measure
+    figure = compare_charts.study_chart(
+        study.points(study_of_runs),
+        study.marks(study_of_runs),
+        measure,
+        against="images",
+        title=study.AGAINST["images"][1],
+        dense=study.dense(study_of_runs),
+        height=320,
+    )
+    st.markdown("**What more images bring**")
+    panels.draw(figure, False, "by-images", f"{MEASURES[measure].axis} against calibration images")
+    st.caption("Filled: within the noise of the best of its line. Ringed: the fewest images that are.")
 
 
 # --- a closer look ---

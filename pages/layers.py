@@ -14,7 +14,7 @@ from app.tables import layers
 from app.tables import run as run_tables
 from snows.config import InputError, RunConfig
 from snows.events import Event, SiteFinished
-from snows.measures.names import MEASURES, percent
+from snows.measures.names import MEASURES, number, percent
 from snows.runs.store import ACTIVE, Run
 
 _ERRORS = {"Relative": "relative_loss", "Absolute": "loss"}
@@ -56,7 +56,9 @@ def draw_run(run: Run, is_live: bool) -> None:
     _facts(finished, run)
     window, channels = st.columns([3, 2], gap="large")
     with window:
-        _window(errors[errors["index"] == finished.index], config, relative)
+        unseen = layers.window_errors(events, held_back=True)
+        own, own_unseen = (frame[frame["index"] == finished.index] for frame in (errors, unseen))
+        _window(own, own_unseen, config, relative)
     try:
         detail = _detail(run.path, finished.site, finished.time)
     except InputError as error:
@@ -122,7 +124,13 @@ def _overview(
         st.markdown("**What each layer lost, and got back**")
         title = MEASURES["relative_loss" if relative else "loss"].axis
         figure = layer_charts.loss_chart(
-            layers.window_losses(events, relative), names, config.prune.update, title=title, blocks=blocks, chosen=chosen
+            layers.window_losses(events, relative),
+            names,
+            config.prune.update,
+            title=title,
+            blocks=blocks,
+            chosen=chosen,
+            held_back=layers.window_losses(events, relative, held_back=True),
         )
         panels.draw(figure, is_live, "window-losses", "Error of each layer's window, by stage", choose)
     with windows:
@@ -132,6 +140,30 @@ def _overview(
     st.caption(
         "A layer's **window** is the layer and the operations right after it, n₀, n₁ and so on: its weights were fitted so "
         "that all of these compute what they did. Shaded bands are the network's blocks. Click a row to look into its layer."
+    )
+    gaps = layers.carried_over(events, relative)
+    if sentence := layers.carries_over(gaps):
+        st.markdown(sentence)
+    elif not gaps.empty:
+        st.caption("No image was held back in this run, so nothing says how its fit carries over to others.")
+    with st.expander("All layers in numbers", icon=":material/table:"):
+        _numbers(gaps, config, title)
+
+
+def _numbers(gaps: pd.DataFrame, config: RunConfig, title: str) -> None:
+    known = [name for name in gaps.columns if name != "index" and gaps[name].notna().any()]
+    method_of = palette.stages(config.prune.update)
+    stages = {stage: palette.LABELS[method] for stage, method in method_of.items()}
+    titles = stages | {"held_back": f"{stages['final']}, held back", "gap": "Held back ÷ calibration"}
+    st.caption(title)
+    st.dataframe(
+        gaps[known],
+        hide_index=True,
+        alt="The loss of each layer on the calibration images and on those held back",
+        column_config={
+            "layer": "Layer",
+            **{name: st.column_config.NumberColumn(words, format="%.3g") for name, words in titles.items()},
+        },
     )
 
 
@@ -165,6 +197,7 @@ def _facts(finished: SiteFinished, run: Run) -> None:
             f"from {percent(at_first)} with the mask only",
             "Of the window's values, relative: 100 % is as wrong as answering zero.",
         ),
+        *_held_back_fact(finished, error),
         (
             MEASURES["density"].title,
             MEASURES["density"].say(finished.density),
@@ -199,14 +232,32 @@ def _facts(finished: SiteFinished, run: Run) -> None:
         )
 
 
-def _window(errors: pd.DataFrame, config: RunConfig, relative: bool) -> None:
+def _held_back_fact(finished: SiteFinished, error: float) -> list[tuple[str, str, str | None, str]]:
+    """The same error on images that were held back, beside `error`; nothing where none were."""
+    whole = sum(finished.held_back_scale)
+    if "final" not in finished.held_back or not whole:
+        return []
+    held_back = sum(finished.held_back["final"]) / whole
+    meaning = (
+        "The same error on images that nothing was fitted on. Far above the other one, the fit does not carry over: use more "
+        "calibration images or a larger ridge."
+    )
+    times = f"{number(held_back / error)} times that on the calibration images" if error else None
+    return [("On images held back", percent(held_back), times, meaning)]
+
+
+def _window(errors: pd.DataFrame, held_back: pd.DataFrame, config: RunConfig, relative: bool) -> None:
     st.markdown("**Its window**, operation by operation")
     operations = errors.drop_duplicates("k").sort_values("k")["operation"]
+    by_row, unseen = (
+        frame.assign(index=frame["k"], loss=frame["relative" if relative else "loss"]) for frame in (errors, held_back)
+    )
     figure = layer_charts.loss_chart(
-        errors.assign(index=errors["k"], loss=errors["relative" if relative else "loss"]),
+        by_row,
         [f"{k} · {words}" for k, words in enumerate(operations)],
         config.prune.update,
         title=MEASURES["relative_loss" if relative else "loss"].axis,
+        held_back=unseen,
     )
     panels.draw(figure, True, "operations", "Error at each operation of the layer's window")
 

@@ -1,21 +1,28 @@
-"""How much of a network can be taken away? What the app is for, and a first run in one click."""
+"""How much of a network can be taken away? Something to play with first; then a run to watch, and where to go from here.
+
+What is played with is in the address, see `app.parts.play`.
+"""
 
 import streamlit as st
 
+from app import state
 from app.forms import run as form
-from app.parts import panels
+from app.parts import panels, play
 from snows.config import NM, PruneConfig, RunConfig
 
 DEMONSTRATION = RunConfig(model="resnet20-fashion", num_evaluation=2_000, prune=PruneConfig(pattern=NM(n=1, m=4)))
 
+st.title("How much of a neural network can you take away before it forgets?", anchor=False)
+play.play()
+
+st.space("small")
 words, figure = st.columns([5, 4], gap="large")
 with words:
-    st.title("How much of a neural network can you take away before it forgets?", anchor=False)
+    st.subheader("Watch it happen", anchor=False)
     st.markdown(
-        "Most weights of a trained network can be set to zero, if the few that stay make up for the loss. SNOWS does that "
-        "after training, one layer at a time. It removes the weights that a rule picks, then works out new values for the "
-        "rest, so that not only this layer but the next few as well compute what they did before. It needs no labels and no "
-        "retraining: a few hundred images are enough."
+        "SNOWS prunes a network after its training, one layer at a time. It removes the weights that a rule picks, then works "
+        "out new values for the rest, so that not only this layer but the next few as well compute what they did before. It "
+        "needs no labels and no retraining: a few hundred images are enough."
     )
     form.start_button("Run the demonstration", DEMONSTRATION)
     st.caption(
@@ -25,6 +32,20 @@ with words:
     device = st.empty()
 with figure:
     panels.example_figure()
+
+CARDS = (
+    ("layers", "See inside", "What each layer lost and got back, which weights stayed, and where the network looks."),
+    ("compare", "Compare methods", "One network cut in many ways: which rule, which fit, and what each costs."),
+    (
+        "prune",
+        "Bring your own network",
+        "Your weights and your pictures, or any of a thousand networks with published weights.",
+    ),
+)
+for column, (name, title, about) in zip(st.columns(len(CARDS)), CARDS, strict=True):
+    with column.container(border=True, height="stretch"):
+        st.page_link(state.page(name), label=f"**{title}**", icon=state.PAGES[name][1])
+        st.caption(about)
 
 st.subheader("Recent runs", anchor=False)
 panels.recent_runs()

@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[str, Sequence[object], dict[str, str]]] = {
     "prune.refine": ("Mask refinement: whether it is chosen anew", REFINEMENTS, form.REFINE_WORDS),
     "prune.ridge": ("Ridge: the pull toward the dense values", (0.0, 1.0, 4.0, 16.0), {}),
     "num_calibration": ("Calibration images", (64, 128, 256, 512, 1024, 2048), {}),
+    "num_held_back": ("Images held back", (0, 16, 32, 64, 128), {}),
     "prune.seed": ("Seed: which random draws", (0, 1, 2), {}),
     "prune.solver.newton_steps": ("Newton steps a layer", (1, 2, 3, 5), {}),
     "prune.solver.rtol": ("Rtol: when conjugate gradient stops", (0.3, 0.1, 0.01), {}),
@@ -125,7 +126,7 @@ COLUMNS: dict[str, Any] = {
     "tags": st.column_config.ListColumn("Tags"),
     "id": st.column_config.TextColumn("Id", width=170),
 }
-WIDTHS = {"accuracy": 85, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
+WIDTHS = {"accuracy": 85, "accuracy_masked": 145, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
 ORDER = ("name", "network", "pattern", "method", "state", *WIDTHS, "made", "compare", "tags", "id")
 
 

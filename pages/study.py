@@ -1,11 +1,10 @@
 """How far ahead should a layer look?
 
 The address names the study: `?batch=ID`; `?batch=new` is the form, `?batch=recorded` the one that came with the app.
-`axis` is what K is drawn against, `loss` which one is drawn.
+`axis` is what is drawn against, `loss` which one is drawn.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -16,13 +15,11 @@ from app.charts import palette
 from app.forms import study as study_form
 from app.parts import comparison_view, panels
 from app.tables import study
-from app.tables.study import DRAWN, LOSSES, Study
+from app.tables.study import AGAINST, DRAWN, LOSSES, Study
 from snows.measures.names import MEASURES
-from snows.plans.study import Outcome
 from snows.runs.store import ACTIVE, Comparison, Run
 
 NEW, RECORDED = "new", "recorded"
-AXES = {"k": "K itself", "share": "K ÷ operations of the network"}
 
 
 def go(key: str) -> None:
@@ -81,29 +78,19 @@ def heading(comparisons: Mapping[str, Comparison], recorded: list[Run], key: str
         go(picked)
     st.markdown(
         "**K** is how many operations after a layer its weights must also reproduce. The same network is pruned with several "
-        "K, all else equal: what each brings, what it costs, and which is enough."
+        "K, all else equal: what each brings, what it costs, and which is enough. Or with several numbers of calibration "
+        "images: how many a fit needs until it carries over to others."
     )
 
 
 # --- what came of it ---
 
 
-@st.cache_data(max_entries=512, show_spinner=False)
-def outcome(path: Path, ended: float) -> Outcome | None:
-    """A finished run; None for one that this version cannot read. `ended`: a run imported under an old name is another one."""
-    try:
-        return Outcome.of(Run(path))
-    except ValueError:
-        return None
-
-
-def outcomes(runs: list[Run]) -> list[Outcome]:
-    ended = [(run.path, (run.path / "metrics.json").stat().st_mtime) for run in runs if run.metrics()]
-    return [result for path, when in ended if (result := outcome(path, when)) is not None]
-
-
 def curves(runs: list[Run]) -> None:
-    study_of_runs = study.of(outcomes(runs))
+    results = comparison_view.outcomes(runs)
+    known = study.against(results)
+    against = state.chosen("axis", known, known[0])
+    study_of_runs = study.of(results, AGAINST[against][0])
     if not study_of_runs.curves:
         st.caption("The figures begin when a first run has finished.")
         return
@@ -116,11 +103,12 @@ def curves(runs: list[Run]) -> None:
     points, lines = study.points(study_of_runs), study.marks(study_of_runs)
     first, second = st.columns([3, 2], gap="large")
     with first:
-        share = all(curve.operations for curve in study_of_runs.curves) and axis()
-        figure(points, lines, study_of_runs.measure, share, dense=study.dense(study_of_runs), height=390, legend=True)
+        if len(known) > 1:
+            axis(known)
+        figure(points, lines, study_of_runs.measure, against, dense=study.dense(study_of_runs), height=390, legend=True)
         st.caption(
             "Filled: within the noise of the best, two standard errors of the difference on the same images. Ringed: the "
-            "smallest such K. The axis is of square roots, so that small K have room."
+            "smallest such K, or the fewest images. The axis is of square roots, so that small values have room."
         )
     with second:
         losses = [name for name in LOSSES if points[name].notna().any()]
@@ -133,65 +121,70 @@ def curves(runs: list[Run]) -> None:
             **state.addressed("loss", losses, losses[0]),
         )
         assert loss is not None  # it is required
-        figure(points, lines, loss, share, height=372)
+        figure(points, lines, loss, against, height=372)
         st.caption(MEASURES[loss].meaning)
     for measure, column in zip(("seconds", "memory"), st.columns(2, gap="large"), strict=True):
         with column:
             if points[measure].notna().any():
-                figure(points, lines, measure, share)
+                figure(points, lines, measure, against)
                 st.caption(MEASURES[measure].meaning)
             else:
                 st.caption("These runs have no memory on record; newer ones do.")
-    table(study_of_runs)
+    table(study_of_runs, AGAINST[against][0])
     numbers(points)
 
 
-def axis() -> bool:
-    """Whether K is drawn as a share of the network's operations."""
-    chosen = st.segmented_control(
+def axis(known: list[str]) -> None:
+    """What all is drawn against: one of `known`."""
+    st.segmented_control(
         "Against",
-        list(AXES),
-        format_func=AXES.__getitem__,
+        known,
+        format_func=lambda name: AGAINST[name][2],
         required=True,
         wrap=True,
         help="An operation that K counts is a convolution, a linear layer, an activation, an attention or a normalization. As "
         "shares, networks of different depth stand side by side.",
-        **state.addressed("axis", AXES, "k"),
+        **state.addressed("axis", known, known[0]),
     )
-    return chosen == "share"
 
 
 def figure(
     points: pd.DataFrame,
     lines: Mapping[str, palette.Line],
     name: str,
-    share: bool,
+    against: str,
     *,
     dense: Mapping[str, float] | None = None,
     height: int = 260,
     legend: bool = False,
 ) -> None:
-    drawn = compare_charts.study_chart(points, lines, name, share=share, dense=dense, height=height, legend=legend)
-    panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {AXES['share' if share else 'k']}")
+    _, title, words = AGAINST[against]
+    drawn = compare_charts.study_chart(
+        points, lines, name, against=against, title=title, dense=dense, height=height, legend=legend
+    )
+    panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {words}")
 
 
-def table(study_of_runs: Study) -> None:
-    st.markdown("**Which K is enough**, and how it relates to the depth of the network")
+def table(study_of_runs: Study, axis: str) -> None:
+    of_k = axis == "k"
+    st.markdown("**Which K is enough**, and how it relates to the depth of the network" if of_k else "**How many are enough**")
     of_networks = study.table(study_of_runs)
     st.dataframe(
         panels.said(of_networks),
         hide_index=True,
-        alt="The recommended K of each network, and its share of the network's operations",
+        alt="What is recommended for each network",
         column_config={
-            "network": st.column_config.TextColumn("Network", width="medium"),
+            "network": st.column_config.TextColumn("Network" if of_k else "Method", width="medium"),
             "operations": st.column_config.NumberColumn("Operations", help="How many the network has of those that K counts."),
             "k": st.column_config.NumberColumn("K that is enough", help="The smallest within the noise of the best."),
             "share": st.column_config.NumberColumn("Share of the operations", format="%.3g %%"),
             **panels.measure_columns(of_networks),
+            "images": st.column_config.NumberColumn("Images that are enough", help="The fewest within the noise of the best."),
+            "best_images": st.column_config.NumberColumn("Best number", help="The one with the highest value, noise or not."),
             "best_k": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
         },
     )
-    if len({curve.config.model for curve in study_of_runs.curves}) > 1:
+    if of_k and len({curve.config.model for curve in study_of_runs.curves}) > 1:
         st.caption(
             "How K should grow with the depth of a network is an open question. Curves that fall together when K is a share of "
             "the operations, and not when it is K itself, speak for a K that grows with depth."
@@ -203,12 +196,13 @@ def numbers(points: pd.DataFrame) -> None:
         measures = [name for name in DRAWN if points[name].notna().any()]
         titles = {name: st.column_config.NumberColumn(MEASURES[name].axis, format="%.4g") for name in measures}
         st.dataframe(
-            points[["curve", "k", "share", *measures]],
+            points[["curve", "k", "share", "images", *measures]],
             hide_index=True,
             alt="Every point of the figures",
             column_config={
-                "curve": "Network",
+                "curve": "Curve",
                 "k": "K",
+                "images": "Calibration images",
                 "share": st.column_config.NumberColumn("Of all operations", format="%.3g %%"),
                 **titles,
             },

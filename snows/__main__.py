@@ -1,5 +1,5 @@
 """The engine from a shell: `python -m snows prune | compare | study | list | show | coverage | models | images | presets |
-fetch | train | bundle-data`. What draws a figure is the app's: `python -m app.report`.
+fetch | train | bundle-data | bundle-levels`. What draws a figure is the app's: `python -m app.report`.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -21,6 +21,7 @@ from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
     bundle_data_command,
+    bundle_levels_command,
     coverage_command,
     fetch_command,
     images_command,
@@ -29,7 +30,9 @@ from snows.cli.sources import (
     train_command,
 )
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
+from snows.plans import study
 from snows.plans.comparisons import METHODS
+from snows.plans.levels import PATTERNS
 from snows.process import prepare
 from snows.runs.store import StoreError
 
@@ -94,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = command("compare", compare_command, "Prune one network in many ways, and set the results side by side.")
     compare.add_argument("runs", nargs="*", metavar="RUN", help="Only show these runs or batches, and prune nothing.")
-    add_flags(compare.add_argument_group("network and images"), RunConfig, RUN_FLAGS[:-1])
+    alike = [name for name in RUN_FLAGS if name not in ("num_calibration", "name")]
+    add_flags(compare.add_argument_group("network and images"), RunConfig, alike)
     many = compare.add_argument_group("what to try: every combination of")
     known = ", ".join(map(slug, METHODS))
     many.add_argument("--method", nargs="+", metavar="NAME", dest="methods", help=f"Of {known}. Default: all of them.")
@@ -105,22 +109,27 @@ def _parser() -> argparse.ArgumentParser:
     many.add_argument("--refine", nargs="+", metavar="REFINE", dest="many_refine", default=["none"], help=refining)
     many.add_argument("--pattern", nargs="+", metavar="PATTERN", dest="patterns", default=["2:4"], help="Default: 2:4.")
     many.add_argument("--k", nargs="+", metavar="K", dest="many_k", default=["3"], help="For update snows. Default: 3.")
+    many.add_argument("--num-calibration", nargs="+", metavar="N", dest="sizes", default=["512"], help="Default: 512.")
     many.add_argument("--seed", nargs="+", metavar="SEED", dest="seeds", default=["0"], help="Default: 0.")
     add_overrides(compare)
     add_switches(compare)
-    add_flags(compare, PruneConfig, ("batch_size", "device", "precision"))
+    add_flags(compare, PruneConfig, ("batch_size", "memory", "device", "precision"))
     add_flags(compare.add_argument_group("Newton-CG solver (update snows)"), SolverConfig, SOLVER_FLAGS)
     compare.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
     compare.add_argument("--json", action="store_true", help="Print one line of JSON a run instead of the table.")
 
-    swept = command("study", study_command, "Prune with several K, on one or several networks, and say which K is enough.")
+    summary = "Prune with several K, or several numbers of images, on one or several networks, and say how much is enough."
+    swept = command("study", study_command, summary)
     swept.add_argument("runs", nargs="*", metavar="RUN", help="Only show these runs or batches, and prune nothing.")
     many = swept.add_argument_group("what to try: every combination of")
     steps, models, sizes = ["0", "1", "3", "5", "10"], ["resnet20-fashion"], ["512"]
     many.add_argument("--k", nargs="+", metavar="K", dest="many_k", default=steps, help="Default: 0 1 3 5 10.")
     many.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=models, help="Default: resnet20-fashion.")
     many.add_argument("--num-calibration", nargs="+", metavar="N", dest="sizes", default=sizes, help="Default: 512.")
-    add_flags(swept.add_argument_group("images"), RunConfig, ("checkpoint", "class_names", "data", "num_evaluation"))
+    against = "What to look at: K, or the number of images. Default: K, unless only the images differ."
+    swept.add_argument("--against", choices=study.AXES, metavar="|".join(study.AXES), help=against)
+    alike = ["checkpoint", "class_names", "data", "num_held_back", "num_evaluation"]
+    add_flags(swept.add_argument_group("images"), RunConfig, alike)
     method = swept.add_argument_group("method")
     add_flags(method, PruneConfig, [name for name in PRUNE_FLAGS if name not in ("update", "k_steps")])
     add_overrides(method)
@@ -136,8 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
 
     coverage = command("coverage", coverage_command, "Show which weights of a network would be pruned, and why the others not.")
-    add_flags(coverage, RunConfig, ("model", "checkpoint"))
-    add_flags(coverage, PruneConfig, ("pattern", "k_steps"))
+    add_flags(coverage, RunConfig, ("model", "checkpoint", "num_calibration"))
+    add_flags(coverage, PruneConfig, ("pattern", "update", "k_steps", "ridge"))
     add_overrides(coverage)
     add_switches(coverage)
 
@@ -168,6 +177,16 @@ def _parser() -> argparse.ArgumentParser:
     bundle = command("bundle-data", bundle_data_command, "Build the bundled images from the full Fashion-MNIST.")
     bundle.add_argument("--output", type=as_path, help="The file to write. Default: the one in assets/.")
     add_root(bundle)
+
+    recorded = command("bundle-levels", bundle_levels_command, "Prune the bundled networks at the levels of the first page.")
+    names = ["resnet20-fashion", "vit-fashion"]
+    recorded.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=names, help="Default: both of them.")
+    recorded.add_argument(
+        "--pattern", nargs="+", metavar="PATTERN", dest="patterns", default=PATTERNS, help="Default: the page's."
+    )
+    recorded.add_argument("--num-calibration", type=int, default=512, metavar="N", help="Default: 512.")
+    recorded.add_argument("--num-evaluation", type=int, default=10_000, metavar="N", help="Default: 10000, all there are.")
+    recorded.add_argument("--output", type=as_path, help="Folder for weights and cards. Default: assets/levels.")
     return parser
 
 

@@ -212,7 +212,14 @@ class PruneConfig(_Config):
         description="How strongly kept weights are pulled toward their dense values, counted in images: as if the dense layer "
         "had to be met on so many more, of independent inputs. It makes a fit on few images hold on others.",
     )
-    batch_size: int = Field(128, ge=1, description="How many calibration images are computed at once.")
+    batch_size: int = Field(128, ge=1, description="How many calibration images are computed at once, at the most.")
+    memory: float = Field(
+        1.0,
+        gt=0,
+        description="What the values of the layers in work may take, in GB, beside the network and what waits of the images: "
+        "with less, fewer images are computed at once, and passes are made again instead of kept; targets that take more "
+        "than twice as much are made again, too. The same on every machine, so that a run ends alike on each.",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the choice of images and every other random draw.")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N.")
     precision: Literal["float32", "float64"] = Field(
@@ -296,6 +303,12 @@ class RunConfig(_Config):
         description="fashion-mnist, cifar-10, cifar-100, imagenette, oxford-pets, flowers-102, or a folder of images.",
     )
     num_calibration: int = Field(512, ge=1, description="How many images, without labels, the reconstruction is fitted on.")
+    num_held_back: int = Field(
+        32,
+        ge=0,
+        description="How many further images of the same set each layer's loss is measured on, nothing being fitted on them: "
+        "what it is above that on the calibration images does not carry over. 0 for none.",
+    )
     num_evaluation: int = Field(10_000, ge=1, description="How many images the result is measured on, at the most.")
     prune: PruneConfig = PruneConfig()
     name: str = Field("", description="What to call the run, for a person.")

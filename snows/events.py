@@ -113,7 +113,8 @@ class NewtonStep(Event):
 class SiteFinished(Event):
     """`losses` by stage: `mask_only`, `least_squares` (where computed), `final`; `by_k` the same stages' loss at each n_k.
 
-    `scale` is the mean square of the targets, the loss of predicting zeros: divide by it for a relative error.
+    `scale` is the mean square of the targets, the loss of predicting zeros: divide by it for a relative error. `held_back` and
+    `held_back_scale` are `by_k` and `scale` on images that nothing was fitted on; empty where there were none.
     """
 
     site: str
@@ -130,6 +131,9 @@ class SiteFinished(Event):
     peak_memory: int | None = None  # bytes on the device, None on a CPU
     held_memory: int | None = None  # bytes of the images' values that wait in memory; None in runs of older versions
     sweep: int = 0
+    row_systems: str = ""  # how the rows' systems were solved: `factors`, `products`, or not at all; see `rows.row_systems`
+    held_back: dict[str, list[float]] = field(default_factory=dict)
+    held_back_scale: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

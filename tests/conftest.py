@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from snows.process import prepare
 from snows.runs.store import RunStore
 
 prepare()
+# A deadline for an example is a timed assertion, and fails on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # What computes comes first and what needs a browser last: a fault shows where it is made, not where it is seen.
 _LAST = ("tests/app", "tests/zoo", "tests/test_tutorial", "tests/e2e")

@@ -173,27 +173,29 @@ def study_chart(
     lines: Mapping[str, Line],
     measure: str,
     *,
-    share: bool = False,
+    against: str = "k",
+    title: str = "K (operations ahead)",
     dense: Mapping[str, float] | None = None,
     height: int = 260,
     legend: bool = True,
 ) -> go.Figure:
-    """A measure against K, a line a curve. What is within the noise of the best is filled, the recommended K has a ring.
+    """A measure against K or the number of images, a line a curve. What is within the noise of the best is filled, what is
+    recommended has a ring.
 
-    `points`: columns curve, k, share (percent), level, recommended, `measure` and its deviation over seeds. `lines` by curve,
-    in the order of the legend. `share`: against K as a share of the network's operations. `dense`: levels of dense networks by
-    name. The axis is of square roots: small K, which differ most, have room, and 0 has a place.
+    `points`: columns curve, k, share (percent), images, level, recommended, `measure` and its deviation over seeds. `lines` by
+    curve, in the order of the legend. `against`: the column of `points` on the axis, whose title is `title`. `dense`: levels of
+    dense networks by name. The axis is of square roots: small values, which differ most, have room, and 0 has a place.
     """
-    title, log = MEASURES[measure].axis, MEASURES[measure].log
-    measured_points = points.dropna(subset=["share" if share else "k", measure])
-    x = measured_points["share" if share else "k"]
-    ticks = _root_ticks(x.tolist(), _SHARES if share else sorted(set(x)))
+    of_measure, log = MEASURES[measure].axis, MEASURES[measure].log
+    measured_points = points.dropna(subset=[against, measure])
+    x = measured_points[against]
+    ticks = _root_ticks(x.tolist(), _SHARES if against == "share" else sorted(set(x)))
     end = 1.05 * math.sqrt(max(x, default=0) or 1)
     figure = new_figure(
         height=height,
         margin={"l": 8, "r": 12, "t": 26 if legend else 8, "b": 8},
         xaxis={
-            "title": "K ÷ operations of the network (%)" if share else "K (operations ahead)",
+            "title": title,
             "tickvals": [math.sqrt(tick) for tick in ticks],
             "ticktext": [f"{tick:g}" for tick in ticks],
             "range": [-0.05 * end, end],
@@ -201,9 +203,9 @@ def study_chart(
             "zeroline": False,
             "automargin": True,
         },
-        yaxis=log_axis(measured_points[measure].tolist(), title)
+        yaxis=log_axis(measured_points[measure].tolist(), of_measure)
         if log
-        else {"title": title, "zeroline": False, "automargin": True},
+        else {"title": of_measure, "zeroline": False, "automargin": True},
         showlegend=legend and len(lines) > 1,
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
     )
@@ -237,7 +239,7 @@ def study_chart(
             x=places,
             y=rows[measure].tolist(),
             error_y={"array": deviation.tolist(), "visible": bool((deviation > 0).any()), "width": 3, "thickness": 1.5},
-            customdata=rows[["k", "share"]].to_numpy().tolist(),
+            customdata=[[words] for words in _words_of(rows, against)],
             name=name,
             mode="lines+markers",
             line={"color": line.color, "width": 2, "dash": line.dash},
@@ -248,9 +250,13 @@ def study_chart(
                 "line": {"width": 2, "color": line.color},
             },
             cliponaxis=False,
-            hovertemplate=f"<b>{name}</b><br>K = %{{customdata[0]}}<br>{title} %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"<b>{name}</b><br>%{{customdata[0]}}<br>{of_measure} %{{y:.3g}}<extra></extra>",
         )
     return figure
+
+
+def _words_of(points: pd.DataFrame, against: str) -> list[str]:
+    return [f"{n:,} images" for n in points["images"]] if against == "images" else [f"K = {k}" for k in points["k"]]
 
 
 def _root_ticks(values: Sequence[float], wanted: Sequence[float]) -> list[float]:

@@ -24,23 +24,27 @@ def loss_chart(
     title: str = MEASURES["loss"].axis,
     blocks: Sequence[str] = (),
     chosen: int | None = None,
+    held_back: pd.DataFrame | None = None,
 ) -> go.Figure:
     """Each layer's loss by stage, one row a layer in network order.
 
-    `losses`: columns index, layer, stage, loss. `layers`: all that the run will prune; the axis stands still while rows fill.
+    `losses`: columns index, layer, stage, loss; `held_back` likewise, of images that nothing was fitted on: a tick each.
+    `layers`: all that the run will prune; the axis stands still while rows fill.
     `blocks`: the block each layer belongs to. `chosen`: the row to mark.
     """
     method_of = stages(update)
+    unseen = losses.head(0) if held_back is None else held_back
     figure = new_figure(
         height=max(ROW * len(layers), LEAST_ROWS) + 100,
         margin=ROWS_MARGIN,
-        xaxis=log_axis(losses["loss"].tolist(), title),
+        xaxis=log_axis([*losses["loss"], *unseen["loss"]], title),
         yaxis=rows_axis(layers, chosen),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
         hovermode="y unified",
     )
     mark_rows(figure, blocks, chosen)
-    spans = losses.groupby("index")["loss"].agg(["min", "max"])
+    every = losses if unseen.empty else pd.concat([losses, unseen])
+    spans = every.groupby("index")["loss"].agg(["min", "max"])
     figure.add_scatter(
         x=[x for low, high in spans.to_numpy() for x in (low, high, None)],
         y=[y for index in spans.index for y in (index, index, None)],
@@ -68,7 +72,29 @@ def loss_chart(
             },
             hovertemplate="%{x:.3g}",
         )
+        _add_ticks(figure, unseen[unseen["stage"] == stage], method)
+    if not unseen.empty:
+        figure.add_scatter(x=[None], y=[None], name="on images held back", mode="markers", marker=_tick(COLORS["dense"]))
     return figure
+
+
+def _tick(color: str) -> dict[str, object]:
+    return {"symbol": "line-ns", "size": 13, "line": {"width": 2, "color": color}}
+
+
+def _add_ticks(figure: go.Figure, rows: pd.DataFrame, method: str) -> None:
+    """The losses of one stage on images that were held back."""
+    if rows.empty:
+        return
+    figure.add_scatter(
+        x=rows["loss"].tolist(),
+        y=rows["index"].tolist(),
+        name=f"{LABELS[method]}, held back",
+        mode="markers",
+        marker=_tick(COLORS[method]),
+        hovertemplate="%{x:.3g}",
+        showlegend=False,
+    )
 
 
 def pattern_picture(grid: np.ndarray) -> go.Figure:

@@ -57,7 +57,7 @@ def frame(
     st.fragment(drawn)()
 
 
-def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
+def _inputs() -> tuple[list[Method], list[str], list[int], list[int], list[int]]:
     """What `expand` is to combine. The network and the images are those of the Prune page's form, and are set in both."""
     model = st.session_state["form.model"]
     left, right = st.columns(2)
@@ -71,10 +71,7 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
         **_KEPT,
     )
     images(right)
-    left.number_input(
-        "Calibration images", step=64, key="form.num_calibration", help="The kept weights are fitted on these.", **_KEPT
-    )
-    num_evaluation(right)
+    num_evaluation(left)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption("Your own weights or images, the solver and the device: all as they are set on", width="content")
         st.page_link(state.page("prune"), label="Prune", icon=state.PAGES["prune"][1], width="content")
@@ -105,7 +102,7 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
         "N:M keeps N of every M neighboring weights; a percentage removes that share. Type any other: `3:8`, `85%`.",
         more=True,
     )
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     with left:
         steps = choices(
             "K",
@@ -114,6 +111,16 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
             ["3"],
             {},
             "How many operations ahead SNOWS looks. Only it has a K.",
+            more=True,
+        )
+    with middle:
+        sizes = choices(
+            "Calibration images",
+            "batch.images",
+            ("32", "64", "128", "256", "512", "1024"),
+            [str(st.session_state["form.num_calibration"])],
+            {},
+            "The kept weights are fitted on these. Several numbers show how many are enough, and which method needs fewer.",
             more=True,
         )
     with right:
@@ -126,7 +133,7 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int]]:
             "A seed chooses the calibration images. Several show how much of a difference is luck.",
             more=True,
         )
-    return methods, patterns, whole(steps), whole(seeds)
+    return methods, patterns, whole(steps), whole(seeds), whole(sizes)
 
 
 def images(place: DeltaGenerator) -> None:
@@ -218,6 +225,8 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
             " + ".join(str(len(p.sites)) for p in planned.values()),
             help="Of the others the Prune page names the reason.",
         )
+        for warning in dict.fromkeys(plan.warning for plan in planned.values() if plan.warning):
+            st.warning(words.plain(warning), icon=":material/image_search:")
         if st.button(
             f"Start {words.counted(len(configs), 'run')}",
             type="primary",

@@ -256,17 +256,24 @@ def _settings() -> tuple[RunConfig | None, str]:
     with st.expander("Solver settings", icon=":material/tune:"):
         for name, setting in SolverConfig.model_fields.items():
             _solver_setting(name, setting)
-    with st.expander("Device, precision, seed", icon=":material/memory:"):
+    with st.expander("Device, precision, seed, images held back", icon=":material/memory:"):
         left, right = st.columns(2)
         left.text_input(
             "Device", help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.", **_kept("prune.device")
         )
         with right:
             _choice("Precision", "prune.precision", ("float32", "float64"), {}, help="`float64` is slower, for checking.")
+        left.number_input("Batch size", step=32, help="Images a forward pass, at the most.", **_kept("prune.batch_size"))
         left.number_input(
-            "Batch size", step=32, help="Images a forward pass. Smaller needs less memory.", **_kept("prune.batch_size")
+            "Memory for a layer, GB", step=0.5, help=PruneConfig.model_fields["memory"].description, **_kept("prune.memory")
         )
         right.number_input("Seed", step=1, help="The same seed gives the same result.", **_kept("prune.seed"))
+        left.number_input(
+            "Images held back",
+            step=16,
+            **_kept("num_held_back"),
+            help=RunConfig.model_fields["num_held_back"].description,
+        )
         st.checkbox(
             "Re-estimate batch-norm statistics at the end",
             **_kept("prune.batch_norm_reestimate"),
@@ -332,6 +339,8 @@ def _outcome(config: RunConfig) -> None:
             )
             site = plan.sites[names.index(chosen) if chosen in names else 0]
             st.markdown(words.operations(site.operations))
+    if plan.warning:
+        st.warning(words.plain(plan.warning), icon=":material/image_search:")
     with st.container(border=True):
         time_needed, memory = st.columns(2)
         time_needed.metric("Time, about", duration(plan.seconds))

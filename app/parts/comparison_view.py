@@ -1,6 +1,7 @@
 """A comparison at work: how far it is, its runs one by one, and to cancel or resume all or some of them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import streamlit as st
 
@@ -9,6 +10,7 @@ from app.parts import panels
 from app.tables import compare
 from app.tables.compare import Entry
 from snows.measures.names import duration
+from snows.plans.study import Outcome
 from snows.plans.words import network_name
 from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
 
@@ -108,3 +110,18 @@ def _member(entry: Entry) -> None:
             )
         elif entry.state == "failed":
             st.caption(compare.problem(entry), width="stretch")
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _outcome(path: Path, ended: float) -> Outcome | None:
+    """A finished run; None for one that this version cannot read. `ended`: a run imported under an old name is another one."""
+    try:
+        return Outcome.of(Run(path))
+    except ValueError:
+        return None
+
+
+def outcomes(runs: Sequence[Run]) -> list[Outcome]:
+    """The finished ones of these runs, as a study reads them."""
+    ended = [(run.path, (run.path / "metrics.json").stat().st_mtime) for run in runs if run.metrics()]
+    return [result for path, when in ended if (result := _outcome(path, when)) is not None]

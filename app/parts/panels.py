@@ -15,9 +15,11 @@ from plotly.graph_objects import Figure
 
 from app import state, words
 from app.charts import layers as layer_charts
+from app.charts import play as play_charts
 from app.charts import solver as solver_charts
 from app.forms import run as form
 from app.parts import live
+from app.tables import play as play_tables
 from app.tables import run as run_tables
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
@@ -136,6 +138,12 @@ def _running(run: Run, progress: run_tables.Progress) -> None:
 
 def _finished(run: Run, config: RunConfig) -> None:
     metrics = run.metrics() or {}
+    if (ending := play_tables.Ending.of(metrics, config.prune.update)) is not None:
+        st.markdown(f"**{ending.sentence()}**")
+        figure = play_charts.result_bars(
+            ending.bars(config.prune.update), MEASURES["accuracy" if ending.labelled else "agreement"].axis
+        )
+        st.plotly_chart(figure, key="ending", config=QUIET, alt=ending.sentence())
     measured = [name for name in _TILES if name in metrics]
     for column, name in zip(st.columns(len(measured) or 1), measured, strict=False):
         measure, value, delta = MEASURES[name], metrics[name], None

@@ -57,7 +57,7 @@ def marks(configs: Sequence[RunConfig]) -> list[palette.Mark]:
     for config in configs:
         update, prune = config.prune.update, config.prune.model_copy(update={"seed": 0})
         of_update = settings.setdefault(update, [])
-        if (setting := prune.model_dump_json()) not in of_update:
+        if (setting := f"{config.num_calibration} images, {prune.model_dump_json()}") not in of_update:
             of_update.append(setting)
         config_marks.append(palette.Mark.of(update, of_update.index(setting)))
     return config_marks

@@ -13,6 +13,7 @@ import pandas as pd
 from app.words import counted, layer, pattern_words
 from snows.config import MASKS
 from snows.events import Event, SiteFinished
+from snows.measures.names import number
 from snows.runs.log import Log
 
 if TYPE_CHECKING:
@@ -37,29 +38,61 @@ def finished(events: list[Event]) -> list[SiteFinished]:
     return Log.of(events).layers()
 
 
-def window_losses(events: list[Event], relative: bool) -> pd.DataFrame:
-    """One row a layer and stage (`mask_only`, `least_squares`, `final`), in network order: index, layer, stage, loss.
+def window_losses(events: list[Event], relative: bool, held_back: bool = False) -> pd.DataFrame:
+    """One row a layer and stage (`mask_only`, `least_squares`, `final`), in network order: index, layer, stage, loss. On the
+    calibration images, or on those held back.
 
     The loss is the sum over the window's operations of the mean squared error; `relative`: divided by the same sum for a
     network that answers zero everywhere. NaN where that is zero.
     """
     rows = []
     for e in finished(events):
-        unit = (sum(e.scale) or np.nan) if relative else 1.0
-        rows += [(e.index, layer(e.site), stage, loss / unit) for stage, loss in e.losses.items()]
+        losses = {stage: sum(errors) for stage, errors in e.held_back.items()} if held_back else e.losses
+        unit = (sum(e.held_back_scale if held_back else e.scale) or np.nan) if relative else 1.0
+        rows += [(e.index, layer(e.site), stage, loss / unit) for stage, loss in losses.items()]
     return pd.DataFrame(rows, columns=["index", "layer", "stage", "loss"])
 
 
-def window_errors(events: list[Event]) -> pd.DataFrame:
-    """One row a layer, stage and operation n_k of its window: index, layer, stage, k, operation, loss, relative, growth.
+def carried_over(events: list[Event], relative: bool) -> pd.DataFrame:
+    """One row a layer, in network order: index, layer, a column a stage with its loss on the calibration images, held_back (the
+    final loss on the images held back) and gap (how many times that on the calibration images, each relative to its own
+    targets). NaN where a layer has no such number."""
+    rows = []
+    for e in finished(events):
+        losses, seen, unseen = dict(e.losses), sum(e.scale) or np.nan, sum(e.held_back_scale) or np.nan
+        held_back = sum(e.held_back["final"]) if "final" in e.held_back else np.nan
+        gap = (held_back / unseen) / ((losses["final"] / seen) or np.nan)
+        if relative:
+            losses, held_back = {stage: loss / seen for stage, loss in losses.items()}, held_back / unseen
+        rows.append({"index": e.index, "layer": layer(e.site), **losses, "held_back": held_back, "gap": gap})
+    return pd.DataFrame(rows, columns=["index", "layer", "mask_only", "least_squares", "final", "held_back", "gap"])
+
+
+def carries_over(gaps: pd.DataFrame) -> str:
+    """What `carried_over` says of the fit, in a sentence or two of Markdown; empty where nothing was held back."""
+    gaps = gaps.dropna(subset=["gap"])
+    if gaps.empty:
+        return ""
+    worst = gaps.loc[gaps["gap"].idxmax()]
+    return (
+        f"**On images held back** the error at the end is {number(gaps['gap'].median())} times that on the calibration images "
+        f"in the middle layer, and {number(worst['gap'])} times in `{worst['layer']}`. Above 1, a part of the fit does not "
+        "carry over to other images: more calibration images or a larger ridge lessen it."
+    )
+
+
+def window_errors(events: list[Event], held_back: bool = False) -> pd.DataFrame:
+    """One row a layer, stage and operation n_k of its window: index, layer, stage, k, operation, loss, relative, growth. On the
+    calibration images, or on those held back.
 
     `relative` is the loss over the targets' mean square, `growth` how many times that at n_0. NaN for 0 / 0.
     """
     log, rows = Log.of(events), []
     for e in log.layers():
         names = dict(enumerate(log.begun[e.site].operations if e.site in log.begun else []))
-        for stage, losses in e.by_k.items():
-            shares = [loss / (scale or np.nan) for loss, scale in zip(losses, e.scale, strict=True)]
+        by_k, scales = (e.held_back, e.held_back_scale) if held_back else (e.by_k, e.scale)
+        for stage, losses in by_k.items():
+            shares = [loss / (scale or np.nan) for loss, scale in zip(losses, scales, strict=True)]
             rows += [
                 (e.index, layer(e.site), stage, k, names.get(k, f"operation {k}"), loss, share, share / (shares[0] or np.nan))
                 for k, (loss, share) in enumerate(zip(losses, shares, strict=True))

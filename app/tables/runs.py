@@ -21,6 +21,7 @@ COLUMNS = {
     "method": "str",
     "state": "str",
     "accuracy": "float64",  # from here on as `snows.measures.names` has them
+    "accuracy_masked": "float64",
     "change": "float64",
     "agreement": "float64",
     "density": "float64",
@@ -68,7 +69,7 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "state": state + done,
         "accuracy": accuracy,
         "change": None if accuracy is None or dense is None else accuracy - dense,
-        **{name: metrics.get(name) for name in ("agreement", "density", "seconds")},
+        **{name: metrics.get(name) for name in ("accuracy_masked", "agreement", "density", "seconds")},
         "tags": list(labels.tags),
     }
 

@@ -1,9 +1,11 @@
-"""A study of K, ready to draw: what each K brought and cost, on one curve a network, and which K is enough.
+"""A study of K or of the number of images, ready to draw: what each brought and cost, on one curve a network, and which is
+enough.
 
 Pure functions of run folders and of `snows.plans.study`; no torch.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +22,25 @@ from snows.runs.store import Comparison, Run, RunStore
 RECORDED = RunStore(Path(__file__).resolve().parents[2] / "assets" / "study")
 
 
-# What is drawn against K.
-DRAWN = ("accuracy", "agreement", "divergence", "window_error", "own_error", "seconds", "memory")
-LOSSES = {"divergence": "At the network's end", "window_error": "In the window", "own_error": "At the layer itself"}
+# What is drawn against K, or the number of images.
+DRAWN = ("accuracy", "agreement", "divergence", "window_error", "held_back_error", "own_error", "seconds", "memory")
+LOSSES = {
+    "divergence": "At the network's end",
+    "window_error": "In the window",
+    "held_back_error": "On images held back",
+    "own_error": "At the layer itself",
+}
+# Against what: the axis of the study, its title in a figure, and in a choice.
+AGAINST = {
+    "k": ("k", "K (operations ahead)", "K itself"),
+    "share": ("k", "K ÷ operations of the network (%)", "K ÷ operations of the network"),
+    "images": ("images", "Calibration images", "Calibration images"),
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    """Curves with their names and what is recommended on each, None while a curve has but one K."""
+    """Curves with their names and what is recommended on each, None while a curve has but one point."""
 
     curves: list[Curve]
     names: list[str]
@@ -51,27 +64,31 @@ def read(runs: Iterable[Run]) -> Study:
     return of(outcomes)
 
 
-def of(outcomes: Sequence[Outcome]) -> Study:
-    """A study of finished runs."""
-    curves = study.curves(outcomes)
+def of(outcomes: Sequence[Outcome], axis: str | None = None) -> Study:
+    """A study of finished runs along one of `snows.plans.study.AXES`, by default the one that they differ in."""
+    curves = study.curves(outcomes, axis or study.usual_axis([outcome.config for outcome in outcomes]))
     return Study(curves, study.names(curves), [study.recommend(curve, outcomes) for curve in curves])
 
 
 def is_study(comparison: Comparison) -> bool:
-    """Whether the runs of a comparison differ in K."""
-    ks = set()
+    """Whether the runs of a comparison differ in K, or in the number of images."""
+    configs = []
     for run in comparison.runs():
-        try:
-            config = run.config()
-        except ValueError:
-            continue
-        if config.prune.update == "snows":
-            ks.add(config.prune.k_steps)
-    return len(ks) > 1
+        with suppress(ValueError):
+            configs.append(run.config())
+    return bool(study.swept(configs))
+
+
+def against(outcomes: Sequence[Outcome]) -> list[str]:
+    """Of `AGAINST` what these runs can be drawn against, the usual one first."""
+    axes = study.swept([outcome.config for outcome in outcomes]) or ["k"]
+    shares = all(outcome.operations for outcome in outcomes)
+    return [name for name, (axis, *_) in AGAINST.items() if axis in axes and (name != "share" or shares)]
 
 
 def points(study: Study) -> pd.DataFrame:
-    """One row a point: curve (its name), k, share (of the network's operations, in percent; NaN where it is not known), level
+    """One row a point: curve (its name), k, share (of the network's operations, in percent; NaN where it is not known), images
+    (to calibrate with), level
     (within the noise of the best), recommended, a column a measure of `DRAWN`, and its standard deviation over seeds as
     `MEASURE_deviation`. Numbers in the units of the axes, NaN where not measured."""
     rows = []
@@ -83,12 +100,13 @@ def points(study: Study) -> pd.DataFrame:
                     "curve": name,
                     "k": k,
                     "share": 100 * k / curve.operations if curve.operations else float("nan"),
+                    "images": row.config.num_calibration,
                     "level": advice is None or any(row is other for other in advice.level),
                     "recommended": advice is not None and row is advice.row,
                     **_values(row),
                 }
             )
-    columns = ["curve", "k", "share", "level", "recommended"]
+    columns = ["curve", "k", "share", "images", "level", "recommended"]
     columns += [name + more for name in DRAWN for more in ("", "_deviation")]
     return pd.DataFrame(rows, columns=columns)
 
@@ -115,32 +133,33 @@ def dense(study: Study) -> dict[str, float]:
 
 
 def marks(study: Study) -> dict[str, palette.Line]:
-    """How each curve is drawn: all in the color of SNOWS; a network has its symbol, a number of images its dash."""
+    """How each curve is drawn: in the color of its update; a network has its symbol, what else differs its dash."""
     networks = list(dict.fromkeys(curve.config.model for curve in study.curves))
     within: dict[str, int] = {}
     lines = {}
     for curve, name in zip(study.curves, study.names, strict=True):
         place = within[curve.config.model] = within.get(curve.config.model, -1) + 1
-        lines[name] = palette.Line.of("snows", networks.index(curve.config.model), place)
+        lines[name] = palette.Line.of(curve.config.prune.update, networks.index(curve.config.model), place)
     return lines
 
 
 def table(study: Study) -> pd.DataFrame:
-    """One row a curve: network, operations, k (the recommended one), share (of the operations, in percent), the measure there,
-    seconds there, and best_k (the one with the best measure)."""
+    """One row a curve: network, operations, k or images (the recommended one), share (of the operations, in percent), the
+    measure there, seconds there, and best_k or best_images (the one with the best measure). Operations and share are of K."""
     rows = []
     for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
         row = advice.row if advice else None
-        k = row.config.prune.k_steps if row else None
+        value = curve.value(row) if row else None
+        share = 100 * value / curve.operations if curve.operations and value is not None else None
         rows.append(
             {
                 "network": name,
-                "operations": curve.operations,
-                "k": k,
-                "share": 100 * k / curve.operations if curve.operations and k is not None else None,
+                **({"operations": curve.operations} if curve.axis == "k" else {}),
+                curve.axis: value,
+                **({"share": share} if curve.axis == "k" else {}),
                 study.measure: row.values[study.measure].mean if row else None,
                 "seconds": row.values["seconds"].mean if row and "seconds" in row.values else None,
-                "best_k": advice.best.config.prune.k_steps if advice else None,
+                f"best_{curve.axis}": curve.value(advice.best) if advice else None,
             }
         )
     return pd.DataFrame(rows)

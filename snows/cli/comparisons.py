@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from snows import events
@@ -18,6 +19,8 @@ from snows.plans.comparisons import METHODS, combinations, expand, summarize
 from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
 from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
+Show = Callable[..., int]  # runs, and whether `as_json`: the exit code
+
 # --- compare ---
 
 
@@ -25,9 +28,7 @@ def compare_command(given: argparse.Namespace) -> int:
     return _comparison(given, _combinations, _side_by_side)
 
 
-def _comparison(
-    given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Callable[..., int]
-) -> int:
+def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Show) -> int:
     """Show the runs that were named; else make a comparison, or resume one, work through it, and show it."""
     store = RunStore(default_root())
     if given.runs:
@@ -56,7 +57,7 @@ def _combinations(given: argparse.Namespace) -> list[RunConfig]:
         if unknown := [name for name in given.methods or [] if slug(name) not in known]:
             raise InputError(f"There is no method {unknown[0]!r}. Choose of {', '.join(known)}; or give --mask and --update.")
         methods = [known[slug(name)] for name in given.methods or METHODS]
-    return expand(config_of(given), methods, given.patterns, given.many_k, given.seeds)
+    return expand(config_of(given), methods, given.patterns, given.many_k, given.seeds, given.sizes)
 
 
 def slug(name: str) -> str:
@@ -127,50 +128,59 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
 
 
 def study_command(given: argparse.Namespace) -> int:
-    return _comparison(given, _of_each_k, _against_k)
+    return _comparison(given, _swept, partial(_against, axis=given.against))
 
 
-def _of_each_k(given: argparse.Namespace) -> list[RunConfig]:
+def _swept(given: argparse.Namespace) -> list[RunConfig]:
     base = config_of(given).model_dump()
     return study.expand([RunConfig.model_validate(base | {"model": m}) for m in given.models], given.many_k, given.sizes)
 
 
-def _against_k(runs: Sequence[Run], *, as_json: bool) -> int:
+def _against(runs: Sequence[Run], *, as_json: bool, axis: str | None) -> int:
     outcomes = [study.Outcome.of(run) for run in runs if run.metrics()]
-    curves = study.curves(outcomes)
+    axis = axis or study.usual_axis([outcome.config for outcome in outcomes])
+    curves = study.curves(outcomes, axis)
     if not curves:
-        return fail("None of these runs is a finished run of SNOWS, so there is no K to look at.", FAILED)
-    measured = ("accuracy", "agreement", "divergence", "seconds")
-    rows: list[tuple[str, ...]] = [("NETWORK", "K", "OF ALL", *heads(measured), "")]
+        of = (
+            "a finished run of SNOWS, so there is no K" if axis == "k" else "finished and fitted on images, so there is nothing"
+        )
+        return fail(f"None of these runs is {of} to look at.", FAILED)
+    held_back = ["held_back_error"] if any("held_back_error" in row.values for curve in curves for row in curve.rows) else []
+    measured = ("accuracy", "agreement", "divergence", *held_back, "seconds")
+    swept_heads = ("NETWORK", "K", "OF ALL") if axis == "k" else ("METHOD", "IMAGES")
+    rows: list[tuple[str, ...]] = [(*swept_heads, *heads(measured), "")]
     reasons = []
     for name, curve in zip(study.names(curves), curves, strict=True):
         advice = study.recommend(curve, outcomes)
         if as_json:
             sys.stdout.write(json_line(_curve_record(name, curve, advice)) + "\n")
         for row in curve.rows:
-            k = row.config.prune.k_steps
-            of_all = f"{100 * k / curve.operations:.0f} %" if curve.operations else "-"
+            swept = curve.value(row)
+            of_all = f"{100 * swept / curve.operations:.0f} %" if curve.operations else "-"
             values = [
                 row.values[name].said(name) if name in row.values else missing(name) if name in row.missing else "-"
                 for name in measured
             ]
             level = advice is not None and any(row is other for other in advice.level)
             mark = BEST if advice is not None and row is advice.row else LEVEL if level else ""
-            rows.append((name, str(k), of_all, *values, mark))
+            rows.append((name, *([str(swept), of_all] if axis == "k" else [f"{swept:,}"]), *values, mark))
         if advice is not None:
             reasons.append(f"{name}: {advice.reason}")
     if not as_json:
-        legend = f"{BEST} the smallest K within the noise of the best (two standard errors), {LEVEL} others within it"
+        smallest = f"the {study.AXES[axis].least} {study.AXES[axis].things}"
+        legend = f"{BEST} {smallest} within the noise of the best (two standard errors), {LEVEL} others within it"
         sys.stdout.write("\n".join([table(rows), legend, *reasons]) + "\n")
     return FINISHED
 
 
 def _curve_record(name: str, curve: study.Curve, advice: study.Recommendation | None) -> dict[str, Any]:
+    settings = {"k": "k_steps", "images": "num_calibration"}
     points = [
-        {"k_steps": row.config.prune.k_steps, **{measure: value.mean for measure, value in row.values.items()}}
+        {settings[curve.axis]: curve.value(row), **{measure: value.mean for measure, value in row.values.items()}}
         for row in curve.rows
     ]
-    chosen = None if advice is None else advice.row.config.prune.k_steps
+    chosen = None if advice is None else curve.value(advice.row)
     reason = None if advice is None else advice.reason
-    record = {"network": name, "operations": curve.operations, "num_calibration": curve.config.num_calibration}
+    fixed = {settings[axis]: of.value(curve.config) for axis, of in study.AXES.items() if axis != curve.axis}
+    record = {"network": name, "operations": curve.operations, **fixed}
     return record | {"recommended": chosen, "reason": reason, "points": points}

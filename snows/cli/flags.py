@@ -11,10 +11,10 @@ from snows.config import InputError, PruneConfig, RunConfig, SolverConfig, as_pa
 from snows.plans.presets import PRESETS, Preset
 from snows.runs.store import default_root
 
-RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_evaluation", "name")
+RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_held_back", "num_evaluation", "name")
 PRUNE_FLAGS = (
     *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "targets", "ridge"),
-    *("batch_size", "seed", "device", "precision"),
+    *("batch_size", "memory", "seed", "device", "precision"),
 )
 PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
 SOLVER_FLAGS = tuple(SolverConfig.model_fields)

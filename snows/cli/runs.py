@@ -133,6 +133,8 @@ def _advance(bar: Any, event: events.Event) -> None:
         case events.SiteFinished():
             bar.set_postfix_str("", refresh=False)
             bar.update()
+        case events.Note(message=message):
+            bar.write(message, file=sys.stderr)
         case events.Fetched(what=what, done=done, total=total):
             bar.set_description(f"downloading {what}, {done / 1e6:,.0f}{f' of {total / 1e6:,.0f}' if total else ''} MB")
         case events.Measured(done=done, total=total):
@@ -171,12 +173,23 @@ def show_command(given: argparse.Namespace) -> int:
     what = f"{config.num_calibration:,} calibration images of {config.data}, seed {config.prune.seed}"
     sys.stdout.write(f"{run.id}: {run.state()}\n{run_name(config)}\n{what}\n\n")
     rows: list[tuple[str, ...]] = [
-        ("LAYER", *heads(["density"]), "EXCHANGED", "MASK ONLY", "LEAST SQUARES", "FINAL", *heads(["seconds"]), "STATUS")
+        (
+            "LAYER",
+            *heads(["density"]),
+            "EXCHANGED",
+            "MASK ONLY",
+            "LEAST SQUARES",
+            "FINAL",
+            "HELD BACK",
+            *heads(["seconds"]),
+            "STATUS",
+        )
     ]
     for event in log.layers():
         losses = [say("loss", event.losses.get(stage)) for stage in ("mask_only", "least_squares", "final")]
+        held_back = say("loss", sum(event.held_back["final"]) if "final" in event.held_back else None)
         density, seconds = say("density", event.density), say("seconds", event.seconds)
-        rows.append((event.site, density, str(event.exchanged), *losses, seconds, event.status))
+        rows.append((event.site, density, str(event.exchanged), *losses, held_back, seconds, event.status))
     if len(rows) > 1:
         sys.stdout.write(table(rows) + "\n")
     if log.failure:
@@ -187,6 +200,16 @@ def show_command(given: argparse.Namespace) -> int:
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
-    names = ("accuracy_dense", "accuracy", "agreement", "divergence", "density", "seconds", "num_products")
+    names = (
+        "accuracy_dense",
+        "accuracy_masked",
+        "accuracy",
+        "agreement_masked",
+        "agreement",
+        "divergence",
+        "density",
+        "seconds",
+        "num_products",
+    )
     rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
     return table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()

@@ -6,7 +6,7 @@ from typing import Any
 
 from snows.cli.flags import config_of
 from snows.cli.out import FINISHED, heads, json_line, say, table
-from snows.config import InputError
+from snows.config import InputError, RunConfig
 from snows.plans.presets import PRESETS
 
 # --- coverage, models, images, presets, fetch, train, bundle-data ---
@@ -24,6 +24,8 @@ def coverage_command(given: argparse.Namespace) -> int:
     sys.stdout.write(table(rows))
     if plan.skipped:
         sys.stdout.write("\nLeft dense:\n" + table(list(plan.skipped.items())))
+    if plan.warning:
+        sys.stdout.write(f"\n{plan.warning}\n")
     return FINISHED
 
 
@@ -124,4 +126,16 @@ def bundle_data_command(given: argparse.Namespace) -> int:
     from snows.sources import data
 
     sys.stdout.write(f"{data.write_bundle(given.output or data.BUNDLE, given.root)}\n")
+    return FINISHED
+
+
+def bundle_levels_command(given: argparse.Namespace) -> int:
+    from snows.plans import levels
+
+    def report(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    for model in given.models:
+        config = RunConfig(model=model, num_evaluation=given.num_evaluation, num_calibration=given.num_calibration)
+        sys.stdout.write(f"{levels.record(config, given.patterns, given.output or levels.FOLDER, report)}\n")
     return FINISHED

@@ -135,8 +135,8 @@ def finite_difference_sweep(problem: SiteProblem, epsilons: Sequence[float] | No
 
 def _systems(problem: SiteProblem, here: Tensor) -> dict[str, tuple[Operator, Operator]]:
     """The damped curvature and its preconditioner, by name of the preconditioner."""
-    blocks = {"row_blocks": problem.row_blocks, "none": None}
-    return {name: _objective(problem, row_blocks=blocks[name]).curvature(here, 0) for name in PRECONDITIONERS}
+    blocks = {"row_blocks": lambda: problem.row_systems, "none": None}
+    return {name: _objective(problem, row_systems=blocks[name]).curvature(here, 0) for name in PRECONDITIONERS}
 
 
 def compare_preconditioners(problem: SiteProblem, *, rtol: float = 1e-3, max_iters: int = 60) -> dict[str, CGResult]:

@@ -95,11 +95,21 @@ MEASURES = {
     "accuracy_dense": _share(
         "Accuracy of the dense network", "The share of evaluation images that the network labeled rightly before it was pruned."
     ),
+    "accuracy_masked": _share(
+        "Accuracy, mask only",
+        "The share of evaluation images that the network labels rightly when it is just cut: the dense network's own values "
+        "under this run's mask, none of them refitted.",
+    ),
     "change": Measure(
         "Change", "Of accuracy, against the dense network, in percentage points.", "points", 100, "+.2f", more_is_better=True
     ),
     "agreement": _share(
         "Agreement", "The share of evaluation images on which it gives the dense network's answer. Needs no labels."
+    ),
+    "agreement_masked": _share(
+        "Agreement, mask only",
+        "The share of evaluation images on which the network, when it is just cut, gives the dense network's answer. Just cut: "
+        "the dense network's own values under this run's mask, none of them refitted.",
     ),
     "divergence": Measure(
         "Divergence",
@@ -130,6 +140,12 @@ MEASURES = {
         "Error ÷ target, window",
         "What SNOWS minimizes: the squared error of the layer and the K operations after it, relative to their values, in the "
         "middle layer. Each K looks at other operations.",
+        log=True,
+    ),
+    "held_back_error": Measure(
+        "Error ÷ target, held back",
+        "The same as in the window, on images that nothing was fitted on: far above it, the fit does not carry over, and more "
+        "calibration images or a larger ridge help.",
         log=True,
     ),
     "own_error": Measure(
@@ -179,7 +195,7 @@ MEASURES = {
 
 def missing(measure: str) -> str:
     """Why a run that has finished has no value of a measure."""
-    return "no labels" if measure in ("accuracy", "accuracy_dense", "change") else "not a number"
+    return "no labels" if measure in ("accuracy", "accuracy_dense", "accuracy_masked", "change") else "not a number"
 
 
 def said(measure: str, metrics: Mapping[str, float | None]) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor, UntypedStorage
 
 from snows import events
 from snows.config import NM, Cancelled, Dense, PruneConfig, Unstructured
-from snows.method.coverage import Coverage, PruneError
+from snows.method.coverage import Coverage, PruneError, last_remade, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
-from snows.method.objective import Batch
-from snows.method.operations import move
+from snows.method.objective import Batch, Remade
+from snows.method.operations import Values, move
 from snows.method.problem import SiteProblem
 from snows.method.rows import input_gram
 from snows.method.saliency import SCORERS
@@ -41,19 +41,24 @@ class Cascade:
         given_masks: dict[str, Tensor] | None = None,
         sweep: int = 0,
         earlier: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        held_back: Sequence[Tensor] = (),
     ) -> None:
         """`given_masks` (R, P) take the place of those that scores would choose. `earlier`: each site's weight and mask from
-        the sweep before this one, none in the first."""
+        the sweep before this one, none in the first. `held_back`: batches of images that nothing is fitted on; they only go
+        along, and each site's loss is measured on them."""
         self.sweep, self.earlier = sweep, earlier or {}
         self.graph, self.covered, self.config, self.device = graph, covered, config, device
         self.on_event, self.cancelled = on_event, cancelled
-        self.images = [len(b) for b in batches]
-        self.dense_parameters = graph.bind({name: t.clone() for name, t in graph.parameters.items()})
+        windows = [graph.window(site, config.k_steps) for site in covered.sites]
+        batches, held_back = (share_out(images, windows, config) for images in (batches, held_back))
+        self.last_remade = last_remade(windows, sum(map(len, [*batches, *held_back])), config)
+        self.images, self.held_back = [len(b) for b in batches], [len(b) for b in held_back]
+        self.dense_parameters = graph.bind({})
         self.parameters = dict(self.dense_parameters)
         for name, (weight, _) in self.earlier.items():
             self.parameters[graph.tensor_node(name)] = weight
-        self.pruned = Frontier(graph, batches)
-        self.dense = Frontier(graph, batches) if config.targets == "dense" else None
+        self.pruned = Frontier(graph, [*batches, *held_back])
+        self.dense = Frontier(graph, [*batches, *held_back]) if config.targets == "dense" else None
         self.given_masks = given_masks
         self.global_masks = self._global_masks(batches)
 
@@ -110,38 +115,48 @@ class Cascade:
             return self.global_masks[site.name]
         return keep_mask(self._scores(index, site, pattern, gram), pattern)
 
-    def _targets(self, window: Window) -> None:
-        """Bring both frontiers to where this window starts and, in the dense network, ends."""
+    def _targets(self, index: int, window: Window) -> None:
+        """Bring both frontiers to where this window starts and, where targets are held, the dense one to where it ends."""
         graph, start = self.graph, self.graph.index[window.site.node]
         self.pruned.advance(start, self.parameters, self.device, keep=window.outside, check=self.check)
-        if self.dense is not None:
+        if self.dense is not None and index <= self.last_remade:
+            self.dense.advance(start, self.dense_parameters, self.device, keep=window.outside, check=self.check)
+        elif self.dense is not None:
             # The dense network runs a window ahead; what later sites want as targets stays until they have passed.
             keep = {n for n in graph.nodes[start:] if graph.kind(n) is not None}
             self.dense.advance(window.end, self.dense_parameters, self.device, keep=keep, check=self.check)
 
-    def _batches(self, window: Window, dense_weight: Tensor) -> list[Batch]:
-        """The calibration batches as the window sees them. They wait where the frontiers keep theirs; only the batch in work is
-        on the device, so more images cost host memory alone."""
-        batches, storage = [], self.pruned.storage
-        for i in range(len(self.pruned)):
+    def _batches(self, index: int, window: Window, dense_weight: Tensor) -> list[Batch]:
+        """The calibration batches as the window sees them, then those held back. They wait where the frontiers keep theirs;
+        only the batch in work is on the device, so more images cost host memory alone."""
+        batches = []
+        for i, images in enumerate([*self.images, *self.held_back]):
             self.check()
-            held = self.pruned.values(i)
-            inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, self.parameters)
-            if self.dense is not None:
+            inputs = self._inputs(window, self.pruned.values(i), self.parameters)
+            targets: Sequence[Tensor]
+            if self.dense is not None and index > self.last_remade:
                 targets = [self.dense.values(i)[n] for n in window.captured]
+            elif self.dense is not None:
+                targets = Remade(window, dense_weight, self._inputs(window, self.dense.values(i), self.dense_parameters))
             else:
-                with torch.no_grad():
-                    targets = [move(y, storage) for y in window.outputs(dense_weight, inputs)]
-            waiting = {n: v if n in self.parameters else move(v, storage) for n, v in inputs.items()}
-            batches.append(Batch(waiting, targets, self.images[i]))
+                targets = Remade(window, dense_weight, inputs)
+                if index > self.last_remade:
+                    targets = [move(y, self.pruned.storage) for y in targets]
+            batches.append(Batch(inputs, targets, images))
         return batches
+
+    def _inputs(self, window: Window, held: Values, parameters: Values) -> Values:
+        """What a window takes from one batch, in the network with `parameters`; it waits where frontiers keep their values."""
+        inputs = window.inputs({n: move(held[n], self.device) for n in window.outside}, parameters)
+        return {n: v if n in parameters else move(v, self.pruned.storage) for n, v in inputs.items()}
 
     def problem(self, index: int, window: Window) -> SiteProblem:
         """What the update of site `index` is to solve: its window on the network as pruned so far."""
         site, config = window.site, self.config
-        self._targets(window)
+        self._targets(index, window)
         dense_weight = self.dense_parameters[self.graph.tensor_node(site.name)]
-        batches = self._batches(window, dense_weight)
+        every_batch = self._batches(index, window, dense_weight)
+        batches, held_back = every_batch[: len(self.images)], every_batch[len(self.images) :]
         site_inputs = [b.inputs[site.input] for b in batches]
         grams: list[Tensor] = []
 
@@ -159,15 +174,17 @@ class Cascade:
             self.covered.patterns[site.name],
             batches,
             site_inputs,
-            None if self.dense is None else [b.targets[0] for b in batches],
+            propagated=self.dense is None,
             bias=self._bias(site, batches),
             config=config.solver,
             device=self.device,
             seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
             refinement=config.refinement,
             ridge=config.ridge / sum(self.images),
+            memory=config.memory * 2**30,
             gram=grams[0] if grams else None,
             earlier=None if earlier is None else earlier[0],
+            held_back=held_back,
             on_iteration=lambda step, i, r, c: self._on_iteration(site, step, i, r, c),
             on_step=lambda result, damping: self._on_step(site, result, damping),
         )
@@ -187,7 +204,7 @@ class Cascade:
         )
         given = self.problem(index, window)
         result = UPDATES[config.update](given)
-        problem, batches = result.problem, given.batches
+        problem = result.problem
         mask, losses = problem.mask, problem.objective.losses(result.kept)
         weight = problem.kept.expand(result.kept)
         compliance = check_compliance(weight, self.covered.patterns[site.name]) if self.given_masks is None else None
@@ -201,18 +218,15 @@ class Cascade:
         self.parameters[node] = weight
 
         by_k = {"mask_only": problem.masked_losses, **result.by_k, "final": losses}
-        scale = torch.zeros(len(window.captured), dtype=torch.float64)
-        for batch in batches:
-            scale += torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() * (
-                batch.images / sum(self.images)
-            )
+        at_first, at_the_end = problem.held_back_losses(problem.masked), problem.held_back_losses(result.kept)
+        held_back = {"mask_only": at_first, **result.held_back, "final": at_the_end}
         record = events.SiteFinished(
             site=site.name,
             index=index,
             sweep=self.sweep,
             losses={stage: sum(values) for stage, values in by_k.items()},
             by_k=by_k,
-            scale=scale.tolist(),
+            scale=_scale(given.batches),
             density=float(mask.float().mean()),
             exchanged=int((mask & ~given.mask).sum()),
             status=result.status,
@@ -220,7 +234,10 @@ class Cascade:
             seconds=time.perf_counter() - started,
             num_products=result.num_products,
             peak_memory=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-            held_memory=self._held_memory(batches),
+            held_memory=self._held_memory([*given.batches, *given.held_back]),
+            row_systems=problem.chosen_systems,
+            held_back=held_back if given.held_back else {},
+            held_back_scale=_scale(given.held_back),
         )
         return weight, from_matrix(mask, site.shape), record
 
@@ -229,8 +246,12 @@ class Cascade:
         frontiers = [f for f in (self.pruned, self.dense) if f is not None]
         values = [v for f in frontiers for i in range(len(f)) for v in f.values(i).values()]
         for batch in batches:
-            values += batch.targets
-            values += [v for n, v in batch.inputs.items() if n not in self.parameters]
+            waiting = [batch.inputs]
+            if isinstance(batch.targets, Remade):
+                waiting.append(batch.targets.inputs)
+            else:
+                values += batch.targets
+            values += [v for inputs in waiting for n, v in inputs.items() if n not in self.parameters]
         storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
         return sum(storages.values())
 
@@ -265,6 +286,14 @@ class Cascade:
                 status="accepted" if result.step_size > 0 else "not needed" if promises_little else "rejected",
             )
         )
+
+
+def _scale(batches: Sequence[Batch]) -> list[float]:
+    """The mean square of the targets at each captured value; empty for no batches."""
+    images = sum(batch.images for batch in batches)
+    squares = [torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() for batch in batches]
+    total = sum(square * (batch.images / images) for square, batch in zip(squares, batches, strict=True))
+    return total.tolist() if isinstance(total, Tensor) else []
 
 
 def _storages(value: object) -> Iterator[UntypedStorage]:

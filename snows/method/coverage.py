@@ -1,6 +1,6 @@
 """What a configuration prunes, what stays dense and why, and whether network, device and images fit: all before any work."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from snows.config import NM, Dense, InputError, PruneConfig, Unstructured, first_line
-from snows.method.graph import NetworkGraph, Site, Window
+from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
 from snows.method.sparsity import obstacle
 
@@ -129,8 +129,43 @@ def _images_of(batch: object) -> object:
     return batch[0] if isinstance(batch, list | tuple) and batch else batch
 
 
-def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tensor]:
-    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches."""
+def samples(graph: NetworkGraph, site: Site, num_images: int) -> int:
+    """How many inputs of a row of the layer so many images give: one an output position. They are not independent."""
+    moved = site.node in graph.depends_on_images  # a layer may be applied to a parameter, the same for all images
+    return graph.positions(site) * (num_images if moved else 1)
+
+
+def to_fit(site: Site, pattern: NM | Unstructured | Dense) -> int:
+    """About how many weights a row of the layer has to fit: those that it keeps."""
+    return round(pattern.density * torch.Size(site.shape[1:]).numel())
+
+
+def scarcity(graph: NetworkGraph, covered: Coverage, config: PruneConfig, num_images: int) -> str:
+    """A sentence on the layer that the images say least of, where its rows have more weights to fit than samples; else empty.
+
+    Such a row can be met exactly in many ways, and which one is right for other images nobody has said.
+    """
+    given = {site.name: samples(graph, site, num_images) for site in covered.sites}
+    wanted = {site.name: to_fit(site, covered.patterns[site.name]) for site in covered.sites}
+    moved = [site for site in covered.sites if site.node in graph.depends_on_images]
+    scarce = [site for site in moved if wanted[site.name] > given[site.name]]
+    if not scarce or config.update == "none":
+        return ""
+    worst = max(scarce, key=lambda site: wanted[site.name] / given[site.name])
+    enough = -(-wanted[worst.name] // graph.positions(worst))
+    others = "" if len(scarce) == 1 else f", and {len(scarce) - 1} more {'layers are' if len(scarce) > 2 else 'layer is'} short"
+    images = f"{num_images:,} calibration images give" if num_images > 1 else "one calibration image gives"
+    pull = "the ridge, which pulls what they leave open" if config.ridge else "a ridge, which would pull what they leave open"
+    return (
+        f"A row of {worst.module} has {wanted[worst.name]:,} weights to fit, but {images} only "
+        f"{given[worst.name]:,} samples of its input{others}: the fit may not hold on other images. Use at least {enough:,} "
+        f"images, or rely on {pull} toward the dense values."
+    )
+
+
+def batches_of(images: Tensor | Iterable[object], batch_size: int, shape: torch.Size | None = None) -> list[Tensor]:
+    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches.
+    `shape`: that of an image, where others have been given."""
     if isinstance(images, Tensor):
         # Of like sizes: a last batch of a single image would count like the others where some are drawn.
         parts: list[Any] = list(images.tensor_split(-(-len(images) // batch_size))) if images.ndim and len(images) else []
@@ -138,17 +173,40 @@ def batches_of(images: Tensor | Iterable[object], batch_size: int) -> list[Tenso
         parts = [_images_of(batch) for batch in images]
     if not parts or not all(isinstance(p, Tensor) and p.ndim and len(p) for p in parts):
         raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
+    shape = shape or parts[0].shape[1:]
     for part in parts:
         if not part.is_floating_point():
             raise PruneError(f"Calibration images must be preprocessed to floating point, but these are {part.dtype}.")
         if not bool(torch.isfinite(part).all()):
             raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")
-        if part.shape[1:] != parts[0].shape[1:]:
+        if part.shape[1:] != shape:
             raise PruneError(
-                f"Calibration images must have one shape, but there are {tuple(parts[0].shape[1:])} and "
+                f"Calibration images must have one shape, but there are {tuple(shape)} and "
                 f"{tuple(part.shape[1:])}. Resize them alike."
             )
     return parts
+
+
+_FEWEST = 8  # a matrix product of fewer images is a slow one
+
+
+def share_out(batches: Sequence[Tensor], windows: Sequence[Window], config: PruneConfig) -> list[Tensor]:
+    """The calibration batches, cut into even parts: small enough for the memory that the widest of `windows` may take, and so
+    many that curvature can be measured on its share of the images."""
+    images = sum(len(batch) for batch in batches)
+    largest = max((SAVED * window.image_bytes for window in windows), default=0)
+    most = min(config.batch_size, max(1, round(config.solver.curvature_share * images)))
+    if largest:
+        most = min(most, max(_FEWEST, int(config.memory * 2**30 / 4 / largest)))
+    return [part for batch in batches for part in batch.tensor_split(-(-len(batch) // most))]
+
+
+def last_remade(windows: Sequence[Window], images: int, config: PruneConfig) -> int:
+    """The index of the last of `windows` whose targets for all `images` would take more than twice the memory for values in
+    work: up to there they are made again for each look instead of held. -1 where none does."""
+    # Once the frontier of the dense network has gone to a window's end it does not come back to the next one's start.
+    most = 2 * config.memory * 2**30
+    return max((i for i, window in enumerate(windows) if window.target_bytes * images > most), default=-1)
 
 
 @torch.no_grad()

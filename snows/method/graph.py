@@ -14,6 +14,7 @@ reshapes, dropout and pooling are not. A convolution's value is read before its 
 K = 3 lost 1.6 points.
 """
 
+import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,6 +78,14 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=0, atol=1e4 * precision * scale, equal_nan=True)
 
 
+def _for_one_image(size: int | torch.SymInt) -> int:
+    """A dimension of a value as it is for a batch of one image: the batch size is the only thing that is left open."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
 def _operation(node: fx.Node) -> str:
     """The operation's name for a person: `aten.reshape.default` is `reshape`."""
     return getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").split(".")[0].strip("_")
@@ -134,6 +143,15 @@ class NetworkGraph:
         self.sites, self.skipped = self._find_sites({s.target for s in signature.input_specs if s.kind is InputKind.PARAMETER})
         # After the search for sites, which tells tied weights by their storage.
         self.parameters = {name: t.contiguous(memory_format=self._layout_of(t)) for name, t in self.parameters.items()}
+
+    def image_bytes(self, node: fx.Node) -> int:
+        """Bytes of a node's value for one image; a value that is the same for all images has none."""
+        parts = node.meta["val"] if isinstance(node.meta["val"], list | tuple) else [node.meta["val"]]
+        total = 0
+        for part in parts:
+            if isinstance(part, Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape):
+                total += math.prod(_for_one_image(size) for size in part.shape) * part.element_size()
+        return total
 
     @classmethod
     def export(cls, module: nn.Module, example: Tensor, layout: torch.memory_format | None = None) -> "NetworkGraph":
@@ -338,6 +356,11 @@ class NetworkGraph:
             reached = user
         return None
 
+    def positions(self, site: Site) -> int:
+        """At how many places the layer is applied in one image: output pixels of a convolution, tokens, 1 after pooling."""
+        sizes = [_for_one_image(size) for size in site.node.meta["val"].shape]
+        return math.prod(sizes) // site.shape[0]
+
     @property
     def classifiers(self) -> list[Site]:
         """The sites that no counted operation follows: the last layer, and its twins where the network has several heads."""
@@ -415,6 +438,11 @@ class NetworkGraph:
         return Window(self, site, captured)
 
 
+# Values that a window keeps for one pass and its way back, over those that it makes: about as much again for what activations
+# and attention keep, and for the values on the way back.
+SAVED = 3
+
+
 class Window:
     """The slice of a network that one weight's K-step objective sees.
 
@@ -459,6 +487,16 @@ class Window:
     def end(self) -> int:
         """Position one past the last node that the window runs."""
         return max(self.graph.index[n] for n in self.nodes) + 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all values that the window makes for one image."""
+        return sum(map(self.graph.image_bytes, self.nodes))
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of the values that the window should reproduce, for one image."""
+        return sum(map(self.graph.image_bytes, self.captured))
 
     @torch.no_grad()
     def inputs(self, values: Mapping[fx.Node, Any], parameters: Mapping[fx.Node, Any]) -> Values:

@@ -3,24 +3,25 @@
     L(W) = sum_k c_k mean((y_k - yhat_k(W * Z))^2)                                        (paper equation 5)
 
 `Objective` is what `solver.newton_cg` minimizes over the flat vector of kept weights: its loss, gradient, curvature products
-without ever forming the Hessian, and a preconditioner. `rows.RowBlocks` holds the small dense factors that both the exact K = 0
-solution and the preconditioner come from.
+without ever forming the Hessian, and a preconditioner. `rows.row_systems` gives what both the exact K = 0 solution and the
+preconditioner come from.
 
 Shapes: R output rows, P inputs a row (for a convolution: kernel position by input channel, see `sparsity.to_matrix`), S kept
 weights in a row, n kept weights in all.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snows.method.graph import Window
+from snows.method.graph import SAVED, Window
 from snows.method.linearization import Linearization, gradient_of
 from snows.method.operations import Values, move
-from snows.method.rows import KeptWeights, RowBlocks
+from snows.method.rows import KeptWeights, RowSystems
 from snows.method.sparsity import to_matrix
 
 Product = Callable[[Tensor], Tensor]
@@ -32,8 +33,27 @@ class Batch:
     """One calibration batch as a window sees it: its inputs, and the target for each captured value."""
 
     inputs: Values
-    targets: list[Tensor]
+    targets: Sequence[Tensor]
     images: int
+
+
+class Remade(Sequence[Tensor]):
+    """Targets that are not held: the outputs of the window with the dense `weight` on `inputs`, made again for each look."""
+
+    def __init__(self, window: Window, weight: Tensor, inputs: Values) -> None:
+        self.window, self.weight, self.inputs = window, weight, inputs
+
+    def __len__(self) -> int:
+        return len(self.window.captured)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        with torch.no_grad():
+            inputs = {n: move(v, self.weight.device) for n, v in self.inputs.items()}
+            outputs = self.window.outputs(self.weight, inputs)
+        return iter(outputs)
+
+    def __getitem__(self, k):  # type: ignore[no-untyped-def]
+        return list(self)[k]
 
 
 # --- the objective ---
@@ -45,8 +65,8 @@ class Objective:
 
     `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
     on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
-    on all of them. With `row_blocks` it comes with `row_scales` (R,), how much more each row's weights matter over K steps than
-    at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    on all of them. With `row_systems`, which gives them once they are wanted, it comes with `row_scales` (R,), how much more
+    each row's weights matter over K steps than at K = 0, and where `preconditioned`, with a preconditioner made of both.
     """
 
     def __init__(
@@ -62,15 +82,16 @@ class Objective:
         damping: float = 0.0,
         dense: Tensor | None = None,
         pull: float = 0.0,
-        row_blocks: RowBlocks | None = None,
+        row_systems: Callable[[], RowSystems] | None = None,
         preconditioned: bool = True,
         seed: int = 0,
+        memory: float = math.inf,
     ) -> None:
         self.window, self.kept, self.batches = window, kept, batches
         self.coefficients, self.device = coefficients, device
         self.curvature_kind, self.curvature_share, self.damping = curvature_kind, curvature_share, damping
-        self.row_blocks, self.preconditioned, self.seed = row_blocks, preconditioned, seed
-        self.dense, self.pull = dense, pull
+        self.row_systems, self.preconditioned, self.seed = row_systems, preconditioned, seed
+        self.dense, self.pull, self.memory = dense, pull, memory
         self.num_products = 0
         self.last_damping = 0.0
         self.row_scales: Tensor | None = None
@@ -155,11 +176,17 @@ class Objective:
             images += self.batches[i].images
         return sorted(chosen)
 
+    def sampled_loss(self, kept: Tensor, step: int) -> float:
+        """The loss on as many other images as curvature is measured on in step `step`, or on as many as there are."""
+        curved = self.curvature_batches(step)
+        others = [i for i in range(len(self.batches)) if i not in curved][: len(curved)] or curved
+        return self._weighted(self._evaluate(kept, others, with_gradient=False)[0]) + self._penalty(kept)
+
     def product(self, kept: Tensor, chosen: Sequence[int] | None = None, epsilon: float | None = None) -> Product:
         """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
         default). `epsilon`: the relative step of finite differences, near the best one by default.
 
-        The window is run and its derivative graph built once; every product reuses them.
+        The window is run and its derivative graph built once, and every product reuses them, as far as `memory` goes.
         """
         chosen = range(len(self.batches)) if chosen is None else chosen
         if self.curvature_kind == "finite_difference":
@@ -167,7 +194,12 @@ class Objective:
         weight = self.kept.expand(kept).requires_grad_()
         images = sum(self.batches[i].images for i in chosen)
         linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
-        parts = [(self.batches[i].images / images, linearize(self, weight, self.batches[i])) for i in chosen]
+        once = SAVED * self.window.image_bytes * images <= self.memory
+
+        def of(batch: Batch) -> Product:
+            return linearize(self, weight, batch) if once else lambda v: linearize(self, weight, batch)(v)
+
+        parts = [(self.batches[i].images / images, of(self.batches[i])) for i in chosen]
 
         def product(v: Tensor) -> Tensor:
             self.num_products += 1
@@ -194,7 +226,7 @@ class Objective:
         return product
 
     def curvature(self, kept: Tensor, step: int) -> tuple[Product, Product]:
-        """The damped curvature product at `kept`, with the pull's, and a preconditioner (the identity without row blocks).
+        """The damped curvature product at `kept`, with the pull's, and a preconditioner (the identity without row systems).
 
         One probe with random signs v gives both scales: v·Cv / n estimates C's mean diagonal, which the damping is relative to
         (Hutchinson, 1990); row by row, v_r·(Cv)_r against v_r·block_r v_r says how much more the row matters over K steps than
@@ -208,9 +240,9 @@ class Objective:
         def product(v: Tensor) -> Tensor:
             return raw(v).add_(v, alpha=2 * self.pull + damping)
 
-        blocks = self.row_blocks
-        if blocks is None:
+        if self.row_systems is None:
             return product, lambda r: r
+        blocks = self.row_systems()
         own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
         overall = seen.sum().abs() / own.sum()
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
@@ -229,9 +261,9 @@ class Objective:
     def pull_like(self, ridge: float, kept: Tensor) -> None:
         """Set the pull to what a `ridge` on the input Gram matrix's diagonal is at K = 0, in proportion to how much more the
         weights matter over K steps: measured at `kept` by the probe that the first Newton step there needs anyway."""
-        assert self.row_blocks is not None
+        assert self.row_systems is not None
         _, probe, image = self._probe(kept, 0)
-        own = float(self.row_blocks.quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
+        own = float(self.row_systems().quadratic(probe).sum()) - ridge * self.kept.count  # its Gram matrix holds the ridge
         self.pull = ridge / 2 * abs(float(probe @ image)) / own if own > 0 else 0.0
 
 

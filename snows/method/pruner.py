@@ -21,10 +21,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 from snows import events
 from snows.config import MASKS, NM, Dense, PruneConfig, Unstructured
 from snows.method.cascade import Cascade
-from snows.method.coverage import PruneError, batches_of, check_fit, check_weights, coverage, resolve_device
+from snows.method.coverage import PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
 from snows.method.graph import NetworkGraph, Site
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
+from snows.process import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,20 @@ def _fold_parametrizations(part: nn.Module) -> None:
 
 
 def _computing(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it."""
+    """A copy to compute with: on `device`, real numbers in `dtype`, complex ones in the precision that goes with it. What is
+    there already in that form is held in common with `module`: nothing writes to it before the result is put together."""
 
     def converted(tensor: Tensor) -> Tensor:
         if tensor.is_complex():
             return tensor.to(device, torch.complex128 if dtype is torch.float64 else torch.complex64)
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
-    return deepcopy(module)._apply(converted).eval()
+    common: dict[int, object] = {
+        id(t): nn.Parameter(t.detach(), t.requires_grad) if isinstance(t, nn.Parameter) else t.detach()
+        for t in (*module.parameters(), *module.buffers())
+        if type(t) in (Tensor, nn.Parameter)
+    }
+    return deepcopy(module, common)._apply(converted).eval()
 
 
 def prune(
@@ -101,6 +108,7 @@ def prune(
     images: Tensor | Iterable[object],
     config: PruneConfig | None = None,
     *,
+    held_back: Tensor | Iterable[object] | None = None,
     on_event: Callable[[events.Event], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
@@ -112,7 +120,9 @@ def prune(
     The copy is as `model` was given: device, number format, memory layout, training flags. Only weights that were computed from
     others (weight norm, pruning masks, parametrizations) are plain parameters in it, and wrappers for several devices are gone.
 
-    `images`: preprocessed float images (N, C, H, W), or a loader. `on_event` receives what happens; `cancelled` is asked
+    `images`: preprocessed float images (N, C, H, W), or a loader. `held_back`: further ones that nothing is fitted on, as
+    `images` or None; each layer's loss on them is in its record (`SiteFinished.held_back`), to be set beside that on `images`,
+    and the result is to the last bit what it is without them. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
     `on_site` is handed each new one: together they make a run resumable. Indices count on through the sweeps. `progress` shows
     a progress bar.
@@ -121,12 +131,13 @@ def prune(
     """
     # Whatever the caller's block says: curvature needs autograd.
     with torch.inference_mode(False), torch.enable_grad():
-        return _prune(model, images, config or PruneConfig(), on_event, cancelled, finished, on_site, progress)
+        return _prune(model, images, held_back, config or PruneConfig(), on_event, cancelled, finished, on_site, progress)
 
 
 def _prune(
     model: nn.Module,
     images: Tensor | Iterable[object],
+    held_back: Tensor | Iterable[object] | None,
     config: PruneConfig,
     on_event: Callable[[events.Event], None],
     cancelled: Callable[[], bool],
@@ -138,10 +149,13 @@ def _prune(
     device = resolve_device(config.device)
     dtype = getattr(torch, config.precision)
     batches = batches_of(images, config.batch_size)
+    held_batches = [] if held_back is None else batches_of(held_back, config.batch_size, batches[0].shape[1:])
     given = working_copy(model)
     pruned = _computing(given, device, dtype)
     # What was made in inference mode cannot take part in autograd; a copy can.
-    batches = [(b.clone() if b.is_inference() else b).to(dtype) for b in batches]
+    batches, held_batches = (
+        [(b.clone() if b.is_inference() else b).to(dtype) for b in given_batches] for given_batches in (batches, held_batches)
+    )
     check_weights(pruned)
     check_fit(pruned, batches[0][:2].to(device))
     graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
@@ -167,6 +181,8 @@ def _prune(
             operations=graph.num_operations,
         )
     )
+    if warning := scarcity(graph, covered, config, sum(map(len, batches))):
+        on_event(events.Note(message=warning))
     bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
     done: list[events.SiteFinished] = []
     weights_and_masks: dict[str, tuple[Tensor, Tensor]] = {}  # by site, from the latest sweep
@@ -175,7 +191,7 @@ def _prune(
         weights_and_masks |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
         if len(here) == count:
             continue
-        loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before)
+        loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before, held_batches)
         for site in covered.sites[: len(here)]:
             loop.skip(site, weights_and_masks[site.name][0])
         for index in range(len(here), count):
@@ -184,6 +200,7 @@ def _prune(
             on_site(sweep * count + index, weight, mask)
             on_event(record)
             done.append(record)
+            give_back_memory()  # in pieces between what stays, a layer's freed blocks would add up
             if bar is not None:
                 bar.update()
     if bar is not None:

@@ -15,12 +15,12 @@ from torch import Tensor
 from snows.config import NM, Dense, Unstructured
 
 _PASSES = 10
-_AT_REST = 1e-3  # a pass that changes the weights by no more than this, relatively, leaves nothing to exchange
+_AT_REST = 1e-3  # a pass that exchanges no more than this share of the kept weights leaves nothing worth looking for
 # An unstructured pattern has no groups of its own: exchanges stay within a row, among so many of its columns.
 _COLUMNS = 32
 # Columns whose slope is computed at once; among them it is kept up to date by what changes.
 _BLOCK = 128
-_CHUNK_BYTES = 2**27
+_CHUNK_BYTES = 2**24
 
 
 @torch.no_grad()
@@ -29,13 +29,14 @@ def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: N
 
     `weight` (R, P) is the point to start from, `gram` (P, P) and `cross` (R, P) are the model. Every group keeps as many
     weights as before: those of N:M, and for an unstructured pattern 32 columns of a row, in turn neighbours and far apart. Ends
-    after ten passes over the groups, or once the weights are at rest.
+    after ten passes over the groups, or once a pass exchanges next to nothing.
     """
     # As much as keeps an input that is always zero from dividing by it.
     ridge = 1e-8 * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    gram = gram.double() + ridge * torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    gram = gram.to(torch.float64, copy=True)
+    gram.diagonal().add_(ridge)
     size, orders = _groups(pattern, mask.shape[1])
-    grams = [gram[order][:, order] for order in orders]
+    grams = [gram, *(gram[order][:, order] for order in orders[1:])]  # the first order is that of the columns
     rows = max(1, _CHUNK_BYTES // (8 * size * size))
     return torch.cat(
         [
@@ -54,14 +55,14 @@ def _groups(pattern: NM | Unstructured | Dense, columns: int) -> tuple[int, list
 
 
 def _search(mask: Tensor, weight: Tensor, cross: Tensor, grams: list[Tensor], size: int, orders: list[Tensor]) -> Tensor:
-    mask, weight, resting = mask.clone(), weight.clone(), 0
+    mask, weight, kept, resting = mask.clone(), weight.clone(), int(mask.sum()), 0
     for number in range(_PASSES):
         order, gram = orders[number % len(orders)], grams[number % len(orders)]
         ordered_mask, values = mask[:, order], weight[:, order]
         _one_pass(ordered_mask, values, gram, cross[:, order], size)
-        moved = (values - weight[:, order]).norm() > _AT_REST * values.norm()
+        exchanged = int((ordered_mask & ~mask[:, order]).sum())
         mask[:, order], weight[:, order] = ordered_mask, values
-        resting = 0 if bool(moved) else resting + 1
+        resting = 0 if exchanged > _AT_REST * kept else resting + 1
         if resting == len(orders):
             break
     return mask

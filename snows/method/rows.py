@@ -1,7 +1,7 @@
 """The layer's own inputs as rows, their statistics, and the small systems of each output row that they make."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,7 +103,7 @@ def _weight_gradient(
 
 
 def input_output_cross(
-    site: Site, inputs: Sequence[Tensor], outputs: Sequence[Tensor], bias: Tensor | None, device: torch.device
+    site: Site, inputs: Sequence[Tensor], outputs: Iterable[Tensor], bias: Tensor | None, device: torch.device
 ) -> Tensor:
     """Mean of (y - bias) xᵀ over inputs x and the outputs y to reproduce: (R, P)."""
     cross, count = None, 0
@@ -125,6 +125,9 @@ def input_output_cross(
 
 
 # --- per-row factors ---
+
+# Bytes of row blocks that are factored at once.
+AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,15 @@ class KeptWeights:
         """A weight (or gradient) of the parameter's shape to its kept values (n,)."""
         return to_matrix(weight).flatten()[self.places]
 
-    def groups(self, bytes_per_value: int, limit: int = 2**28) -> list[_Group]:
+    @cached_property
+    def row_counts(self) -> Tensor:
+        """How many weights each row keeps: (R,)."""
+        return torch.bincount(self.places // self.matrix_shape[1], minlength=self.matrix_shape[0])
+
+    def groups(self, bytes_per_value: int, limit: int = AT_ONCE) -> list[_Group]:
         """Rows with like numbers of kept weights, so that little of each padded block (r, S, S) is padding."""
-        rows, width = self.matrix_shape
-        counts = torch.bincount(self.places // width, minlength=rows)
+        width = self.matrix_shape[1]
+        counts = self.row_counts
         starts = counts.cumsum(0) - counts
         order = counts.argsort(descending=True, stable=True)
         order = order[counts[order] > 0]
@@ -186,6 +194,13 @@ def _row_blocks(gram: Tensor, group: _Group, ridge: Tensor) -> Tensor:
     return blocks
 
 
+def _require_finite(ridge: float) -> None:
+    if not math.isfinite(ridge):
+        raise ReconstructionError(
+            "The layer's calibration inputs hold NaN or infinity. Check the images and the weights of the layers before it."
+        )
+
+
 class RowBlocks:
     """Cholesky factors of every row's block of the input Gram matrix, restricted to the row's kept columns.
 
@@ -194,14 +209,11 @@ class RowBlocks:
     the Gram matrix's mean diagonal and only keeps inputs that are always zero from making a block singular.
     """
 
-    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8) -> None:
+    def __init__(self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, exact: Tensor | None = None) -> None:
         self.kept = kept
-        self._gram = gram.double()
+        self._gram = gram.double() if exact is None else exact
         self._ridge = ridge * self._gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-        if not bool(torch.isfinite(self._ridge)):
-            raise ReconstructionError(
-                "The layer's calibration inputs hold NaN or infinity. Check the images and the weights of the layers before it."
-            )
+        _require_finite(float(self._ridge))
         self._dtype = gram.dtype
         self._groups = kept.groups(bytes_per_value=8)
 
@@ -252,3 +264,126 @@ class RowBlocks:
             solved = torch.bmm(inverse, padded[group.slots][..., None]).squeeze(-1)
             result[group.slots] = solved / scales[group.rows, None].to(kept.dtype)
         return result[:-1]
+
+
+# Of what `RowProducts` knows the Gram matrix by.
+RANK = 64
+
+
+class RowProducts:
+    """Every row's system at once, by products with the one Gram matrix: the answers of `RowBlocks`, and nothing of the size
+    rows x kept weights squared, which is what a wide layer's factors are.
+
+    Conjugate gradients on all rows side by side, a step size a row. The preconditioner takes G for B Bᵀ + diagonal, B (P, rank)
+    from a Nyström sketch (Frangella, Tropp & Udell, 2023, "Randomized Nyström Preconditioning"; what is left of the diagonal
+    takes the place of their constant), restricted to a row's columns and inverted exactly by Woodbury's formula: one
+    (rank, rank) matrix a row. It is constant, symmetric and positive definite, so it serves in a window's solve as well.
+
+    Products are computed in the Gram matrix's own precision, residuals in float64.
+    """
+
+    def __init__(
+        self, gram: Tensor, kept: KeptWeights, ridge: float = 1e-8, rank: int = RANK, exact: Tensor | None = None
+    ) -> None:
+        self.kept, self._gram, self._exact = kept, gram, gram.double() if exact is None else exact
+        diagonal = self._exact.diagonal()
+        mean = float(diagonal.mean())
+        _require_finite(mean)
+        self._ridge = max(ridge * mean, torch.finfo(gram.dtype).tiny)
+        self._mask = to_matrix(kept.expand(gram.new_ones(kept.count)))
+        low = _nystroem(self._exact, min(rank, len(gram)))
+        # No column may be wholly explained: what rounding leaves of it would be divided by.
+        rest = (diagonal - low.square().sum(1)).clamp(min=1e-6 * diagonal) + self._ridge
+        self._low, self._rest = low.to(gram.dtype), rest.to(gram.dtype)
+        self._inverses = torch.cat([_woodbury(mask, low, rest).to(gram.dtype) for mask in self._mask.split(_ROWS_AT_ONCE)])
+
+    def _precondition(self, residual: Tensor) -> Tensor:
+        scaled = residual / self._rest
+        inner = torch.bmm(self._inverses, (scaled @ self._low)[..., None]).squeeze(-1)
+        return scaled - self._mask * (inner @ self._low.T) / self._rest
+
+    def least_squares(self, cross: Tensor, prior: Tensor | None = None, rtol: float = 1e-6) -> Tensor:
+        """As `RowBlocks.least_squares`, until the objective of all rows falls by less than `rtol` of what it has fallen by."""
+        origin = torch.zeros_like(cross) if prior is None else to_matrix(self.kept.expand(prior))
+        cross, origin = cross.double(), origin.double()
+        x, fallen = origin.clone(), 0.0
+        for _ in range(_REFINEMENTS):
+            residual = self._mask * (cross - x @ self._exact - self._ridge * (x - origin))
+            change, fall = self._conjugate_gradients(residual.to(self._gram.dtype), rtol)
+            x += change
+            fallen += fall
+            if fall <= rtol * fallen:
+                break
+        return self.kept.restrict(from_matrix(x, self.kept.shape)).to(self._gram.dtype)
+
+    def _conjugate_gradients(self, residual: Tensor, rtol: float) -> tuple[Tensor, float]:
+        """What solves the systems for `residual` (R, P), about, and by how much it lowers their objective."""
+        x, z = torch.zeros_like(residual), self._precondition(residual)
+        direction, rz, falls = z, (residual * z).sum(1, keepdim=True), [0.0]
+        for _ in range(_MOST_ITERATIONS):
+            image = self._mask * (direction @ self._gram) + self._ridge * direction
+            bend = (direction * image).sum(1, keepdim=True)
+            step = torch.where(bend > 0, rz / bend, 0.0)  # a row that is solved, or keeps nothing, rests
+            x += step * direction
+            residual = residual - step * image
+            falls.append(float((step * rz).double().sum()))
+            if sum(falls[-3:]) <= rtol * sum(falls):
+                break
+            z = self._precondition(residual)
+            rz, previous = (residual * z).sum(1, keepdim=True), rz
+            direction = z + torch.where(previous > 0, rz / previous, 0.0) * direction
+        return x, sum(falls)
+
+    def quadratic(self, kept: Tensor) -> Tensor:
+        """v_r · block_r v_r for every row: (R,)."""
+        matrix = to_matrix(self.kept.expand(kept))
+        return ((matrix @ self._gram).double() * matrix).sum(1)
+
+    def solve(self, kept: Tensor, scales: Tensor) -> Tensor:
+        """About (scale_r block_r)^-1, row by row: the preconditioner above. `scales`: (R,)."""
+        solved = self._precondition(to_matrix(self.kept.expand(kept))) / scales[:, None].to(kept.dtype)
+        return self.kept.restrict(from_matrix(solved, self.kept.shape))
+
+
+_ROWS_AT_ONCE = 256
+_REFINEMENTS = 4
+_MOST_ITERATIONS = 200
+
+
+def _nystroem(gram: Tensor, rank: int) -> Tensor:
+    """B (P, rank) with B Bᵀ never above the Gram matrix, and near it in the directions that hold the most."""
+    generator = torch.Generator().manual_seed(0)
+    sketch = torch.randn(len(gram), rank, generator=generator, dtype=torch.float64).to(gram.device)
+    for _ in range(2):
+        sketch = gram @ torch.linalg.qr(sketch)[0]
+    basis = torch.linalg.qr(sketch)[0]
+    image = gram @ basis
+    values, vectors = torch.linalg.eigh(basis.T @ image)
+    least = 1e-12 * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
+    return image @ (vectors * torch.where(values > least, values.clamp(min=least).rsqrt(), 0.0))
+
+
+def _woodbury(mask: Tensor, low: Tensor, rest: Tensor) -> Tensor:
+    """(1 + B_rᵀ D_r⁻¹ B_r)⁻¹ for some rows' masks (r, P): (r, rank, rank)."""
+    rank, mask = low.shape[1], mask.to(low.dtype)
+    inner = torch.eye(rank, dtype=low.dtype, device=low.device).repeat(len(mask), 1, 1)
+    for i in range(rank):
+        inner[:, i:, i] += mask @ (low[:, i, None] * low[:, i:] / rest[:, None])
+    return torch.cholesky_inverse(torch.linalg.cholesky(inner))  # reads the lower half alone
+
+
+RowSystems = RowBlocks | RowProducts
+# Bytes of all rows' factors above which products are taken.
+LARGEST_BLOCKS = 2**28
+
+
+def row_systems(gram: Tensor, kept: KeptWeights, exact: Tensor | None = None) -> RowSystems:
+    """The systems of each output row, in the form that suits their size. `exact`: the same Gram matrix in float64, where there
+    is one."""
+    wide = blocks_bytes(kept.row_counts, gram.element_size()) > LARGEST_BLOCKS
+    return (RowProducts if wide else RowBlocks)(gram, kept, exact=exact)
+
+
+def blocks_bytes(row_counts: Tensor, bytes_per_value: int) -> float:
+    """What the factors of rows with so many kept weights (R,) take."""
+    return float(row_counts.double().square().sum()) * bytes_per_value

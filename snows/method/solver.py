@@ -21,9 +21,10 @@ class Status(Enum):
     """How a solve ended; the value says it in words, with the remedy."""
 
     CONVERGED = "Converged: the requested tolerance was reached."
-    NO_FURTHER_DECREASE = "Converged: a further step would lower the loss by less than the requested share."
+    NO_FURTHER_DECREASE = "Converged: going on would lower the loss by less than the requested share."
     MAX_ITERS = "Conjugate gradient stopped at its iteration cap; allow more iterations, or raise the damping."
     MAX_STEPS = "Stopped at the Newton step cap with the loss still falling; allow more steps for a lower loss."
+    MODEL_FAILED = "The step was cut where the loss itself no longer fell as its quadratic model had promised."
     NEGATIVE_CURVATURE = (
         "The curvature is negative along a search direction, so the step was cut there; use Gauss-Newton, or raise the damping."
     )
@@ -51,16 +52,27 @@ class CGResult:
         return len(self.curvatures)
 
 
+# A solve's iterates are looked at after so many iterations, and then each time there are twice as many.
+_FIRST_CHECK = 3
+
+
 def cg(
     product: Operator,
     b: Tensor,
     *,
     rtol: float,
     max_iters: int,
+    least_decrease: float = 0.0,
+    loss_at: Callable[[Tensor], float] | None = None,
     preconditioner: Operator = lambda r: r,
     on_iteration: Callable[[int, float, float], None] = lambda iteration, residual, curvature: None,
 ) -> CGResult:
-    """Solve `A x = b` for symmetric `A` given by `product`, until ||b - A x|| <= rtol ||b||. All vectors are flat.
+    """Solve `A x = b` for symmetric `A` given by `product`, until ||b - A x|| <= rtol ||b||, or until two iterations in a row
+    lower the quadratic x·Ax / 2 - b·x by less than `least_decrease` each. All vectors are flat.
+
+    The quadratic is a model of a loss, and promises most where it knows least. With `loss_at`, iterates 3, 6, 12, … are looked
+    at, and where the loss itself no longer falls from one to the next, the earlier one is returned (after Martens, 2010, "Deep
+    learning via Hessian-free optimization", section 4.6, which looks back at the end).
 
     `preconditioner` applies a symmetric positive definite approximation of A's inverse. On a direction p with p·Ap <= 0 the
     solve is truncated: the iterate so far is returned, or, at the first iteration, the preconditioned right-hand side itself,
@@ -74,7 +86,9 @@ def cg(
     residual = b.clone()
     residuals, curvatures = [1.0], []
     z = preconditioner(residual)
-    direction, rz = z, residual @ z
+    direction, rz, idle = z, residual @ z, 0
+    checked: tuple[Tensor, float] | None = None
+    check_at = _FIRST_CHECK
     for iteration in range(1, max_iters + 1):
         image = product(direction)
         bend = direction @ image
@@ -93,6 +107,14 @@ def cg(
         on_iteration(iteration, residuals[-1], curvatures[-1])
         if residuals[-1] <= rtol:
             return CGResult(x, Status.CONVERGED, residuals, curvatures)
+        if loss_at is not None and iteration == check_at:
+            reached_loss = loss_at(x)
+            if checked is not None and not reached_loss < checked[1]:
+                return CGResult(checked[0], Status.MODEL_FAILED, residuals, curvatures)
+            checked, check_at = (x, reached_loss), 2 * check_at
+        idle = idle + 1 if least_decrease and bool(alpha * rz / 2 < least_decrease) else 0
+        if idle == 2:
+            return CGResult(x, Status.NO_FURTHER_DECREASE, residuals, curvatures)
         z = preconditioner(residual)
         rz, previous = residual @ z, rz
         direction = z + (rz / previous) * direction
@@ -137,6 +159,10 @@ def line_search(
 class Problem(Protocol):
     """What `newton_cg` minimizes: a function of one flat vector."""
 
+    def sampled_loss(self, x: Tensor, step: int) -> float:
+        """The loss on a sample, another than the one that the curvature of this step is measured on where there are more."""
+        ...
+
     def loss(self, x: Tensor) -> float: ...
 
     def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]: ...
@@ -174,6 +200,10 @@ class NewtonResult:
         return sum(s.cg.num_products for s in self.steps)
 
 
+# Of what makes a Newton step worth taking: what an iteration of its solve must bring. Ten slow ones more would make a step.
+_WORTH_AN_ITERATION = 0.1
+
+
 def newton_cg(
     problem: Problem,
     x: Tensor,
@@ -183,10 +213,12 @@ def newton_cg(
     rtol: float,
     min_decrease: float,
     first_step: int = 0,
+    more_follows: bool = False,
     on_iteration: Callable[[int, int, float, float], None] = lambda step, iteration, residual, curvature: None,
     on_step: Callable[[StepResult], None] = lambda step: None,
 ) -> NewtonResult:
-    """Minimize `problem` from the flat vector `x`, counting steps from `first_step`.
+    """Minimize `problem` from the flat vector `x`, counting steps from `first_step`. `more_follows`: the caller will want the
+    gradient at the end, so that it is taken with the loss there.
 
     Stops after `max_steps` Newton steps, when a step lowers the loss by less than the share `min_decrease` or the model
     promises no more than that, when the gradient vanishes, when no step length lowers the loss, or where a value is NaN or
@@ -207,11 +239,18 @@ def newton_cg(
             -gradient,
             rtol=rtol,
             max_iters=max_iters,
+            least_decrease=_WORTH_AN_ITERATION * min_decrease * loss,
+            loss_at=lambda s, x=x, step=step: problem.sampled_loss(x + s, step),  # type: ignore[misc]
             preconditioner=preconditioner,
             on_iteration=lambda i, r, c, step=step: on_iteration(step, i, r, c),  # type: ignore[misc]
         )
         slope = float(gradient @ solve.x)
-        whole = solve.status in (Status.CONVERGED, Status.MAX_ITERS)  # what was cut short promises nothing
+        whole = solve.status in (
+            Status.CONVERGED,
+            Status.NO_FURTHER_DECREASE,
+            Status.MODEL_FAILED,
+            Status.MAX_ITERS,
+        )  # what was cut short promises nothing
         if whole and 0 <= -slope / 2 < min_decrease * loss:
             # Not worth the passes of a line search, and near the minimum rounding would make it fail.
             steps.append(StepResult(step, loss, gradient_norm, solve, 0.0, [], -slope / 2, 0.0))
@@ -219,9 +258,13 @@ def newton_cg(
             return NewtonResult(x, loss, Status.NO_FURTHER_DECREASE, steps)
         points: dict[float, Tensor] = {0.0: x}
 
-        def loss_at(t: float, x: Tensor = x, s: Tensor = solve.x, points: dict[float, Tensor] = points) -> float:
+        def loss_at(
+            t: float, x: Tensor = x, s: Tensor = solve.x, points: dict[float, Tensor] = points, step: int = step
+        ) -> float:
             points[t] = x + t * s
-            return problem.loss(points[t])
+            # The first try is nearly always the one that is taken, and its gradient comes cheaper with its loss than later.
+            wanted = t == 1 and (step < last_step or more_follows)
+            return problem.loss_and_gradient(points[t])[0] if wanted else problem.loss(points[t])
 
         search = line_search(loss_at, loss, slope)
         t = search.step_size

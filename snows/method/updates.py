@@ -21,7 +21,7 @@ from snows.method.sparsity import to_matrix
 class UpdateResult:
     """`kept` (n,) are the values of the kept weights of `problem`, the one that was given or the same with another mask.
     `status` is a member's name of `solver.Status` or a word of the update's. `by_k`: the losses at each k of the stages that
-    the update passed through."""
+    the update passed through; `held_back`: likewise on the images held back."""
 
     problem: "SiteProblem"
     kept: Tensor
@@ -29,6 +29,7 @@ class UpdateResult:
     message: str
     by_k: dict[str, list[float]] = field(default_factory=dict)
     num_products: int = 0
+    held_back: dict[str, list[float]] = field(default_factory=dict)
 
 
 def no_update(problem: SiteProblem) -> UpdateResult:
@@ -52,7 +53,7 @@ def sparsegpt(problem: SiteProblem) -> UpdateResult:
     by a constant when W0 is that weight. With propagated targets it is the dense weight itself.
     """
     start = to_matrix(problem.weight)
-    if problem.site_outputs is not None:
+    if not problem.propagated:
         # Where all inputs are zero, anything above zero will do.
         share = (1e-6 * problem.gram.diagonal().mean().double()).clamp(min=torch.finfo(torch.float64).tiny)
         ridge = share * torch.eye(len(problem.gram), dtype=torch.float64, device=problem.gram.device)
@@ -74,8 +75,11 @@ def snows(problem: SiteProblem) -> UpdateResult:
     start = problem.start
     if problem.ridge > 0:
         problem.objective.pull_like(problem.ridge, start)
-    result = _newton(problem, start, 1 if in_window else steps)
-    by_k = {"least_squares": problem.least_squares_losses} if problem.starts_at_least_squares else {}
+    result = _newton(problem, start, 1 if in_window else steps, more_follows=in_window and steps > 1)
+    by_k, held_back = {}, {}
+    if problem.starts_at_least_squares:
+        by_k["least_squares"] = problem.least_squares_losses
+        held_back["least_squares"] = problem.held_back_losses(problem.least_squares)
     products = problem.objective.num_products
     for step in range(1, steps if in_window else 1):
         if result.status in (solver.Status.NOT_FINITE, solver.Status.ALREADY_OPTIMAL):
@@ -84,13 +88,15 @@ def snows(problem: SiteProblem) -> UpdateResult:
         if exchanged is problem and result.status is not solver.Status.MAX_STEPS:
             break
         before = exchanged.objective.num_products
-        result = _newton(exchanged, x, 1, first_step=step)
+        result = _newton(exchanged, x, 1, first_step=step, more_follows=step + 1 < steps)
         products += exchanged.objective.num_products - before
         problem = exchanged
-    return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products)
+    return UpdateResult(problem, result.x, result.status.name, result.status.value, by_k, products, held_back)
 
 
-def _newton(problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0) -> solver.NewtonResult:
+def _newton(
+    problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0, more_follows: bool = False
+) -> solver.NewtonResult:
     config, objective = problem.config, problem.objective
     return solver.newton_cg(
         objective,
@@ -100,6 +106,7 @@ def _newton(problem: SiteProblem, x: Tensor, max_steps: int, first_step: int = 0
         rtol=config.rtol,
         min_decrease=config.min_decrease,
         first_step=first_step,
+        more_follows=more_follows,
         on_iteration=problem.on_iteration,
         on_step=lambda step: problem.on_step(step, objective.last_damping),
     )
@@ -121,7 +128,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     Near `x` (n,) the loss is g · d + d C d / 2, with the gradient g over all weights, pruned ones too, and the curvature C of
     a row approximated as in the preconditioner: the input Gram matrix, scaled row by row.
     """
-    scales, gram = problem.objective.row_scales, problem.gram.double()
+    scales, gram = problem.objective.row_scales, problem.exact_gram
     assert scales is not None  # a Newton step has measured them
     weight = to_matrix(problem.kept.expand(x)).double()
     cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
@@ -129,7 +136,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     if torch.equal(mask, problem.mask):
         return problem, x
     exchanged = problem.with_mask(mask)
-    start = exchanged.row_blocks.least_squares(cross.to(x.dtype), exchanged.masked)
+    start = exchanged.row_systems.least_squares(cross.to(x.dtype), exchanged.masked)
     reached, _ = exchanged.objective.loss_and_gradient(start)  # the gradient is wanted next, and the loss comes with it
     return (exchanged, start) if reached < loss else (problem, x)
 

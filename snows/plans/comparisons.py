@@ -52,9 +52,15 @@ def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence
 
 
 def expand(
-    base: RunConfig, methods: Sequence[Method], patterns: Sequence[str], k_steps: Sequence[int], seeds: Sequence[int]
+    base: RunConfig,
+    methods: Sequence[Method],
+    patterns: Sequence[str],
+    k_steps: Sequence[int],
+    seeds: Sequence[int],
+    num_calibration: Sequence[int] = (),
 ) -> list[RunConfig]:
-    """Every combination as a config of its own, else as `base`; K multiplies only what looks K operations ahead.
+    """Every combination as a config of its own, else as `base`; K multiplies only what looks K operations ahead. No number of
+    calibration images is the base's own.
 
     A first seed comes whole before the next one, so that a first whole table is there early. Raises `ValidationError` for a
     value that cannot be, `InputError` for none or too many combinations.
@@ -66,17 +72,15 @@ def expand(
         raise InputError("SNOWS needs a K: how many operations ahead it looks. Choose at least one.")
     content = base.model_dump()
     made: dict[str, RunConfig] = {}
-    for seed in seeds:
-        for pattern in patterns:
-            for method in methods:
-                for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
-                    chosen = asdict(method)
-                    sweeps = base.prune.sweeps if method.update == "snows" else 1
-                    changes = {**chosen, "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
-                    # From the inside out, so that a sentence names the setting and not the path to it.
-                    prune = PruneConfig.model_validate(content["prune"] | changes)
-                    config = RunConfig.model_validate(content | {"prune": prune})
-                    made[config.model_dump_json()] = config
+    sizes = num_calibration or (base.num_calibration,)
+    for seed, images, pattern, method in itertools.product(seeds, sizes, patterns, methods):
+        for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
+            sweeps = base.prune.sweeps if method.update == "snows" else 1
+            changes = {**asdict(method), "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
+            # From the inside out, so that a sentence names the setting and not the path to it.
+            prune = PruneConfig.model_validate(content["prune"] | changes)
+            config = RunConfig.model_validate(content | {"num_calibration": images, "prune": prune})
+            made[config.model_dump_json()] = config
     if len(made) > MOST_RUNS:
         raise InputError(f"These are {len(made)} runs, and a comparison has at most {MOST_RUNS}. Choose fewer at once.")
     return list(made.values())
@@ -131,15 +135,17 @@ def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) 
     """
     groups: dict[str, list[int]] = {}
     for place, (config, _) in enumerate(finished):
-        groups.setdefault(_but_for_the_seed(config), []).append(place)
+        groups.setdefault(but_for_the_seed(config), []).append(place)
     rows = [_row(finished, places) for places in groups.values()]
     for name in COMPARED:
         _mark([row for row in rows if name in row.values], name, MEASURES[name])
     return rows
 
 
-def _but_for_the_seed(config: RunConfig) -> str:
-    return config.model_copy(update={"name": "", "prune": config.prune.model_copy(update={"seed": 0})}).model_dump_json()
+def but_for_the_seed(config: RunConfig) -> str:
+    """The same text for configs that differ in nothing but the seed, and in what changes no result."""
+    prune = config.prune.model_copy(update={"seed": 0})
+    return config.model_copy(update={"name": "", "num_held_back": 0, "prune": prune}).model_dump_json()
 
 
 def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:

@@ -1,25 +1,75 @@
-"""How far ahead to look: one setting pruned with several K, what each K brings and costs, and which is enough.
+"""How far ahead to look, and on how many images: one setting pruned with several K, or several numbers of calibration images,
+what each brings and costs, and which is enough.
 
 `expand` makes the configs, `RunStore.create_comparison` makes ordinary runs of them, `curves` puts those that differ in nothing
-but K (and the seed) on one curve each, and `recommend` chooses on a curve. How K should grow with the depth of the
+but what is swept (and the seed) on one curve each, and `recommend` chooses on a curve. How K should grow with the depth of the
 network is open (Lucas and Mazumder, 2025); so a curve also knows how many operations its network has.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from snows.config import InputError, RunConfig
+from snows.config import InputError, RunConfig, as_path
 from snows.events import RunFinished, SiteFinished
 from snows.measures.names import MEASURES, duration
 from snows.plans import comparisons
 from snows.plans.comparisons import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
-from snows.plans.words import data_name, mask_name, network_name, set_apart
+from snows.plans.words import data_name, mask_name, method_name, network_name, set_apart
 from snows.runs.store import Run
 
 # Measured beside what comparisons compare by. Errors are relative to the target's mean square, of the layer in the middle.
-OF_LAYERS = ("own_error", "window_error", "memory")
+OF_LAYERS = ("own_error", "window_error", "held_back_error", "memory")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a study sweeps. `value` of a config, the config `without` it, and the words of it in a sentence."""
+
+    value: Callable[[RunConfig], int]
+    without: Callable[[RunConfig], RunConfig]
+    say: Callable[[int], str]
+    noun: str  # one value of it
+    things: str  # what there is more or less of
+    least: str
+    plural: bool  # whether what `say` gives is one thing or several
+
+
+AXES = {
+    "k": Axis(
+        lambda config: config.prune.k_steps,
+        lambda config: config.model_copy(update={"prune": config.prune.model_copy(update={"k_steps": 0})}),
+        lambda value: f"K = {value}",
+        noun="K",
+        things="K",
+        least="smallest",
+        plural=False,
+    ),
+    "images": Axis(
+        lambda config: config.num_calibration,
+        lambda config: config.model_copy(update={"num_calibration": 1}),
+        lambda value: f"{value:,} image{'s' if value > 1 else ''}",
+        noun="number",
+        things="images",
+        least="fewest",
+        plural=True,
+    ),
+}
+
+
+def swept(configs: Sequence[RunConfig]) -> list[str]:
+    """The axes along which these configs differ: K of those that look ahead, the number of images of those that are fitted."""
+    on = {
+        "k": [config for config in configs if config.prune.update == "snows"],
+        "images": [config for config in configs if config.prune.update != "none"],
+    }
+    return [name for name, axis in AXES.items() if len({axis.value(config) for config in on[name]}) > 1]
+
+
+def usual_axis(configs: Sequence[RunConfig]) -> str:
+    """K, unless only the number of images differs."""
+    return next(iter(swept(configs)), "k")
 
 
 def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: Sequence[int] = ()) -> list[RunConfig]:
@@ -30,17 +80,18 @@ def expand(bases: Sequence[RunConfig], k_steps: Sequence[int], num_calibration: 
     """
     if not bases:
         raise InputError("There is no network to study. Choose at least one.")
-    if len(dict.fromkeys(k_steps)) < 2:
-        raise InputError("A study compares several K: how many operations after a layer it looks at. Choose two or more.")
+    if len(set(k_steps)) < 2 and len(set(num_calibration)) < 2:
+        raise InputError(
+            "A study compares several K, how many operations after a layer it looks at, or several numbers of calibration "
+            "images. Choose two or more of one of them."
+        )
     made: list[RunConfig] = []
-    for images in dict.fromkeys(num_calibration) or (None,):
-        here: list[RunConfig] = []
-        for base in bases:
-            prune = base.prune
-            content = base.model_dump() | ({} if images is None else {"num_calibration": images})
-            snows = Method(prune.mask, "snows", prune.targets, prune.refine)
-            here += comparisons.expand(RunConfig.model_validate(content), [snows], [str(prune.pattern)], k_steps, [prune.seed])
-        made += sorted(here, key=lambda config: config.prune.k_steps)
+    for base in bases:
+        prune = base.prune
+        snows = Method(prune.mask, "snows", prune.targets, prune.refine)
+        made += comparisons.expand(base, [snows], [str(prune.pattern)], k_steps, [prune.seed], num_calibration)
+    order = list(dict.fromkeys(config.num_calibration for config in made))
+    made.sort(key=lambda config: (order.index(config.num_calibration), config.prune.k_steps))
     if len(made) > MOST_RUNS:
         raise InputError(f"These are {len(made)} runs, and a comparison has at most {MOST_RUNS}. Choose fewer at once.")
     return made
@@ -75,6 +126,9 @@ def _measures(layers: Sequence[SiteFinished]) -> dict[str, float]:
     if finals:
         measures["own_error"] = statistics.median(errors[0] / scale[0] for errors, scale in finals)
         measures["window_error"] = statistics.median(sum(errors) / sum(scale) for errors, scale in finals)
+    unseen = [(layer.held_back["final"], layer.held_back_scale) for layer in layers if "final" in layer.held_back]
+    if unseen and all(sum(scale) for _, scale in unseen):
+        measures["held_back_error"] = statistics.median(sum(errors) / sum(scale) for errors, scale in unseen)
     held = [layer.held_memory if layer.peak_memory is None else layer.peak_memory for layer in layers]
     if held and None not in held:
         measures["memory"] = max(size for size in held if size is not None)
@@ -83,7 +137,8 @@ def _measures(layers: Sequence[SiteFinished]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One network in one setting with several K. `rows` by ascending K, their `runs` being places in what was given.
+    """One network in one setting with several K, or numbers of images: `axis`, of `AXES`. `rows` by ascending value of it,
+    their `runs` being places in what was given.
 
     `operations`: how many operations the network has that K counts. `measure`: what tells the rows apart, accuracy, or
     agreement where there is no accuracy.
@@ -93,31 +148,32 @@ class Curve:
     rows: list[Row]
     operations: int | None
     measure: str
+    axis: str = "k"
+
+    def value(self, row: Row) -> int:
+        """Where a row of it stands on the axis."""
+        return AXES[self.axis].value(row.config)
 
     @property
-    def k_steps(self) -> list[int]:
-        return [row.config.prune.k_steps for row in self.rows]
+    def values(self) -> list[int]:
+        return [self.value(row) for row in self.rows]
 
 
-def curves(outcomes: Sequence[Outcome]) -> list[Curve]:
-    """The curves there are, in the order of their first runs. Runs that look at no later operation are on none."""
+def curves(outcomes: Sequence[Outcome], axis: str = "k") -> list[Curve]:
+    """The curves along an axis of `AXES`, in the order of their first runs. Runs that look at no later operation are on none
+    against K, those that are not fitted on none at all."""
     groups: dict[str, list[int]] = {}
     for place, outcome in enumerate(outcomes):
-        if outcome.config.prune.update == "snows":
-            groups.setdefault(_but_for_k(outcome.config), []).append(place)
+        if outcome.config.prune.update == "snows" or (axis == "images" and outcome.config.prune.update != "none"):
+            groups.setdefault(comparisons.but_for_the_seed(AXES[axis].without(outcome.config)), []).append(place)
     all_curves = []
     for places in groups.values():
-        own = sorted(places, key=lambda place: outcomes[place].config.prune.k_steps)
+        own = sorted(places, key=lambda place: AXES[axis].value(outcomes[place].config))
         rows = [_placed(row, own, outcomes) for row in summarize([(outcomes[i].config, outcomes[i].metrics) for i in own])]
         operations = next((outcomes[i].operations for i in own if outcomes[i].operations), None)
         labelled = all("accuracy" in row.values for row in rows)
-        all_curves.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement"))
+        all_curves.append(Curve(rows[0].config, rows, operations, "accuracy" if labelled else "agreement", axis))
     return all_curves
-
-
-def _but_for_k(config: RunConfig) -> str:
-    prune = config.prune.model_copy(update={"k_steps": 0, "seed": 0})
-    return config.model_copy(update={"name": "", "prune": prune}).model_dump_json()
 
 
 def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:
@@ -127,12 +183,12 @@ def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:
     return replace(row, runs=runs, values=row.values | extra)
 
 
-# --- which K is enough ---
+# --- what is enough ---
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`row` is the recommended one; `level` those within the noise of the best, itself included, by ascending K."""
+    """`row` is the recommended one; `level` those within the noise of the best, itself included, in the curve's order."""
 
     row: Row
     best: Row
@@ -141,11 +197,12 @@ class Recommendation:
 
 
 def recommend(curve: Curve, outcomes: Sequence[Outcome]) -> Recommendation | None:
-    """The smallest K within the noise of the best; None while there is but one K. `outcomes` as `curves` was given them."""
+    """The smallest K, or the fewest images, within the noise of the best; None while there is but one. `outcomes` as `curves`
+    was given them."""
     rows = [row for row in curve.rows if curve.measure in row.values]
     if len(rows) < 2:
         return None
-    best = max(rows, key=lambda row: row.values[curve.measure].mean)  # of equals the first, which has the smallest K
+    best = max(rows, key=lambda row: row.values[curve.measure].mean)  # of equals the first, which is the smallest
     level = [row for row in rows if _is_level(row, best, curve.measure, outcomes)]
     return Recommendation(level[0], best, level, _reason(curve, rows, level, best))
 
@@ -181,13 +238,20 @@ def _pairs(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[tuple[int
         images = int(one.metrics.get("num_evaluation") or 0)
         if other is None or not images or not one.right or len(one.right) != len(other.right):
             return None
+        # A folder that is not divided is evaluated on what calibration leaves, so that its images are others.
+        if one.config.num_calibration != other.config.num_calibration and as_path(one.config.data).is_dir():
+            return None
         pairs.append((int(one.right, 16), int(other.right, 16), images))
     return pairs
 
 
 def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
-    def k(row: Row) -> str:
-        return f"K = {row.config.prune.k_steps}"
+    axis = AXES[curve.axis]
+    several = axis.plural and curve.value(level[0]) > 1
+    is_, has, takes = ("are", "have", "take") if several else ("is", "has", "takes")
+
+    def said(row: Row) -> str:
+        return axis.say(curve.value(row))
 
     def value(row: Row) -> str:
         return MEASURES[curve.measure].say(row.values[curve.measure].mean)
@@ -196,32 +260,31 @@ def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
     if len(level) == len(rows):
         images = f" on {best.num_evaluation:,} evaluation images" if best.num_evaluation else ""
         return (
-            f"{k(chosen)} is enough: no K that was tried is better than another beyond the noise{images}. More evaluation "
-            "images, or fewer weights kept, may tell them apart."
+            f"{said(chosen)} {is_} enough: no {axis.noun} that was tried is better than another beyond the noise{images}. More "
+            "evaluation images, or fewer weights kept, may tell them apart."
         )
     if chosen is best:
         more = " It is the largest that was tried, so try larger ones too." if best is rows[-1] else ""
-        return f"{k(best)} has the best {curve.measure}, {value(best)}, and no smaller K is within the noise of it.{more}"
-    cost = f", and takes {duration(times[0])} where that takes {duration(times[1])}" if len(times) == 2 else ""
+        best_value = f"{said(best)} {has} the best {curve.measure}, {value(best)}"
+        return f"{best_value}, and no smaller {axis.noun} is within the noise of it.{more}"
+    cost = f", and {takes} {duration(times[0])} where that takes {duration(times[1])}" if len(times) == 2 else ""
     return (
-        f"{k(chosen)} is the smallest whose {curve.measure}, {value(chosen)}, is within the noise of the best, "
-        f"{value(best)} at {k(best)}{cost}."
+        f"{said(chosen)} {is_} the {axis.least} whose {curve.measure}, {value(chosen)}, is within the noise of "
+        f"the best, {value(best)} at {said(best)}{cost}."
     )
 
 
 def names(all_curves: Sequence[Curve]) -> list[str]:
-    """What sets curves apart: the network, and whatever else is not the same in all."""
-    parts = [
-        (
-            network_name(curve.config),
-            str(curve.config.prune.pattern),
-            mask_name(curve.config.prune.mask),
-            f"mask refined by {curve.config.prune.refinement}",
-            f"{curve.config.prune.targets} targets",
-            f"{curve.config.prune.sweeps} sweeps",
-            data_name(curve.config),
-            f"{curve.config.num_calibration:,} images",
-        )
-        for curve in all_curves
-    ]
+    """What sets curves apart: against K the network, against the number of images the method, and whatever else is not the same
+    in all."""
+    parts: list[tuple[str, ...]] = []
+    for curve in all_curves:
+        config, prune = curve.config, curve.config.prune
+        setting = str(prune.pattern), data_name(config)
+        if curve.axis == "images":
+            parts.append((method_name(prune), network_name(config), *setting))
+            continue
+        method = mask_name(prune.mask), f"mask refined by {prune.refine}", f"{prune.targets} targets"
+        sizes = f"{prune.sweeps} sweeps", f"{config.num_calibration:,} images"
+        parts.append((network_name(config), *setting, *method, *sizes))
     return set_apart(parts)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,31 +10,37 @@ import torch
 from torch import Tensor
 
 from snows.config import PruneConfig, RunConfig
-from snows.method.coverage import coverage, resolve_device
-from snows.method.graph import NetworkGraph, Site
+from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
+from snows.method.graph import SAVED, NetworkGraph, Site
 from snows.method.operations import execute_node
+from snows.method.rows import AT_ONCE, LARGEST_BLOCKS, RANK, blocks_bytes
 from snows.sources import models
 
 
 @dataclass(frozen=True)
 class SitePlan:
-    """A weight that will be pruned; `operations` are the names in its window."""
+    """A weight that will be pruned; `operations` are the names in its window. `samples`: how many inputs of a row the images
+    give, images times output positions; `to_fit`: about how many weights of a row are fitted on them."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     density: float
     operations: list[str]
+    samples: int = 0
+    to_fit: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images."""
+    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images. `warning`: that the
+    images are too few for a layer, or nothing."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
     seconds: float
     bytes: int
+    warning: str = ""
 
 
 def plan(config: RunConfig) -> Plan:
@@ -45,25 +52,47 @@ def plan(config: RunConfig) -> Plan:
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
     graph = NetworkGraph.export(module, example)
     covered = coverage(graph, config.prune)
-    seconds, sizes = _profile(graph, example)
+    seconds = _profile(graph, example)
     windows = {s.name: graph.window(s, config.prune.k_steps) for s in covered.sites}
     sites = [
-        SitePlan(s.name, s.kind, s.shape, covered.patterns[s.name].density, windows[s.name].operations) for s in covered.sites
+        SitePlan(
+            s.name,
+            s.kind,
+            s.shape,
+            covered.patterns[s.name].density,
+            windows[s.name].operations,
+            samples(graph, s, config.num_calibration),
+            to_fit(s, covered.patterns[s.name]),
+        )
+        for s in covered.sites
     ]
+    warning = scarcity(graph, covered, config.prune, config.num_calibration)
 
-    images, total, rows, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
-    at_once = min(images, max(config.prune.batch_size, _linearized_share(config.prune) * images))
-    for site in covered.sites:
+    images, total, systems_seconds, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
+    batch = max(map(len, share_out([torch.empty(images, 0)], list(windows.values()), config.prune)))
+    remade = last_remade(list(windows.values()), images + config.num_held_back, config.prune)
+    for index, site in enumerate(covered.sites):
         window = windows[site.name]
         forward = sum(seconds[n] for n in window.nodes)
         total += _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
-        held = sum(sizes.get(n, 0.0) for n in {*window.outside, *window.captured})
-        saved = 3 * sum(sizes[n] for n in window.nodes)
-        factoring, factors = _row_factors(site, covered.patterns[site.name].density, config.prune, example)
-        rows += factoring
-        most = max(most, 2 * held * images + saved * at_once + factors)
+        inputs = sum(map(graph.image_bytes, window.outside))
+        held = inputs + (inputs if index <= remade else window.target_bytes)
+        saved = SAVED * window.image_bytes
+        linearized = saved * _linearized_share(config.prune) * images
+        work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
+        factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
+        systems_seconds += factoring
+        most = max(most, held * (images + config.num_held_back) + work + factors)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
-    return Plan(sites, covered.skipped, total * images + rows, int(4 * weights + most))
+    process = _PROCESS_BYTES if device.type == "cpu" else 0
+    total = total * images + 2 * sum(seconds.values()) * config.num_held_back
+    return Plan(sites, covered.skipped, total + systems_seconds, int(process + _NETWORKS * weights + most), warning)
+
+
+# Python, torch, timm and an export, before there is a run.
+_PROCESS_BYTES = 960 * 2**20
+# The network that was given, its copy, and the layers' new weights as they come.
+_NETWORKS = 3
 
 
 def _linearized_share(config: PruneConfig) -> float:
@@ -78,7 +107,7 @@ def _window_passes(config: PruneConfig) -> float:
     if config.update != "snows":
         return evaluations
     solver = config.solver
-    # With row blocks about five iterations a decimal digit; without, the cap is met more often than not.
+    # With row systems about five iterations a decimal digit; without, the cap is met more often than not.
     iterations = min(solver.max_iters, round(-5 * math.log10(solver.rtol)) if solver.preconditioner == "row_blocks" else 50)
     product = {"gauss_newton": 2.0, "hessian": 4.0, "finite_difference": 4.0}[solver.curvature]
     steps = solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
@@ -92,17 +121,42 @@ def _gram_cost(site: Site) -> float:
     return 1 + 0.5 * inputs / site.shape[0]
 
 
-def _row_factors(site: Site, density: float, config: PruneConfig, example: Tensor) -> tuple[float, float]:
-    """Seconds and bytes of the rows' own systems (`rows.RowBlocks`), which no number of images changes."""
+def _row_systems(site: Site, density: float, config: PruneConfig, example: Tensor) -> tuple[float, float]:
+    """Seconds and bytes of the rows' own systems (`rows.row_systems`), which no number of images changes."""
     if config.update not in ("least-squares", "snows"):
         return 0.0, 0.0
-    outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()
+    outputs, inputs, width = site.shape[0], torch.Size(site.shape[1:]).numel(), example.element_size()
     size = max(1, round(density * inputs))
     preconditioned = config.update == "snows" and config.solver.preconditioner == "row_blocks"
     masks = {"none": 1, "layer": 2, "window": 1 + config.solver.newton_steps}[config.refinement]
-    inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
-    seconds = outputs * (masks + inverses) * size**3 * _seconds_of_factors(example.device.type)
-    return seconds, 16.0 * inputs**2 + (outputs * size**2 * example.element_size() if preconditioned else 0.0)
+    matrices = 40.0 * inputs**2  # the Gram matrix with and without its ridge, in float64, and a copy for the exchanges
+    blocks = blocks_bytes(torch.full((outputs,), size), width)
+    if blocks <= LARGEST_BLOCKS:
+        inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
+        seconds = outputs * (masks + inverses) * size**3 * _seconds_of_factors(example.device.type)
+        pieces = 4 * min(AT_ONCE, 8 / width * blocks)  # blocks in float64, how they are gathered, their factors and inverses
+        lasting = (2 if config.refinement == "window" else 1) * blocks  # a mask's and that of the mask that follows it
+        return seconds, matrices + pieces + (lasting if preconditioned else 0.0)
+    product = 2.0 * outputs * inputs**2  # all rows times the Gram matrix
+    work = masks * (_ITERATIONS * product + 2 * outputs * inputs * RANK**2) + 2 * (masks - 1) * _PASSES * product
+    return work * _seconds_of_products(example.device.type), matrices + outputs * (40.0 * inputs + 2 * width * RANK**2)
+
+
+# Iterations of conjugate gradient until all rows are solved, and passes of mask refinement (in float64, for half of the speed).
+_ITERATIONS, _PASSES = 40, 4
+
+
+@lru_cache
+def _seconds_of_products(device: str) -> float:
+    """Of a floating-point operation in a float32 matrix product."""
+    a = torch.ones(768, 768, device=device)
+    return min(_seconds(lambda: (a @ a)[0, 0].cpu()) for _ in range(10)) / (2 * 768**3)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 @lru_cache
@@ -110,28 +164,22 @@ def _seconds_of_factors(device: str) -> float:
     """Of a float64 Cholesky factor (S, S) over S cubed, measured at a small S: it is about the same at a large one."""
     size, count = 64, 64
     blocks = torch.eye(size, dtype=torch.float64, device=device).expand(count, size, size).contiguous()
-    seconds = math.inf
-    for _ in range(10):  # the first pays for warming up, and a busy machine can hold any of them up
-        started = time.perf_counter()
-        torch.linalg.cholesky_ex(blocks)[1].cpu()  # read, so that a GPU is done
-        seconds = min(seconds, time.perf_counter() - started)
-    return seconds / count / size**3
+    # The first pays for warming up, and a busy machine can hold any of them up. Read, so that a GPU is done.
+    return min(_seconds(lambda: torch.linalg.cholesky_ex(blocks)[1].cpu()) for _ in range(10)) / count / size**3
 
 
 @torch.no_grad()
-def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, dict]:
-    """Seconds and bytes of each node for one image."""
+def _profile(graph: NetworkGraph, example: Tensor) -> dict:
+    """Seconds of each node for one image."""
     seconds: dict = {}
-    sizes: dict = {graph.input: float(example[0].numel() * example.element_size())}
     for _ in range(2):  # the first pass pays for warming up, and a busy machine can hold up either
         values = graph.bind({}) | {graph.input: graph.laid_out(example)}
         for node in graph.nodes:
             if example.is_cuda:
                 torch.cuda.synchronize(example.device)
             started = time.perf_counter()
-            value = values[node] = execute_node(node, values)
+            values[node] = execute_node(node, values)
             if example.is_cuda:
                 torch.cuda.synchronize(example.device)
             seconds[node] = min(seconds.get(node, math.inf), (time.perf_counter() - started) / len(example))
-            sizes[node] = value.numel() * value.element_size() / len(example) if isinstance(value, Tensor) else 0.0
-    return seconds, sizes
+    return seconds

@@ -9,7 +9,7 @@ weights and the metrics. Sites that an earlier worker finished are taken over, s
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -22,7 +22,8 @@ from snows import events
 from snows.config import Cancelled, InputError, PruneConfig
 from snows.measures import metrics
 from snows.method.coverage import channels_last_if_faster, resolve_device
-from snows.method.pruner import prune
+from snows.method.pruner import prune, working_copy
+from snows.process import give_back_memory
 from snows.runs.log import Log
 from snows.runs.store import Run, RunError
 from snows.sources import data, models
@@ -41,6 +42,8 @@ def execute(run: Run) -> events.RunFinished:
     except torch.OutOfMemoryError as error:
         remedy = "Use a smaller batch size, a smaller K or fewer images"
         raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
+    finally:
+        give_back_memory()
 
 
 def _execute(run: Run) -> events.RunFinished:
@@ -59,6 +62,7 @@ def _execute(run: Run) -> events.RunFinished:
         model.module,
         images.calibration,
         config.prune,
+        held_back=images.held_back,
         on_event=partial(_begin_or_go_on, run, before),
         cancelled=run.cancel_requested,
         finished=partial(_finished_site, run, before),
@@ -68,9 +72,10 @@ def _execute(run: Run) -> events.RunFinished:
     earlier = [record for key, record in before.records.items() if key not in solved]
 
     run.append(events.Phase(name="evaluate"))
-    measured = _Measured(run, 2 * len(images.evaluation))
+    measured = _Measured(run, 3 * len(images.evaluation))
     dense_logits = logits(model.module, images.evaluation, config.prune, device, measured)
     pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
+    masked_logits = logits(only_masked(model.module, result.masks), images.evaluation, config.prune, device, measured)
     pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
     size = metrics.size_bytes(result.model.state_dict(), result.patterns)
     for name, given in (("dense", dense_logits), ("pruned", pruned_logits)):
@@ -82,7 +87,9 @@ def _execute(run: Run) -> events.RunFinished:
             run.append(events.Note(message=message))
     measures: dict[str, float | None] = {
         "accuracy_dense": None if images.labels is None else metrics.accuracy(dense_logits, images.labels),
+        "accuracy_masked": None if images.labels is None else metrics.accuracy(masked_logits, images.labels),
         "accuracy": None if images.labels is None else metrics.accuracy(pruned_logits, images.labels),
+        "agreement_masked": metrics.agreement(masked_logits, dense_logits),
         "agreement": metrics.agreement(pruned_logits, dense_logits),
         "divergence": metrics.divergence(pruned_logits, dense_logits),
         "density": metrics.density(pruned),
@@ -147,6 +154,16 @@ class _Measured:
         if time.monotonic() - self._said >= 1:
             self._run.append(events.Measured(done=self._done, total=self._total))
             self._said = time.monotonic()
+
+
+@torch.no_grad()
+def only_masked(module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the dense network whose weights are zero where `masks` (by name, True = kept) say so: just cut."""
+    copy = working_copy(module)
+    for name, mask in masks.items():
+        weight = copy.get_parameter(name)
+        weight.masked_fill_(~mask.to(weight.device), 0)
+    return copy
 
 
 @torch.no_grad()

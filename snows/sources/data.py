@@ -60,13 +60,16 @@ class Data:
     """Preprocessed images, (N, C, H, W) float32 on the CPU, in a fixed order.
 
     `labels` (N,) int64 are indices into the model's `class_names`, or None where the images carry none the model knows. `notes`
-    are sentences a person should see beside the results.
+    are sentences a person should see beside the results. `held_back` are further images of those that calibration is chosen
+    from, None where there are none; in a folder that is not divided they are among those evaluated on. Nothing is fitted on
+    either.
     """
 
     calibration: Tensor
     evaluation: Tensor
     labels: Tensor | None
     notes: list[str] = field(default_factory=list)
+    held_back: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,26 @@ class _Choice:
 
 def load_configured(config: RunConfig, model: LoadedModel, report: Report | None = None) -> Data:
     """The images of a run, see `load`."""
-    return load(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, report)
+    sizes = config.num_calibration, config.num_evaluation
+    return load(config.data, model, *sizes, config.prune.seed, report, num_held_back=config.num_held_back)
 
 
 def load(
-    name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int, report: Report | None = None
+    name: AnyPath,
+    model: LoadedModel,
+    num_calibration: int,
+    num_evaluation: int,
+    seed: int,
+    report: Report | None = None,
+    *,
+    num_held_back: int = 0,
 ) -> Data:
     """Images of the set `name`, or of the folder of that path, as `model` expects them.
 
     `num_calibration` images are chosen with `seed`; evaluation takes the first `num_evaluation` test images of Fashion-MNIST,
     up to that many of torchvision's, the same whatever the seed, or up to that many of a folder's images that calibration does
-    not use. `report` is told how a download goes and may raise to stop it.
+    not use. The next `num_held_back` after those chosen to calibrate with are held back, fewer where there are no more, and
+    change nothing of the others. `report` is told how a download goes and may raise to stop it.
 
     Raises `DataError` for an unknown set, too few images, files that are not images, and images the model cannot take;
     `DownloadError` for a set that cannot be fetched.
@@ -125,7 +137,7 @@ def load(
     if name in named_sets.SETS:
         named_sets.fetch(name, report)
     chosen = _choose(name, model, num_calibration, num_evaluation, seed)
-    _fits_memory(chosen.num_calibration + chosen.num_evaluation, model)
+    _fits_memory(chosen.num_calibration + num_held_back + chosen.num_evaluation, model)
     calibration, used, unusable = chosen.read_calibration(chosen.calibration, chosen.num_calibration)
     if len(used) < num_calibration:
         raise DataError(
@@ -138,9 +150,28 @@ def load(
     if not measured:
         raise DataError(f"No image is left to measure on; {left_out_words(list(more.values()))}. Bring more images.")
     labels = None if chosen.label is None else torch.tensor([chosen.label(number) for number in measured])
-    faults = sorted({*unusable.values(), *more.values()})
+    touched = {*used, *unusable}
+    further = [number for number in chosen.calibration if number not in touched]
+    held_back, left_out = _held_back(chosen, further, num_held_back)
+    faults = sorted({*unusable.values(), *more.values(), *left_out})
     notes = [*chosen.notes, *_notes_of_faults(faults), *_notes_of_equals(calibration, "calibration images")]
-    return Data(calibration, evaluation, labels, notes)
+    if (count := 0 if held_back is None else len(held_back)) < num_held_back:
+        notes.append(
+            f"{num_held_back:,} images were to be held back from the fit, but calibration leaves "
+            f"{f'only {count:,}' if count else 'none'}. Calibrate on fewer, or bring more, to see how the fit carries over."
+        )
+    return Data(calibration, evaluation, labels, notes, held_back)
+
+
+def _held_back(chosen: _Choice, order: list[int], count: int) -> tuple[Tensor | None, list[str]]:
+    """The first `count` usable images in `order`, None where there are none, and a sentence on each that is not."""
+    if not order or not count:
+        return None, []
+    try:
+        images, _, unusable = chosen.read_calibration(order, count)
+    except DataError as error:  # none of them
+        return None, [str(error).rstrip(".")]
+    return images, list(unusable.values())
 
 
 def _notes_of_faults(faults: list[str]) -> list[str]:

@@ -137,7 +137,12 @@ class TestRunStates:
             ("interrupted", ["its worker is gone", "7 of 21 layers are finished and kept"], "Resume"),
             (
                 "finished",
-                ["Accuracy: 93.31 % (\N{MINUS SIGN}0.64 points from 93.95 %)", "Agreement: 97.02 %", "Time: 28 s"],
+                [
+                    "Of 100 pictures it gets 94 right while it is dense, 11 when just cut and 93 refitted",
+                    "Accuracy: 93.31 % (\N{MINUS SIGN}0.64 points from 93.95 %)",
+                    "Agreement: 97.02 %",
+                    "Time: 28 s",
+                ],
                 None,
             ),
         ],
@@ -215,6 +220,7 @@ class TestForm:
         app.number_input("form.prune.k_steps").set_value(5)
         app.number_input("form.prune.ridge").set_value(2.5)
         app.number_input("form.num_calibration").set_value(64)
+        app.number_input("form.num_held_back").set_value(16)
         app.number_input("form.prune.solver.rtol").set_value(0.05)
         app.text_input("form.prune.device").set_value("cpu")
         app.text_area("form.prune.overrides").set_value("layer1.0.conv1 = dense\n\nfc=2:4")
@@ -224,9 +230,23 @@ class TestForm:
         config = store.list()[0].config()
         assert config.prune.pattern == NM(n=1, m=8)
         assert (config.prune.mask, config.prune.k_steps, config.num_calibration) == ("wanda", 5, 64)
-        assert config.prune.ridge == 2.5
+        assert (config.prune.ridge, config.num_held_back) == (2.5, 16)
         assert config.prune.overrides == {"layer1.0.conv1": Dense(), "fc": NM(n=2, m=4)}
         assert (config.prune.solver.rtol, config.prune.device, config.checkpoint) == (0.05, "cpu", None)
+
+    def test_images_that_are_too_few_for_a_layer_are_warned_of(self, open_page: OpenPage) -> None:
+        app = open_page("prune")
+        assert not app.warning
+        app.number_input("form.num_calibration").set_value(9).run()
+        assert [w.value for w in app.warning] == [
+            r"A row of layer\_1\* has 72 weights to fit, but so few images give only 9 samples of its input."
+        ]
+        assert "Start" in labels(app)
+        for page in ("compare", "study"):
+            app = open_page("overview")
+            app.session_state["batch.images" if page == "compare" else "study.images"] = ["9"]
+            app.switch_page(f"../pages/{page}.py").run()
+            assert "only 9 samples" in text_of(app)
 
     def test_default_form_is_the_default_config(self, open_page: OpenPage, store: RunStore) -> None:
         button(open_page("prune"), "Start").click().run()

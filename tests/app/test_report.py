@@ -65,6 +65,7 @@ def test_a_finished_run(store: RunStore) -> None:
         "finished",
         "talk",
         "93.31 %",
+        "11.24 %",
         "93.95 %",
         "97.02 %",
         "Keep 1 of 4 weights (1:4), in 21 layers",

@@ -28,6 +28,7 @@ from snows.config import PruneConfig
 from snows.measures import metrics
 from snows.method.pruner import prune
 from tests.bench.readme import put
+from tests.bench.records import add, read
 from tests.bench.speed import peak_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -137,11 +138,6 @@ def run(size: int, side: int, pattern: str, images: int, update: str, refine: st
     return record
 
 
-def read() -> list[dict]:
-    """Every measurement on file."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def _setting(work: tuple, method: tuple, seed: int) -> dict:
     size, side, pattern, images = work
     _, update, refine, ridge = method
@@ -153,7 +149,7 @@ def measure(*, fresh: bool = False) -> None:
     """Measure what is missing, the first work first."""
     if fresh:
         RESULTS.unlink(missing_ok=True)
-    known = read()
+    known = read(RESULTS)
     for work, seed, method in itertools.product(WORK, SEEDS, METHODS):
         setting = _setting(work, method, seed)
         if any(setting.items() <= record.items() for record in known):
@@ -161,8 +157,7 @@ def measure(*, fresh: bool = False) -> None:
         command = [sys.executable, "-m", "tests.bench.imagenet", json.dumps(setting)]
         record = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
         known.append(setting | record)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(known[-1]) + "\n")
+        add(RESULTS, known[-1])
 
 
 def table(records: list[dict]) -> str:
@@ -193,7 +188,7 @@ def _cell(records: list[dict]) -> str:
 
 def write_table() -> None:
     """Put the table into the README."""
-    put("imagenet", table(read()))
+    put("imagenet", table(read(RESULTS)))
 
 
 if __name__ == "__main__":

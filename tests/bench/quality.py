@@ -5,7 +5,6 @@ A seed chooses the calibration images (512 of the 3,000 bundled ones) and every 
 on where it was. Accuracy is over the first 5,000 test images, the same for all methods.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from snows.method.pruner import prune
 from snows.runs.runner import logits
 from snows.sources import data, models
 from tests.bench.readme import put
+from tests.bench.records import add, read
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "assets" / "bench" / "quality.jsonl"
@@ -47,11 +47,6 @@ METHODS: list[tuple[str, str, int, str, str]] = [
 KS = sorted({method[2] for method in METHODS})
 
 
-def read() -> list[dict]:
-    """Every measurement on file."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def _key(record: dict) -> tuple:
     named = {"refine": "none"} | record  # measurements from before there was a choice
     return tuple(named[k] for k in ("model", "pattern", "update", "k_steps", "targets", "refine", "seed"))
@@ -62,7 +57,7 @@ def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int],
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     if fresh:
         RESULTS.unlink(missing_ok=True)
-    known = {_key(r) for r in read()}
+    known = {_key(r) for r in read(RESULTS)}
     # The largest K takes most of the time, so it comes last, for all seeds.
     order = [(chosen, seed, name) for chosen in (KS[:-1], KS[-1:]) for seed in seeds for name in names]
     for chosen, seed, name in order:
@@ -106,8 +101,7 @@ def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
             "num_products": result.num_products,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        add(RESULTS, record)
 
 
 def table(records: list[dict]) -> str:
@@ -164,4 +158,4 @@ def _cell(values: list[float], best: float | None) -> str:
 
 def write_table() -> None:
     """Put the table into the README."""
-    put("quality", table(read()))
+    put("quality", table(read(RESULTS)))

@@ -88,6 +88,11 @@ def _row(layer: str) -> Callable[[Page], None]:
 
 
 ACTIONS = [
+    Action(
+        "start: just cut or refitted",
+        "?kept=1:8",
+        [_radio("The weights that stay", name) for name in ("Cut and refit", "Just cut")],
+    ),
     Action("layers: unit of the error", f"layers?run={RESNET}", [_radio("Error", name) for name in ("Absolute", "Relative")]),
     Action("layers: another layer", f"layers?run={RESNET}", [_row(name) for name in ("layer2.0.conv1", "layer3.0.conv2")]),
     Action(

@@ -6,7 +6,6 @@ the calibration images. Images are Fashion-MNIST's, in the network's own preproc
 `assets/bench/unlabelled.jsonl` a measurement; what is on file is not measured again.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from snows.method.sparsity import from_matrix, to_matrix
 from snows.sources import data, models
 from tests.bench.quality import METHODS
 from tests.bench.readme import put
+from tests.bench.records import add, read
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "assets" / "bench" / "unlabelled.jsonl"
@@ -57,16 +57,11 @@ def _images() -> tuple[Tensor, Tensor]:
     )
 
 
-def read() -> list[dict]:
-    """Every measurement on file."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def measure(*, fresh: bool = False) -> None:
     """Measure what is missing."""
     if fresh:
         RESULTS.unlink(missing_ok=True)
-    known = {(r["model"], tuple(r["method"])) for r in read()}
+    known = {(r["model"], tuple(r["method"])) for r in read(RESULTS)}
     calibration, evaluation = _images()
     for name, settings in NETWORKS.items():
         torch.manual_seed(0)
@@ -90,8 +85,7 @@ def measure(*, fresh: bool = False) -> None:
                 "divergence": metrics.divergence(found, dense),
                 "cpu_seconds": round(took, 1),
             }
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            add(RESULTS, record)
 
 
 @torch.no_grad()
@@ -113,4 +107,4 @@ def table(records: list[dict]) -> str:
 
 def write_table() -> None:
     """Put the table into the README."""
-    put("unlabelled", table(read()))
+    put("unlabelled", table(read(RESULTS)))

@@ -42,7 +42,7 @@ def test_compare_two_methods(address: str, browser: Browser, store: RunStore) ->
     expect(page.get_by_role("heading", level=1)).to_contain_text("Which method")
     expect(page.get_by_role("button", name="Start 7 runs")).to_be_visible()
     choose(page, "Methods", ["Magnitude only", "Wanda", "SNOWS, dense targets"])
-    set_number(page, "Calibration images", 32)
+    choose(page, "Calibration images", ["32"])
     set_number(page, "Evaluation images", 200)
     page.get_by_role("button", name="Start 3 runs").click()
     page.wait_for_url("**/compare?batch=*")

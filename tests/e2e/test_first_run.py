@@ -50,6 +50,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
     page.get_by_role("button", name="Run the demonstration").focus()
     page.keyboard.press("Enter")
     first = run_id(page)
+    expect(page.get_by_role("button", name="Draw one")).to_have_count(0)  # nothing of the page before is left
     expect(page.locator(".live-chart").first.locator(".points path").first).to_be_visible()
     page.evaluate(WATCH_FOR_FLICKER)
     seen = points(page)

@@ -352,7 +352,7 @@ def site_problem(problem: Case, settings: SolverConfig = TIGHT, propagated: bool
         Unstructured(sparsity=0.6),
         batches,
         [b.inputs[problem.site.input] for b in batches],
-        None if propagated else [b.targets[0] for b in batches],
+        propagated=propagated,
         bias=bias_of(problem),
         config=settings,
         device=torch.device("cpu"),

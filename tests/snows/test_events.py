@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snows.events import KINDS, CGIteration, Event, RunFinished, RunStarted, from_json, to_json
+from snows.events import KINDS, CGIteration, Event, RunFinished, RunStarted, SiteFinished, from_json, to_json
 
 ROOT = Path(__file__).parents[2]
 everything = st.one_of(
@@ -141,3 +141,16 @@ def test_a_torn_line_is_malformed_not_misread(event: Event, data: st.DataObject)
     line = to_json(event)
     with pytest.raises(ValueError, match=r"."):
         from_json(line[: data.draw(st.integers(0, len(line) - 1))])
+
+
+def test_a_record_from_before_images_were_held_back_has_none() -> None:
+    line = (
+        '{"kind":"SiteFinished","time":1.0,"site":"a","index":0,"losses":{"final":1.0},"by_k":{"final":[1.0]},"scale":[2.0],'
+        '"density":0.5,"status":"","message":"","seconds":1.0,"num_products":0}'
+    )
+    event = from_json(line)
+    assert isinstance(event, SiteFinished)
+    assert (event.held_back, event.held_back_scale) == ({}, [])
+    assert from_json(to_json(replace(event, held_back={"final": [math.inf]}, held_back_scale=[1.0]))).held_back == {
+        "final": [math.inf]
+    }

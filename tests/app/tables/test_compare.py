@@ -1,5 +1,6 @@
 """The Compare page: its frames by hand, a comparison that is killed and resumed, and the page in every state."""
 
+import json
 import math
 import shutil
 import signal
@@ -330,14 +331,32 @@ class TestPage:
         app.multiselect("batch.patterns").set_value(["2:4", "1:8"])
         app.multiselect("batch.k").set_value(["1", "5"])
         app.multiselect("batch.seeds").set_value(["0", "1"])
-        app.number_input("form.num_calibration").set_value(64).run()
-        button(app, "Start 12 runs").click().run()
+        app.multiselect("batch.images").set_value(["64", "128"]).run()
+        button(app, "Start 24 runs").click().run()
         (comparison,) = store.comparisons()
         configs = [run.config() for run in comparison.runs()]
         wanted = [METHODS["Wanda"], METHODS["SNOWS, dense targets"]]
-        assert configs == expand(RunConfig(num_calibration=64), wanted, ["2:4", "1:8"], [1, 5], [0, 1])
+        assert configs == expand(RunConfig(), wanted, ["2:4", "1:8"], [1, 5], [0, 1], [64, 128])
         assert app.query_params["batch"] in (comparison.id, [comparison.id])
-        assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 12
+        assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 24
+
+    def test_what_more_images_bring_is_drawn_where_they_differ(self, open_page: OpenPage, store: RunStore) -> None:
+        methods = [METHODS["SNOWS, refined mask"], METHODS["Least squares (OBS)"], METHODS["Wanda"]]
+        comparison = store.create_comparison(expand(RunConfig(), methods, ["2:4"], [3], [0], [64, 256]))
+        for run in comparison.runs():
+            helpers.finish(run)
+            run.save_metrics(helpers.METRICS | {"accuracy": 0.5 + run.config().num_calibration / 1000})
+        app = open_compare(open_page)
+        text = text_of(app)
+        assert "What more images bring" in text
+        chart = next(c for c in app.get("plotly_chart") if "Calibration images" in c.proto.spec)
+        lines = [trace for trace in json.loads(chart.proto.spec)["data"] if trace["mode"] == "lines+markers"]
+        assert [line["name"] for line in lines] == ["SNOWS, refined mask, K = 3", "Least squares (OBS)"]
+        assert [line["x"] for line in lines] == [pytest.approx([8, 16])] * 2
+        assert [line["y"] for line in lines] == [pytest.approx([56.4, 75.6])] * 2
+        assert {line["line"]["color"] for line in lines} == {palette.COLORS["snows"], palette.COLORS["least-squares"]}
+        methods_shown = app.dataframe[0].value["Method"].tolist()
+        assert [name for name in methods_shown if "256 images" in name] == methods_shown[3:]
 
     @pytest.mark.slow
     def test_what_cannot_be_is_said_beside_the_form(self, open_page: OpenPage, store: RunStore) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,50 @@ class TestFrames:
         assert (len(panels), len(panels[0]), panels[0][0].shape) == (1, 1, (4, columns))
 
 
+def held_back(event: Event, losses: dict[str, list[float]], scale: list[float]) -> Event:
+    return replace(event, held_back=losses, held_back_scale=scale)  # type: ignore[call-arg]
+
+
+SEEN_AND_UNSEEN = [
+    EVENTS[2],
+    held_back(EVENTS[3], {"mask_only": [2.0, 4.0], "final": [1.0, 2.0]}, [4.0, 6.0]),
+    *solved(1, "b.weight", [4.0], [1.0], [2.0]),
+]
+
+
+class TestHeldBack:
+    def test_losses_and_gaps(self) -> None:
+        absolute = layers.window_losses(SEEN_AND_UNSEEN, relative=False, held_back=True)
+        assert absolute.to_numpy().tolist() == [[0, "a", "mask_only", 6.0], [0, "a", "final", 3.0]]
+        relative = layers.window_losses(SEEN_AND_UNSEEN, relative=True, held_back=True)
+        assert relative["loss"].tolist() == pytest.approx([0.6, 0.3])
+        along = layers.window_errors(SEEN_AND_UNSEEN, held_back=True)
+        assert along[along["stage"] == "final"]["relative"].tolist() == pytest.approx([0.25, 1 / 3])
+        first, second = layers.carried_over(SEEN_AND_UNSEEN, relative=True).to_dict("records")
+        # On calibration images 1 of 10, on the others 3 of 10.
+        assert (first["final"], first["held_back"], first["gap"]) == (0.1, pytest.approx(0.3), pytest.approx(3))
+        assert (second["layer"], second["final"]) == ("b", 0.5)
+        assert np.isnan([second["held_back"], second["gap"]]).all()
+
+    def test_what_a_gap_means_is_said(self) -> None:
+        said = layers.carries_over(layers.carried_over(SEEN_AND_UNSEEN, relative=False))
+        assert "3 times that on the calibration images in the middle layer, and 3 times in `a`" in said
+        assert "more calibration images or a larger ridge" in said
+        assert layers.carries_over(layers.carried_over(EVENTS, relative=False)) == ""
+
+    def test_a_tick_a_loss_within_the_axis(self) -> None:
+        frames = (layers.window_losses(SEEN_AND_UNSEEN, relative=True, held_back=unseen) for unseen in (False, True))
+        seen, unseen = frames
+        figure = layer_charts.loss_chart(seen, ["a", "b"], "snows", held_back=unseen)
+        ticks = {trace.name: trace for trace in figure.data if trace.marker.symbol == "line-ns"}
+        assert (ticks["SNOWS, held back"].x, ticks["SNOWS, held back"].y) == (pytest.approx((0.3,)), (0,))
+        assert ticks["SNOWS, held back"].marker.line.color == palette.COLORS["snows"]
+        assert [t.name for t in figure.data if t.showlegend is not False][-1] == "on images held back"
+        high = 10 ** figure.layout.xaxis.range[1]
+        assert high > 0.6
+        assert "on images held back" not in [t.name for t in layer_charts.loss_chart(seen, ["a", "b"], "snows").data]
+
+
 class TestFigures:
     def test_window_chart_has_a_cell_a_layer_and_operation(self) -> None:
         figure = layer_charts.window_chart(
@@ -202,6 +247,27 @@ class TestPage:
         assert app.selectbox[1].value == "layer1.0.conv1"
         assert app.selectbox[1].options == [*(s.removesuffix(".weight") for s in helpers.PRUNED), "conv1"]
         assert "The checkpoint is gone. Put it back." in text  # the part that needs the network; the rest stands
+
+    def test_losses_on_images_held_back_stand_beside_the_others(
+        self, open_page: OpenPage, store: RunStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = helpers.site_events
+
+        def with_held_back(index: int, finish: bool = True) -> list[Event]:
+            *before, last = plain(index, finish)
+            if not isinstance(last, SiteFinished):
+                return [*before, last]
+            losses = {stage: [2 * value] for stage, (value,) in last.by_k.items()}
+            return [*before, replace(last, held_back=losses, held_back_scale=[1.0])]
+
+        monkeypatch.setattr(helpers, "site_events", with_held_back)
+        app = open_page("layers", run=helpers.write_run(store, "finished").id)
+        text = text_of(app)
+        assert "2 times that on the calibration images in the middle layer" in text
+        assert "On images held back: 0.500 % (2 times that on the calibration images)" in text
+        assert app.dataframe[0].value["gap"].tolist() == pytest.approx([2.0] * len(helpers.PRUNED))
+        drawn = figures(app)["Error of each layer's window, by stage"]
+        assert "SNOWS, held back" in [trace.get("name") for trace in drawn["data"]]
 
     @pytest.mark.parametrize("name", ["running", "failed", "cancelled", "interrupted"])
     def test_unfinished_runs(self, name: str, open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
@@ -304,7 +370,9 @@ class TestRecordedRun:
             "Which weights are kept",
             "Histograms of the layer's weights",
         ]
-        moved = app.dataframe[0].value
+        assert "No image was held back in this run" in text
+        assert app.dataframe[0].value.columns.tolist() == ["layer", "mask_only", "least_squares", "final"]
+        moved = app.dataframe[1].value
         assert moved["change"].abs().is_monotonic_decreasing
         assert (moved["after"] != 0).all()
 

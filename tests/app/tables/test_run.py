@@ -110,7 +110,7 @@ def test_log_is_newest_first_and_names_every_status(state: str, store: RunStore)
     assert log["what"].iloc[-1] == "Waiting for the device"
     if state != "interrupted":
         assert log["what"].iloc[0].startswith(state.capitalize())
-    assert "Converged: a further step would lower the loss by less than the requested share." in log["status"].tolist()
+    assert "Converged: going on would lower the loss by less than the requested share." in log["status"].tolist()
 
 
 @pytest.mark.parametrize("pattern", [NM(n=2, m=4), NM(n=1, m=16), NM(n=3, m=7), NM(n=5, m=32)])

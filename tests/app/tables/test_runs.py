@@ -47,6 +47,7 @@ class TestTable:
             "method": "SNOWS, refined mask, K = 5",
             "state": "finished",
             "accuracy": pytest.approx(0.9331),
+            "accuracy_masked": pytest.approx(0.1124),
             "change": pytest.approx(-0.0064),
             "agreement": pytest.approx(0.9702),
             "density": pytest.approx(0.2521),
@@ -68,10 +69,11 @@ class TestTable:
 
     def test_no_labels_no_accuracy(self, store: RunStore) -> None:
         run = helpers.write_run(store, "finished")
-        run.save_metrics(helpers.METRICS | {"accuracy": None, "accuracy_dense": None})
+        run.save_metrics(helpers.METRICS | {"accuracy": None, "accuracy_dense": None, "accuracy_masked": None})
         (row,) = runs.table([run]).to_dict("records")
         assert math.isnan(row["accuracy"])
         assert math.isnan(row["change"])
+        assert math.isnan(row["accuracy_masked"])
         assert row["agreement"] == pytest.approx(0.9702)
 
     @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -150,8 +151,10 @@ class TestFrames:
 
     def test_which_comparisons_are_studies(self, store: RunStore) -> None:
         assert study.is_study(comparison_of(store))
-        assert not study.is_study(store.create_comparison([RunConfig(), RunConfig(num_calibration=64)]))
-        plain = [RunConfig.model_validate({"prune": {"update": "none", "k_steps": k}}) for k in (1, 2)]
+        fitted = [RunConfig.model_validate({"num_calibration": n, "prune": {"update": "sparsegpt"}}) for n in (32, 64)]
+        assert study.is_study(store.create_comparison(fitted))
+        assert not study.is_study(store.create_comparison([RunConfig(), RunConfig(num_evaluation=64)]))
+        plain = [RunConfig.model_validate({"num_calibration": k, "prune": {"update": "none", "k_steps": k}}) for k in (1, 2)]
         assert not study.is_study(store.create_comparison(plain))
 
     def test_a_run_of_another_version_is_left_out(self, store: RunStore) -> None:
@@ -166,8 +169,50 @@ def test_the_study_that_comes_with_the_app() -> None:
     assert bundled.names == ["resnet20-fashion", "vit-fashion"]
     points = study.points(bundled)
     assert points["k"].tolist() == [0, 1, 3, 5, 10] * 2
-    assert points[list(study.DRAWN)].notna().to_numpy().all()
+    assert points["held_back_error"].isna().all()  # recorded before images were held back
+    assert points.drop(columns=["held_back_error", "held_back_error_deviation"]).notna().to_numpy().all()
     assert points["recommended"].sum() == 2
+
+
+def of_images(store: RunStore, images: tuple[int, ...] = (64, 256, 512)) -> Comparison:
+    """A finished study of one K on several numbers of images, of which 256 are right on almost as many as 512."""
+    comparison = store.create_comparison(expand([RunConfig.model_validate({"prune": {"device": "cpu"}})], [3], images))
+    for run in comparison.runs():
+        right = {64: 800, 256: 947, 512: 950}[run.config().num_calibration]
+
+        def execute(run: Run, right: int = right) -> RunFinished:
+            metrics = {"accuracy": right / IMAGES, "accuracy_dense": 0.96, "seconds": 10.0, "num_evaluation": IMAGES}
+            (*_, solved) = helpers.site_events(0)
+            run.append(
+                RunStarted(device="cpu", sites=helpers.PRUNED[:1], skipped={}, operations=40),
+                replace(solved, held_back={"final": [10 / right]}, held_back_scale=[2.0]),
+            )
+            run.save_metrics(metrics)
+            bits = int("1" * right + "0" * (IMAGES - right), 2)
+            return RunFinished(metrics=metrics, right=bits.to_bytes(IMAGES // 8, "big").hex())
+
+        helpers.finish(run, execute)
+    return comparison
+
+
+def test_a_study_of_the_number_of_images(store: RunStore) -> None:
+    found = study.read(of_images(store).runs())
+    points = study.points(found)
+    assert points["images"].tolist() == [64, 256, 512]
+    assert points["held_back_error"].tolist() == pytest.approx([5 / 800, 5 / 947, 5 / 950])
+    assert points["recommended"].tolist() == [False, True, False]
+    (row,) = study.table(found).to_dict("records")
+    assert row == {
+        "network": "SNOWS, refined mask, K = 3",
+        "images": 256,
+        "accuracy": pytest.approx(0.947),
+        "seconds": 10.0,
+        "best_images": 512,
+    }
+    figure = compare_charts.study_chart(points, study.marks(found), "accuracy", against="images", title="Calibration images")
+    assert figure.data[1].x == pytest.approx((8, 16, 512**0.5))
+    assert [words for (words,) in figure.data[1].customdata] == ["64 images", "256 images", "512 images"]
+    assert figure.layout.xaxis.title.text == "Calibration images"
 
 
 class TestFigure:
@@ -188,7 +233,7 @@ class TestFigure:
         assert axis["tickvals"] == pytest.approx([0, 3**0.5, 10**0.5])
 
     def test_as_a_share_of_the_network(self, found: study.Study) -> None:
-        figure = self.drawn(found, share=True)
+        figure = self.drawn(found, against="share")
         assert figure["data"][1]["x"] == pytest.approx([0, 7.5**0.5, 5])
         assert figure["layout"]["xaxis"]["ticktext"] == ["0", "1", "2", "5", "10", "20"]
 
@@ -335,6 +380,29 @@ class TestPage:
         assert {layout["xaxis"]["title"]["text"] for layout in titles} == {"K ÷ operations of the network (%)"}
         assert titles[1]["yaxis"]["title"]["text"] == "Error ÷ target, layer"
 
+    def test_the_number_of_images_is_swept(self, open_page: OpenPage, store: RunStore) -> None:
+        app = open_study(open_page)
+        app.segmented_control("study.swept").set_value("images").run()
+        assert app.multiselect("study.k").value == ["3"]
+        assert "Start 5 runs" in labels(app)
+        app.multiselect("study.images").set_value(["64", "256"]).run()
+        button(app, "Start 2 runs").click().run()
+        (comparison,) = store.comparisons()
+        assert [run.config() for run in comparison.runs()] == expand([RunConfig()], [3], [64, 256])
+        assert [until_ended(run) for run in comparison.runs()] == ["finished"] * 2
+
+    def test_a_finished_study_of_images(self, open_page: OpenPage, store: RunStore) -> None:
+        of_images(store)
+        app = open_study(open_page, loss="held_back_error")
+        text = text_of(app)
+        assert (
+            "256 images are the fewest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at 512 images" in text
+        )
+        assert "How many are enough" in text
+        layouts = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+        assert {layout["xaxis"]["title"]["text"] for layout in layouts} == {"Calibration images"}
+        assert layouts[1]["yaxis"]["title"]["text"] == "Error ÷ target, held back"
+
     def test_runs_of_an_older_version(self, open_page: OpenPage, store: RunStore) -> None:
         comparison = comparison_of(store)
         for run in comparison.runs():
@@ -352,5 +420,5 @@ class TestPage:
 
     def test_other_comparisons_are_no_studies(self, open_page: OpenPage, store: RunStore) -> None:
         helpers.write_run(store, "finished")
-        other = store.create_comparison([RunConfig(), RunConfig(num_calibration=64)])
+        other = store.create_comparison([RunConfig(), RunConfig(num_evaluation=64)])
         assert "There is no study" in text_of(open_study(open_page, batch=other.id))

@@ -24,6 +24,7 @@ from snows.runs.store import Execute, Run, RunError, RunStore
 ROOT = Path(__file__).parents[3]
 METRICS = {
     "accuracy_dense": 0.94,
+    "accuracy_masked": 0.11,
     "accuracy": 0.92,
     "agreement": 0.95,
     "density": 0.125,
@@ -91,9 +92,10 @@ def test_json_result_is_the_last_line_and_the_only_one_on_stdout(
 def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> None:
     execute(_finishes)
     flags = (
-        "--model vit-fashion --checkpoint w.pt --data photos --num-calibration 64 --num-evaluation 100 --name mine "
+        "--model vit-fashion --checkpoint w.pt --data photos --num-calibration 64 --num-held-back 9 --num-evaluation 100 "
+        "--name mine "
         "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --refine layer "
-        "--update sparsegpt --k-steps 7 --targets propagated --ridge 2 --batch-size 32 --seed 5 --device cpu "
+        "--update sparsegpt --k-steps 7 --targets propagated --ridge 2 --batch-size 32 --memory 0.5 --seed 5 --device cpu "
         "--precision float64 --batch-norm-reestimate --prune-classifier "
         "--curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
         "--min-decrease 0.01 --start masked"
@@ -105,6 +107,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "checkpoint": "w.pt",
         "data": "photos",
         "num_calibration": 64,
+        "num_held_back": 9,
         "num_evaluation": 100,
         "name": "mine",
         "prune": config.prune.model_dump(exclude_defaults=True),
@@ -120,6 +123,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "targets": "propagated",
         "ridge": 2.0,
         "batch_size": 32,
+        "memory": 0.5,
         "seed": 5,
         "device": "cpu",
         "precision": "float64",
@@ -163,7 +167,7 @@ def test_human_summary(execute: Callable, store: RunStore, capsys: pytest.Captur
     execute(_finishes)
     assert main(["prune"]) == 0
     out = capsys.readouterr().out
-    for part in ("94.00 %", "92.00 %", "95.00 %", "12.50 %", "12.5", "321", str(store.list()[0].weights_path)):
+    for part in ("94.00 %", "11.00 %", "92.00 %", "95.00 %", "12.50 %", "12.5", "321", str(store.list()[0].weights_path)):
         assert part in out
 
 
@@ -392,7 +396,7 @@ def test_list_and_show(execute: Callable, store: RunStore, capsys: pytest.Captur
 
     assert main(["show", states["finished"][0]]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"fc\.weight +12\.50 % +3 +0\.5 +0\.125 +0\.0625 +1\.5 s +converged", out)
+    assert re.search(r"fc\.weight +12\.50 % +3 +0\.5 +0\.125 +0\.0625 +- +1\.5 s +converged", out)
     assert "92.00 %" in out
     assert main(["show", failed.id]) == 0
     assert "It broke. Mend it." in capsys.readouterr().out
@@ -415,6 +419,7 @@ class _SitePlan:
 class _Plan:
     sites: list[_SitePlan] = field(default_factory=lambda: [_SitePlan()])
     skipped: dict[str, str] = field(default_factory=lambda: {"conv1.weight": "4 does not divide its 1 input channel"})
+    warning: str = "A row of fc has 32 weights to fit, but 8 calibration images give only 8 samples of its input."
 
 
 def test_coverage_lists_every_weight(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -426,9 +431,11 @@ def test_coverage_lists_every_weight(monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.setitem(sys.modules, "snows.runs.estimate", types.SimpleNamespace(plan=plan))
     monkeypatch.setattr("snows.runs.estimate", sys.modules["snows.runs.estimate"], raising=False)
-    flags = "--model resnet20-fashion --pattern 1:4 --k-steps 1 --override fc.weight=dense"
+    flags = "--model resnet20-fashion --pattern 1:4 --k-steps 1 --override fc.weight=dense --num-calibration 8 --ridge 1"
     assert main(["coverage", *flags.split()]) == 0
     out = capsys.readouterr().out
+    assert "8 calibration images give only 8 samples" in out
+    assert (asked[0].num_calibration, asked[0].prune.ridge) == (8, 1.0)
     assert re.search(r"layer1\.0\.conv1\.weight +conv2d +16x16x3x3 +25\.00 % +layer1\.0\.conv1, layer1\.0\.act1", out)
     assert re.search(r"conv1\.weight +4 does not divide", out)
     assert asked[0].prune.k_steps == 1
@@ -542,6 +549,30 @@ def test_study_says_what_is_wrong(
     assert main(line.split()) == code
     assert sentence in capsys.readouterr().err
     assert store.list() == []
+
+
+def test_study_says_how_many_images_are_enough(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(_finishes)
+    assert main(["study", "--k", "3", "--num-calibration", "64", "256"]) == 0
+    (batch,) = store.comparisons()
+    out = capsys.readouterr().out
+    assert re.match(r"METHOD +IMAGES +ACCURACY", out)
+    assert "64 images are enough: no number that was tried" in out
+    assert "the fewest images within the noise" in out
+    assert main(["study", batch.id, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["recommended"], record["k_steps"], "num_calibration" in record) == (64, 3, False)
+    assert [point["num_calibration"] for point in record["points"]] == [64, 256]
+    assert main(["study", batch.id, "--against", "k"]) == 0
+    assert re.match(r"NETWORK +K +OF ALL", capsys.readouterr().out)
+
+
+def test_notes_are_said_while_it_runs(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(lambda run: (run.append(events.Note(message="Of the images, one is upside down.")), _finishes(run))[1])
+    assert main(["prune", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "Of the images, one is upside down." in err
+    assert out.count("\n") == 1
 
 
 def test_study_of_runs_without_k(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -711,6 +742,21 @@ def test_compare_makes_a_batch_of_every_combination_and_prints_it_side_by_side(
     assert re.fullmatch(r"2:4 · Wanda +92.00 % +.2.00 points +95.00 % +12.50 % +12 s +2", lines[1])
     assert len(lines) == 1 + 12 + 2
     assert f"Comparison {batch.id}: 24 runs." in err
+
+
+def test_compare_takes_several_numbers_of_images(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    assert (
+        main(["compare", "--method", "wanda", "snows-refined-mask", "--num-calibration", "64", "256", "--num-held-back", "8"])
+        == 0
+    )
+    (batch,) = store.comparisons()
+    configs = [run.config() for run in batch.runs()]
+    assert [(c.num_calibration, c.prune.update) for c in configs] == [(n, u) for n in (64, 256) for u in ("none", "snows")]
+    assert {c.num_held_back for c in configs} == {8}
+    assert "SNOWS, refined mask, K = 3 · 256 images" in capsys.readouterr().out
 
 
 def test_compare_without_a_choice_tries_all_known_methods(

@@ -72,7 +72,8 @@ def test_whatever_is_measured_has_a_name() -> None:
 def test_more_is_better_of_what_a_network_keeps_and_less_of_what_it_costs() -> None:
     better = {name for name in comparisons.COMPARED if MEASURES[name].more_is_better}
     assert better == {"accuracy", "agreement"}
-    assert {name for name, measure in MEASURES.items() if measure.of_images} == {"accuracy", "accuracy_dense", "agreement"}
+    shares = {"accuracy", "accuracy_dense", "accuracy_masked", "agreement", "agreement_masked"}
+    assert {name for name, measure in MEASURES.items() if measure.of_images} == shares
 
 
 @pytest.mark.slow

@@ -117,7 +117,6 @@ def test_least_squares_agrees() -> None:
             Unstructured(sparsity=0.6),
             problem.batches,
             [b.inputs[problem.site.input] for b in problem.batches],
-            [b.targets[0] for b in problem.batches],
             bias=None,
             config=PruneConfig().solver,
             device=device,

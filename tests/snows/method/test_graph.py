@@ -16,6 +16,7 @@ from snows.method import graph as graph_module
 from snows.method import operations
 from snows.method.graph import ExportError, Frontier, NetworkGraph, Site
 from snows.method.operations import batch_norm_affine
+from snows.method.rows import input_rows
 from snows.sources import models
 from tests.snows.helpers import ALL, NETWORKS, assert_entries_close, network, window_inputs
 
@@ -507,3 +508,32 @@ def test_a_frontier_can_be_stopped_between_batches() -> None:
     with pytest.raises(KeyboardInterrupt):
         Frontier(graph, list(images.split(1))).advance(len(graph.nodes), graph.bind({}), torch.device("cpu"), check=check)
     assert len(asked) == 2
+
+
+def test_bytes_of_a_value_for_one_image() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.table = nn.Conv2d(1, 4, 3, padding=1), nn.Parameter(torch.ones(5, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)  # (B, 4, 6, 6)
+            parts = x.reshape(x.shape[0] * 9, 16)  # as windows of attention are laid out
+            return parts.reshape(x.shape[0], -1) @ torch.ones(144, 4) + (2 * self.table).sum(0)
+
+    graph = NetworkGraph.export(Net().eval(), torch.zeros(2, 1, 6, 6))
+    sizes = {str(node.target): graph.image_bytes(node) for node in graph.nodes}
+    assert sizes["aten.conv2d.default"] == 4 * 6 * 6 * 4
+    assert sizes["aten.reshape.default"] == 144 * 4
+    assert sizes["aten.mul.Tensor"] == 0  # the same for all images
+    window = graph.window(graph.sites[0], 1)
+    assert window.image_bytes >= 144 * 4
+
+
+@pytest.mark.parametrize("name", ["residual", "mlp", "fused", "module", "strided", "gates"])
+def test_positions_are_the_samples_of_a_row_that_an_image_gives(name: str) -> None:
+    _, graph, images = network(name)
+    for site in graph.sites:
+        _, values = graph.run(images, capture=[] if site.input is graph.input else [site.input])
+        rows = input_rows(site, values.get(site.input, images))
+        assert len(rows) == graph.positions(site) * len(images), site.name

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snows.config import CURVATURES
 from snows.method.graph import NetworkGraph
-from snows.method.objective import Batch, Objective
+from snows.method.objective import Batch, Objective, Remade
 from snows.method.rows import (
     KeptWeights,
     ReconstructionError,
@@ -255,7 +255,7 @@ def test_a_pull_is_in_proportion_to_the_window_and_measured_by_the_probe_of_the_
     ridge = 0.1 * float(gram.diagonal().mean())
     blocks = RowBlocks(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), problem.kept)
     for seed in range(300):
-        objective = problem.objective(row_blocks=blocks, dense=problem.weight, seed=seed)
+        objective = problem.objective(row_systems=lambda: blocks, dense=problem.weight, seed=seed)
         objective.pull_like(ridge, problem.point)
         objective.curvature(problem.point, 0)
         assert objective.num_products == 1
@@ -294,7 +294,7 @@ def test_the_preconditioner_is_symmetric_positive_definite_and_worth_having(smal
     problem = case("strided", "4.weight", 1)
     inputs = [b.inputs[problem.site.input] for b in problem.batches]
     blocks = RowBlocks(input_gram(problem.site, inputs, CPU), problem.kept)
-    product, preconditioner = problem.objective(row_blocks=blocks, damping=1e-6).curvature(problem.point, 0)
+    product, preconditioner = problem.objective(row_systems=lambda: blocks, damping=1e-6).curvature(problem.point, 0)
     inverse, matrix = dense(preconditioner, problem.kept.count), dense(product, problem.kept.count)
     assert_entries_close(inverse, inverse.T, rtol=1e-7, atol=1e-9)
     assert float(torch.linalg.eigvalsh(inverse)[0]) > 0
@@ -316,6 +316,42 @@ def test_curvature_batches_are_a_seeded_share_drawn_anew_each_step() -> None:
     assert draws != [other.curvature_batches(step) for step in range(8)]
     assert problem.objective(batches=batches, curvature_share=1.0).curvature_batches(0) == list(range(12))
     assert len(problem.objective(batches=batches, curvature_share=1e-9).curvature_batches(0)) == 1
+
+
+@pytest.mark.parametrize("kind", ["gauss_newton", "hessian"])
+def test_linearizations_made_again_for_want_of_memory_give_the_same_bits(kind: str) -> None:
+    problem = case("residual", "conv1.weight", 2)
+    kept, enough = problem.objective(curvature_kind=kind), problem.objective(curvature_kind=kind, memory=0)
+    vector = torch.randn(problem.point.shape, dtype=torch.float64)
+    first, again = kept.product(problem.point), enough.product(problem.point)
+    for v in (vector, 2 * vector):
+        assert torch.equal(first(v), again(v))
+
+
+def test_targets_made_again_are_the_dense_windows_outputs() -> None:
+    problem = case("residual", "conv1.weight", 2)
+    held = [replace(b, targets=[t.detach() for t in problem.window.outputs(problem.weight, b.inputs)]) for b in problem.batches]
+    remade = [replace(b, targets=Remade(problem.window, problem.weight, b.inputs)) for b in problem.batches]
+    assert all(
+        torch.equal(one[-1], other[-1])
+        for one, other in zip((b.targets for b in held), (b.targets for b in remade), strict=True)
+    )
+    one, other = problem.objective(batches=held), problem.objective(batches=remade)
+    assert one.losses(problem.point) == other.losses(problem.point)
+    assert torch.equal(one.loss_and_gradient(problem.point)[1], other.loss_and_gradient(problem.point)[1])
+
+
+def test_the_sampled_loss_is_of_other_images_than_curvature() -> None:
+    problem = case("mlp", "0.weight", 0)
+    batches = [replace(batch, images=5) for batch in problem.batches * 4]
+    objective = problem.objective(batches=batches, curvature_share=0.25, seed=3)
+    for step in range(4):
+        curved = objective.curvature_batches(step)
+        others = [i for i in range(12) if i not in curved][:3]
+        alone = problem.objective(batches=[batches[i] for i in others])
+        assert objective.sampled_loss(problem.point, step) == pytest.approx(alone.loss(problem.point), rel=1e-12)
+    all_of_them = problem.objective(batches=batches, curvature_share=1.0)
+    assert all_of_them.sampled_loss(problem.point, 0) == pytest.approx(all_of_them.loss(problem.point), rel=1e-12)
 
 
 @pytest.mark.parametrize("sizes", [[1, 40, 40, 40, 40], [40, 1, 1, 1, 40, 40], [100, 7, 7, 7, 7], [3] * 50 + [50]])
@@ -419,7 +455,7 @@ def masks(draw: st.DrawFn) -> tuple[Tensor, tuple[int, ...]]:
 
 
 @given(masks(), st.integers(1, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_expand_and_restrict_are_inverse_and_groups_cover_every_weight_once(
     drawn: tuple[Tensor, tuple[int, ...]], limit: int
 ) -> None:

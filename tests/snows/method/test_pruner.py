@@ -1,9 +1,12 @@
 """The cascade against a plain reference made of module hooks; what comes out, what is handed on, what is refused."""
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snows import events
 from snows.config import MASKS, NM, TARGETS, UPDATES, Dense, InputError, PruneConfig, SolverConfig, Unstructured
-from snows.method import updates
+from snows.method import rows, updates
 from snows.method.cascade import Cancelled
-from snows.method.coverage import PruneError, batches_of, coverage, resolve_device
+from snows.method.coverage import PruneError, batches_of, coverage, last_remade, resolve_device, scarcity, share_out
 from snows.method.graph import ExportError, NetworkGraph
 from snows.method.problem import SiteProblem
 from snows.method.pruner import PruneResult, prune, reestimate_batch_norm
@@ -63,8 +66,8 @@ def chain(images: int = 10) -> tuple[nn.Module, Tensor]:
     return seeded(Chain, 2, 4, 4, images=images)
 
 
-def residual() -> tuple[nn.Module, Tensor]:
-    return seeded(Residual, 2, 6, 6)
+def residual(images: int = 10) -> tuple[nn.Module, Tensor]:
+    return seeded(Residual, 2, 6, 6, images=images)
 
 
 def config(**overrides: Any) -> PruneConfig:
@@ -171,9 +174,10 @@ def reference_losses(
 @pytest.mark.parametrize("k", [0, 2, ALL])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_the_cascade_is_the_reference_cascade(targets: str, k: int, update: str, ridge: float) -> None:
-    dense, images = chain(images=50)
+    dense, every = chain(images=75)
+    images, held_back = every[:50], every[50:]
     settings = config(update=update, k_steps=k, targets=targets, batch_size=20, refine="none", ridge=ridge)
-    result = prune(dense, images, settings)
+    result = prune(dense, images, settings, held_back=held_back)
     assert [r.site for r in result.sites] == [f"{site}.weight" for site in Chain.SITES]
     cascade = deepcopy(dense)
     for site, record in zip(Chain.SITES, result.sites, strict=True):
@@ -185,17 +189,87 @@ def test_the_cascade_is_the_reference_cascade(targets: str, k: int, update: str,
             assert_entries_close(found, least_squares, rtol=1e-5, atol=1e-6, what=site)
         stages = {"mask_only": dense_weight * mask, "least_squares": least_squares, "final": found}
         assert record.by_k.keys() == stages.keys() - ({"least_squares"} if update == "least-squares" else set())
+        assert list(record.held_back) == list(record.by_k)
         for stage in record.by_k:
             weight = stages[stage]
             expected = reference_losses(dense, cascade, site, weight, images, targets, k)
             assert record.by_k[stage] == pytest.approx(expected, rel=1e-5, abs=1e-10), f"{site} {stage}"
             assert record.losses[stage] == pytest.approx(sum(expected), rel=1e-5, abs=1e-10)
+            expected = reference_losses(dense, cascade, site, weight, held_back, targets, k)
+            assert record.held_back[stage] == pytest.approx(expected, rel=1e-5, abs=1e-10), f"{site} {stage} held back"
         zero = reference_losses(dense, cascade, site, torch.zeros_like(dense_weight), images, targets, 0)
-        assert len(record.scale) == len(record.by_k["final"])
+        elsewhere = reference_losses(dense, cascade, site, torch.zeros_like(dense_weight), held_back, targets, 0)
+        assert len(record.scale) == len(record.held_back_scale) == len(record.by_k["final"])
         if dense.get_submodule(site).bias is None:
             assert record.scale[0] == pytest.approx(zero[0], rel=1e-9)
+            assert record.held_back_scale[0] == pytest.approx(elsewhere[0], rel=1e-9)
         set_weight(cascade, site, found)
     assert_same(weights(cascade), weights(result.model))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ridge": 4.0},
+        {"ridge": 4.0, "sweeps": 2, "mask": "wanda"},
+        {"update": "least-squares", "pattern": "50% global", "mask": "sparsegpt"},
+        {"update": "sparsegpt", "targets": "propagated", "batch_norm_reestimate": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_what_is_held_back_changes_no_bit(precision: str, more: dict[str, Any]) -> None:
+    model, every = residual()
+    model, images, held_back = model.float(), every[:7].float(), every[7:].float()
+    settings = config(precision=precision, **more)
+    alone, beside = prune(model, images, settings), prune(model, images, settings, held_back=held_back)
+    assert_same(weights(alone.model), weights(beside.model))
+    assert_same(alone.masks, beside.masks)
+    assert [(r.by_k, r.scale, r.num_products) for r in alone.sites] == [(r.by_k, r.scale, r.num_products) for r in beside.sites]
+    assert all(not r.held_back and not r.held_back_scale for r in alone.sites)
+    assert all(len(r.held_back["final"]) == len(r.held_back_scale) == len(r.scale) for r in beside.sites)
+    assert all(events.from_json(events.to_json(r)) == r for r in beside.sites)
+
+
+def test_images_held_back_are_as_the_others_or_refused() -> None:
+    model, images = chain()
+    with pytest.raises(PruneError, match=r"one shape, but there are \(2, 4, 4\) and \(2, 5, 4\)"):
+        prune(model, images, config(), held_back=torch.zeros(2, 2, 5, 4, dtype=torch.float64))
+    loaded = prune(model, images, config(update="none"), held_back=DataLoader(TensorDataset(images[:3]), 2))
+    given = prune(model, images, config(update="none"), held_back=images[:3])
+    for ours, theirs in zip(loaded.sites, given.sites, strict=True):
+        assert ours.held_back["final"] == pytest.approx(theirs.held_back["final"], rel=1e-12)
+
+
+def test_a_run_says_which_layer_the_images_say_too_little_of() -> None:
+    model, images = chain(images=5)
+    seen: list[events.Event] = []
+    prune(model, images, config(update="least-squares", ridge=4.0), on_event=seen.append)
+    # Kept in a row of 1:2: 9 of conv1's 18 and 18 of conv2's 36, at 16 and 4 positions an image; 8 of fc1's 16, 3 of fc2's 6.
+    assert [e.message for e in seen if isinstance(e, events.Note)] == [
+        "A row of fc1 has 8 weights to fit, but 5 calibration images give only 5 samples of its input: the fit may not hold on "
+        "other images. Use at least 8 images, or rely on the ridge, which pulls what they leave open toward the dense values."
+    ]
+    graph = NetworkGraph.export(model, images[:2])
+
+    def said(count: int, **more: Any) -> str:
+        settings = config(**more)
+        return scarcity(graph, coverage(graph, settings), settings, count)
+
+    assert "fc1 has 8 weights" in said(7)
+    assert "rely on a ridge, which would pull" in said(7)
+    assert said(8) == ""
+    # At 2 images: fc1 has 8 for 2, conv2 18 for 8, fc2 3 for 2.
+    assert (
+        "fc1 has 8 weights to fit, but 2 calibration images give only 2 samples of its input, and 2 more layers are short"
+        in (said(2))
+    )
+    assert "conv2 has 18 weights to fit, but 2 calibration images give only 8 samples of its input, and 1 more layer is" in (
+        said(2, overrides={"fc1": "dense"})
+    )
+    assert "Use at least 5 images" in said(2, overrides={"fc1": "dense"})
+    assert said(2, update="none") == ""
+    assert said(1, overrides={"conv2": "dense", "fc1": "dense", "fc2": "dense"}) == ""
 
 
 def test_the_targets_differ_once_something_is_pruned() -> None:
@@ -458,7 +532,8 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, sweeps:
     def keep(index: int, weight: Tensor, mask: Tensor) -> None:
         stored[index] = save({"weight": weight.contiguous(), "mask": mask.contiguous()})
 
-    whole = prune(model, images, settings, on_site=keep)
+    images, held_back = images[:7], images[7:]
+    whole = prune(model, images, settings, on_site=keep, held_back=held_back)
     assert sorted(stored) == list(range(5 * sweeps))
     for done in {1, 3, 4, 5, 5 * sweeps - 2, 5 * sweeps}:
 
@@ -471,13 +546,19 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(targets: str, sweeps:
         seen: list[events.Event] = []
         handed: list[int] = []
         again = prune(
-            model, images, settings, finished=finished, on_event=seen.append, on_site=lambda i, w, m, h=handed: h.append(i)
+            model,
+            images,
+            settings,
+            held_back=held_back,
+            finished=finished,
+            on_event=seen.append,
+            on_site=lambda i, w, m, h=handed: h.append(i),
         )
         assert_same(weights(again.model), weights(whole.model))
         assert_same(again.masks, whole.masks)
         assert handed == list(range(done, 5 * sweeps))
         assert (seen[0].resumed, seen[0].sweeps) == (done, sweeps)
-        assert [r.by_k for r in again.sites] == [r.by_k for r in whole.sites[done:]]
+        assert [(r.by_k, r.held_back) for r in again.sites] == [(r.by_k, r.held_back) for r in whole.sites[done:]]
 
 
 def test_a_second_sweep_starts_from_the_first_ones_weights_and_keeps_its_masks() -> None:
@@ -679,6 +760,79 @@ def test_a_config_that_does_not_fit_the_network_gives_a_sentence(overrides: dict
         prune(model, images, config(**overrides))
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("targets", ["dense", "propagated"])
+@pytest.mark.parametrize("build", [chain, residual])
+def test_targets_that_memory_does_not_hold_are_made_again(build: Callable[..., Any], targets: str) -> None:
+    model, images = build(images=20)
+    held, remade = (prune(model, images, config(targets=targets, memory=memory)) for memory in (1.0, 1e-9))
+    assert remade.sites[0].held_memory < held.sites[0].held_memory  # type: ignore[operator]
+    # The dense window's values are computed by other kernels than the dense network's.
+    for one, other in zip(held.sites, remade.sites, strict=True):
+        assert one.losses["final"] == pytest.approx(other.losses["final"], rel=1e-6)
+    for name, mask in held.masks.items():
+        assert torch.equal(mask, remade.masks[name])
+
+
+def test_targets_are_made_again_up_to_the_last_window_that_memory_does_not_hold() -> None:
+    windows: Any = [SimpleNamespace(target_bytes=size) for size in (100, 300, 200, 100)]
+    for most, last in ((3000, -1), (2999, 1), (2000, 1), (1999, 2), (999, 3)):
+        assert last_remade(windows, 10, config(memory=most / 2 / 2**30)) == last
+
+
+def test_a_layers_images_go_with_it() -> None:
+    model, images = chain(images=20)
+    problems: list[Any] = []
+
+    def on_event(event: events.Event) -> None:
+        if isinstance(event, events.SiteStarted):
+            assert all(problem() is None for problem in problems)
+
+    def update(problem: Any) -> Any:
+        problems.append(weakref.ref(problem))
+        return updates.snows(problem)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(updates.UPDATES, "snows", update)
+            prune(model, images, config(update="snows"), on_event=on_event)
+    finally:
+        gc.enable()
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("batches", "batch_size", "memory", "expected"),
+    [
+        ([512], 128, 1000.0, [128] * 4),
+        ([128], 128, 1000.0, [32] * 4),  # a quarter of the images for curvature
+        ([30, 30], 20, 1000.0, [15] * 4),
+        ([512], 128, 4 * 100 * 3 * 30 / 2**30, [29] * 8 + [28] * 10),
+        ([64], 128, 1e-9, [8] * 8),
+    ],
+)
+def test_images_are_shared_out_by_memory_and_by_the_share_of_curvature(
+    batches: list[int], batch_size: int, memory: float, expected: list[int]
+) -> None:
+    windows: Any = [SimpleNamespace(image_bytes=100), SimpleNamespace(image_bytes=10)]
+    parts = share_out([torch.zeros(n, 1) for n in batches], windows, config(batch_size=batch_size, memory=memory))
+    assert [len(part) for part in parts] == expected
+
+
+def test_the_form_of_the_rows_systems_is_chosen_by_size_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = chain()
+    by_factors = prune(model, images, config(ridge=1.0))
+    assert {record.row_systems for record in by_factors.sites} == {"factors"}
+    monkeypatch.setattr(rows, "LARGEST_BLOCKS", 0)
+    by_products = prune(model, images, config(ridge=1.0))
+    assert {record.row_systems for record in by_products.sites} == {"products"}
+    for one, other in zip(by_factors.sites, by_products.sites, strict=True):
+        assert other.losses["least_squares"] == pytest.approx(one.losses["least_squares"], rel=1e-3)
+        assert other.losses["final"] == pytest.approx(one.losses["final"], rel=0.1)
+    assert {record.row_systems for record in prune(model, images, config(update="none")).sites} == {""}
 
 
 @given(st.integers(1, 700), st.integers(1, 200))

@@ -206,7 +206,7 @@ def test_scores_are_the_cost_of_each_removal() -> None:
     st.sampled_from([NM(n=2, m=4), NM(n=1, m=3)]),
     st.integers(1, 30),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nm_sweep_properties(seed: int, rows: int, groups: int, pattern: NM, block: int) -> None:
     weight, gram = problem(rows, groups * pattern.m, seed)
     sweep = sparsegpt_sweep(weight, gram, pattern=pattern, block=block)
@@ -221,7 +221,7 @@ def test_nm_sweep_properties(seed: int, rows: int, groups: int, pattern: NM, blo
 
 
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 20), st.floats(0.05, 0.95), st.integers(1, 30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_unstructured_sweep_keeps_the_exact_count(seed: int, rows: int, columns: int, sparsity: float, block: int) -> None:
     weight, gram = problem(rows, columns, seed)
     mask = sparsegpt_sweep(weight, gram, pattern=Unstructured(sparsity=sparsity), block=block).mask

@@ -1,5 +1,6 @@
 """Conjugate gradient against direct solves, Armijo to the letter, Newton on functions whose minimum is known."""
 
+import itertools
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -29,7 +30,7 @@ def spd(size: int, condition: float = 100.0, seed: int = 0) -> Tensor:
 
 
 @given(st.integers(1, 30), st.floats(1, 1e4), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_cg_solves_what_a_direct_solve_solves(size: int, condition: float, seed: int) -> None:
     a, b = spd(size, condition, seed), random(size, seed=seed + 1)
     result = cg(lambda v: a @ v, b, rtol=1e-10, max_iters=10 * size + 20)
@@ -93,6 +94,38 @@ def test_cg_tolerance_is_relative(rtol: float, scale: float) -> None:
     assert result.residuals[-1] <= rtol < result.residuals[-2]
     unit = cg(lambda v: a @ v, b / scale, rtol=rtol, max_iters=200)
     assert unit.residuals == result.residuals
+
+
+def test_cg_ends_where_two_iterations_bring_too_little() -> None:
+    a, b = spd(40, 1e4), random(40)
+
+    def fallen(iterations: int) -> float:
+        x = cg(lambda v: a @ v, b, rtol=0, max_iters=iterations).x
+        return float(b @ x - x @ a @ x / 2)
+
+    least = 0.02 * fallen(40)
+    result = cg(lambda v: a @ v, b, rtol=0, max_iters=40, least_decrease=least)
+    assert result.status is Status.NO_FURTHER_DECREASE
+    brought = [fallen(i) - fallen(i - 1) for i in range(1, result.num_products + 1)]
+    assert max(brought[-2:]) < least
+    assert all(max(pair) >= least for pair in itertools.pairwise(brought[:-1]))
+
+
+def test_cg_goes_back_to_the_last_iterate_whose_loss_was_lower() -> None:
+    a, b = spd(30, 1e3), random(30)
+    iterates = [cg(lambda v: a @ v, b, rtol=0, max_iters=i).x for i in (3, 6, 12)]
+    values = dict(zip(map(float, (x.sum() for x in iterates)), (5.0, 4.0, 4.5), strict=True))
+    result = cg(lambda v: a @ v, b, rtol=0, max_iters=30, loss_at=lambda x: values[float(x.sum())])
+    assert result.status is Status.MODEL_FAILED
+    assert result.num_products == 12
+    assert torch.equal(result.x, iterates[1])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_cg_leaves_a_first_look_that_is_not_finite_to_the_line_search(bad: float) -> None:
+    a, b = spd(30, 1e3), random(30)
+    result = cg(lambda v: a @ v, b, rtol=0, max_iters=30, loss_at=lambda x: bad)
+    assert torch.equal(result.x, cg(lambda v: a @ v, b, rtol=0, max_iters=3).x)
 
 
 def test_cg_of_nothing_asks_for_no_product() -> None:
@@ -178,7 +211,7 @@ def test_armijo_decides_to_the_last_bit() -> None:
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.1, 0.9), st.floats(1e-6, 0.5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_backtracking_takes_the_first_step_that_obeys_armijo(bend: float, shrink: float, decrease: float) -> None:
     def loss_at(t: float) -> float:
         return 1 - t + bend * t * t
@@ -230,6 +263,9 @@ class Smooth:
 
     def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         return self.loss(x), torch.autograd.functional.jacobian(self.function, x)
+
+    def sampled_loss(self, x: Tensor, step: int) -> float:
+        return float(self.function(x))
 
     def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
         self.asked.append(step)

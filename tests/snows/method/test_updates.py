@@ -248,11 +248,11 @@ def test_a_refined_mask_fits_no_worse(name: str, site: str, k: int, update: str,
 
 def test_what_no_mask_has_a_part_in_is_shared() -> None:
     made = site_problem(case("residual", "conv1.weight", 0))
-    _ = made.objective, made.row_blocks, made.least_squares
+    _ = made.objective, made.row_systems, made.least_squares
     other = made.with_mask(~made.mask)
     assert other.gram is made.gram
     assert other.cross is made.cross
-    for name in ("objective", "row_blocks", "masked", "least_squares"):
+    for name in ("objective", "row_systems", "masked", "least_squares"):
         assert getattr(other, name) is not getattr(made, name)
     assert other.kept.count == int((~made.mask).sum())
 

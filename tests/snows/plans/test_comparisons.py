@@ -23,6 +23,12 @@ class TestExpand:
         assert found == [(seed, *rest) for seed in (0, 1) for rest in once]
         assert {config.num_calibration for config in configs} == {64}
 
+    def test_numbers_of_images_are_an_axis(self) -> None:
+        configs = comparisons.expand(RunConfig(), [WANDA, SNOWS], ["2:4"], [3], [0, 1], ["64", "256"])  # type: ignore[list-item]
+        assert [(c.prune.seed, c.num_calibration, c.prune.update) for c in configs] == [
+            (seed, n, update) for seed in (0, 1) for n in (64, 256) for update in ("none", "snows")
+        ]
+
     def test_a_combination_given_twice_is_one_run(self) -> None:
         assert len(comparisons.expand(RunConfig(), [SNOWS, Method("magnitude", "snows")], ["2:4", "2:4"], [3, 3], [0])) == 1
 

@@ -6,7 +6,7 @@ import pytest
 
 from snows.config import InputError, PruneConfig, RunConfig
 from snows.events import RunFinished, RunStarted, SiteFinished
-from snows.plans.study import Outcome, curves, expand, names, recommend
+from snows.plans.study import Outcome, curves, expand, names, recommend, swept, usual_axis
 from snows.runs.store import RunStore
 
 
@@ -43,6 +43,10 @@ class TestExpand:
             (images, k, model) for images in (64, 128) for k in (1, 10) for model in ("resnet20-fashion", "vit-fashion")
         ]
 
+    def test_one_k_on_several_numbers_of_images(self) -> None:
+        made = expand([RunConfig()], [3], [128, 64, 128])
+        assert [(c.num_calibration, c.prune.k_steps) for c in made] == [(128, 3), (64, 3)]
+
     def test_only_what_is_studied_differs(self) -> None:
         base = RunConfig.model_validate(
             {
@@ -76,7 +80,7 @@ class TestCurves:
     def test_one_a_network_and_setting_by_ascending_k(self) -> None:
         other = {"model": "vit-fashion"}
         found = curves([outcome(3, 900), outcome(1, 800, **other), outcome(0, 700), outcome(3, 850, **other)])
-        assert [(curve.config.model, curve.k_steps) for curve in found] == [
+        assert [(curve.config.model, curve.values) for curve in found] == [
             ("resnet20-fashion", [0, 3]),
             ("vit-fashion", [1, 3]),
         ]
@@ -102,6 +106,49 @@ class TestCurves:
         unlabelled = [Outcome(config(k), {"accuracy": None, "agreement": 0.5 + k / 10}) for k in (0, 1)]
         assert curves(unlabelled)[0].measure == "agreement"
         assert recommend(curves(unlabelled)[0], unlabelled).row.config.prune.k_steps == 1
+
+
+class TestImages:
+    def test_fewest_within_the_noise(self) -> None:
+        measured = [outcome(3, right, num_calibration=n, seconds=n / 10) for n, right in ((512, 950), (64, 800), (256, 947))]
+        assert (swept([m.config for m in measured]), usual_axis([m.config for m in measured])) == (["images"], "images")
+        (curve,) = curves(measured, "images")
+        assert curve.values == [64, 256, 512]
+        assert [row.runs for row in curve.rows] == [[1], [2], [0]]
+        assert recommend(curve, measured).reason == (
+            "256 images are the fewest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at 512 images, and "
+            "take 26 s where that takes 51 s."
+        )
+        alike = [outcome(3, 950, num_calibration=n) for n in (1, 64)]
+        assert recommend(curves(alike, "images")[0], alike).reason.startswith("1 image is enough: no number that was tried")
+
+    def test_methods_and_k_are_curves_of_their_own(self) -> None:
+        measured = [outcome(k, 800, num_calibration=n) for k in (1, 3) for n in (64, 128)]
+        plain = [
+            Outcome(RunConfig(num_calibration=n, prune=PruneConfig(update=update)), {"accuracy": 0.9})
+            for update in ("least-squares", "none")
+            for n in (64, 128)
+        ]
+        found = curves([*measured, *plain], "images")
+        assert [curve.values for curve in found] == [[64, 128]] * 3
+        # The methods are of another pattern than the study's runs.
+        assert names(found) == [
+            "SNOWS, refined mask, K = 1 · 1:8",
+            "SNOWS, refined mask, K = 3 · 1:8",
+            "Least squares, magnitude mask, refined by layer · 2:4",
+        ]
+        assert swept([m.config for m in [*measured, *plain]]) == ["k", "images"]
+        assert swept([p.config for p in plain[2:]]) == []
+
+    def test_evaluation_images_of_a_folder_are_not_taken_for_the_same(self, tmp_path: Path) -> None:
+        # Nested as in the K study above, where 8 of 1,000 are no noise; but in a folder each run has images of its own.
+        for data, chosen in (("fashion-mnist", 512), (str(tmp_path), 64)):
+            measured = [outcome(3, 942, num_calibration=64, data=data), outcome(3, 950, num_calibration=512, data=data)]
+            (curve,) = curves(measured, "images")
+            assert curve.value(recommend(curve, measured).row) == chosen
+
+    def test_how_many_were_held_back_sets_no_run_apart(self) -> None:
+        assert len(curves([outcome(k, 800, num_held_back=k) for k in (0, 3)])) == 1
 
 
 class TestOutcome:

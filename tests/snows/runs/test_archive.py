@@ -416,7 +416,7 @@ def test_a_disk_that_fills_up_leaves_nothing(store: RunStore, run: Run, monkeypa
     place=st.floats(0, 1, exclude_max=True),
     byte=st.integers(0, 255),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_byte_changed_is_a_run_or_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, name: str, place: float, byte: int
 ) -> None:

@@ -74,7 +74,6 @@ def no_space(*_: Any, **__: Any) -> None:
 
 @pytest.mark.slow
 @given(st.lists(st.lists(events, max_size=3), max_size=6), st.data())
-@settings(deadline=None)
 def test_tailing_in_any_rhythm_gives_every_event_once_in_order(batches: list[list[Event]], data: st.DataObject) -> None:
     with fresh_run() as run:
         seen: list[Event] = []
@@ -111,7 +110,6 @@ def test_a_log_torn_at_every_byte_reads_whole_lines_and_goes_on(run: Run) -> Non
 
 @pytest.mark.slow
 @given(st.lists(events, min_size=1, max_size=3), events, st.data())
-@settings(deadline=None)
 def test_any_log_torn_at_any_byte_goes_on(written: list[Event], later: Event, data: st.DataObject) -> None:
     with fresh_run() as run:
         run.append(*written)
@@ -305,8 +303,9 @@ def test_of_two_shells_that_resume_a_run_at_once_one_gets_it_and_the_other_a_sen
     assert sorted(codes) == [0, 2], said
     refused = said[codes.index(2)]
     assert re.fullmatch(
-        rf"Run {run.id} is ((queued|running): process \d+ on .* works on it\. Wait for it, or cancel it|"
-        r"finished; there is nothing to resume\. Start its settings as a new run)\.\n",  # it came late
+        # "in use" while the first has said that it ended and not yet let go, "finished" where the second came later still
+        rf"Run {run.id} is ((queued|running|in use): process \d+ on .* works on it\. Wait for it, or cancel it|"
+        r"finished; there is nothing to resume\. Start its settings as a new run)\.\n",
         refused,
     )
     assert [event.name for event in run.events()[0] if isinstance(event, Phase)] == [str(number) for number in range(200)]

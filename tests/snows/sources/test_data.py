@@ -76,6 +76,37 @@ def test_bundle_is_plain_arrays_of_distinct_images() -> None:
         assert np.bincount(bundle["calibration_labels"]).min() > 200
 
 
+def test_images_are_held_back_after_the_others_and_change_none(grey: LoadedModel) -> None:
+    plain, beside = load("fashion-mnist", grey, 64, 10, 1), load("fashion-mnist", grey, 64, 10, 1, num_held_back=9)
+    assert plain.held_back is None
+    assert torch.equal(plain.calibration, beside.calibration)
+    assert torch.equal(plain.evaluation, beside.evaluation)
+    assert torch.equal(beside.held_back, load("fashion-mnist", grey, 73, 10, 1).calibration[64:])
+    assert beside.notes == []
+    few = load("fashion-mnist", grey, 2_998, 10, 1, num_held_back=9)
+    assert len(few.held_back) == 2
+    assert few.notes == [
+        "9 images were to be held back from the fit, but calibration leaves only 2. Calibrate on fewer, or bring more, to see "
+        "how the fit carries over."
+    ]
+    none = load("fashion-mnist", grey, 3_000, 10, 1, num_held_back=9)
+    assert none.held_back is None
+    assert "calibration leaves none" in none.notes[0]
+
+
+def test_what_a_folder_holds_back_was_neither_calibrated_with_nor_unusable(grey: LoadedModel, tmp_path: Path) -> None:
+    _fill(tmp_path, 40)
+    for name in ("005.png", "017.png", "030.png"):
+        (tmp_path / name).write_bytes(b"damaged")
+    plain, beside = load(tmp_path, grey, 20, 1_000, seed=3), load(tmp_path, grey, 20, 1_000, seed=3, num_held_back=8)
+    assert torch.equal(plain.calibration, beside.calibration)
+    assert torch.equal(plain.evaluation, beside.evaluation)
+    assert plain.notes == beside.notes
+    held_back = _levels(beside.held_back)
+    assert len(set(held_back)) == 8
+    assert not {*held_back} & {*_levels(beside.calibration), 5, 17, 30}
+
+
 def test_choice_is_seeded_ordered_and_nested(grey: LoadedModel) -> None:
     first, again, larger, other = (
         load("fashion-mnist", grey, count, 10, seed).calibration for count, seed in ((64, 1), (64, 1), (128, 1), (64, 2))

@@ -141,7 +141,7 @@ def test_dropped_files_and_folders(root: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(levels=st.lists(st.integers(0, 255), min_size=1, max_size=6), order=st.randoms())
 def test_the_place_does_not_depend_on_the_order(
     levels: list[int], order: object, tmp_path_factory: pytest.TempPathFactory
