@@ -10,7 +10,7 @@ name = state.chosen("lesson", LESSONS, "")
 if name:
     numbered = list(LESSONS)
     place = numbered.index(name)
-    lesson.draw(LESSONS[name], place + 1)
+    lesson.draw(LESSONS[name], name, place + 1)
     st.divider()
     with st.container(horizontal=True, gap="large"):
         if place + 1 < len(numbered):

@@ -104,13 +104,13 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
     return figure
 
 
-def errors_chart(errors: Mapping[str, float], title: str, methods: Mapping[str, str]) -> go.Figure:
+def bars_chart(errors: Mapping[str, float], title: str, methods: Mapping[str, str]) -> go.Figure:
     """A bar a thing, with its value beside it. `methods`: whose color each bears."""
     names = list(errors)
-    most = max(errors.values()) or 1.0
+    most, least = max(errors.values()) or 1.0, min(0.0, *errors.values())
     figure = new_figure(
         height=40 * len(names) + 60,
-        xaxis={"title": title, "range": [0, 1.25 * most], "zeroline": False, "fixedrange": True, "automargin": True},
+        xaxis={"title": title, "range": [1.25 * least, 1.25 * most], "zeroline": False, "fixedrange": True, "automargin": True},
         yaxis={
             "tickvals": list(range(len(names))),
             "ticktext": names,

@@ -17,7 +17,7 @@ from app.parts import panels
 from app.tables import solver as solver_tables
 from snows.config import NM, PruneConfig, SolverConfig
 from snows.measures.names import number
-from snows.method.solver import Operator, cg, line_search, newton_cg
+from snows.method.solver import LineSearchResult, Operator, cg, line_search, newton_cg
 
 STRETCHES = (1, 3, 10, 30, 100)
 PLACES = tuple(x / 2 for x in range(-4, 5))
@@ -33,8 +33,8 @@ class Valley:
     """A loss of two weights (2,), least at (1, 0.5) or, where it is bent, at (1, 1): float64.
 
     Even: (u² + stretch v²) / 2 with u along the valley and v across, turned by 30 degrees. Bent: ((x - 1)² + stretch
-    (y - x²)²) / 2,
-    Rosenbrock's (1960). It is what `solver.newton_cg` minimizes; `visited` are the points whose gradient it asked for.
+    (y - x²)²) / 2, Rosenbrock's (1960). It is what `solver.newton_cg`
+    minimizes.
     """
 
     stretch: float
@@ -52,6 +52,9 @@ class Valley:
 
     def loss(self, x: Tensor) -> float:
         return float(self.height(x))
+
+    def sampled_loss(self, x: Tensor, step: int) -> float:
+        return self.loss(x)
 
     def loss_and_gradient(self, x: Tensor) -> tuple[float, Tensor]:
         x = x.detach().requires_grad_()
@@ -74,9 +77,8 @@ class Valley:
         return torch.stack([self.product(x, column) for column in torch.eye(2, dtype=torch.float64)], dim=1)
 
     def curvature(self, x: Tensor, step: int) -> tuple[Operator, Operator]:
-        """The product, and the inverse of the Hessian's diagonal where `preconditioned`: a guess at the inverse, as
-        a layer's row
-        blocks are."""
+        """The product, and the inverse of the Hessian's diagonal where `preconditioned`: a guess at the inverse, as a layer's
+        row blocks are."""
         diagonal = self.hessian(x).diagonal().abs().clamp(min=1e-12)
         return partial(self.product, x), (lambda r: r / diagonal) if self.preconditioned else (lambda r: r)
 
@@ -95,6 +97,10 @@ def _way(valley: Valley, points: Sequence[Tensor], products: int) -> Way:
     return Way([(float(p[0]), float(p[1])) for p in points], len(points), products, valley.loss(points[-1]))
 
 
+def _search(valley: Valley, here: Tensor, step: Tensor, loss: float, gradient: Tensor) -> LineSearchResult:
+    return line_search(lambda t: valley.loss(here + t * step), loss, float(gradient @ step), max_tries=40)
+
+
 def gradient_descent(valley: Valley, start: Tensor) -> Way:
     """Along the steepest way down, as far as Armijo's rule allows, until it is low enough or 200 steps are taken."""
     points, lowest = [start], ENOUGH * valley.loss(start)
@@ -103,9 +109,7 @@ def gradient_descent(valley: Valley, start: Tensor) -> Way:
         if loss <= lowest:
             break
         here = points[-1]
-        search = line_search(
-            lambda t, here=here, g=gradient: valley.loss(here - t * g), loss, -float(gradient @ gradient), max_tries=40
-        )  # type: ignore[misc]
+        search = _search(valley, here, -gradient, loss, gradient)
         if search.step_size == 0:
             break
         points.append(here - search.step_size * gradient)
@@ -123,7 +127,7 @@ def newton(valley: Valley, start: Tensor) -> Way:
         hessian, products = valley.hessian(here), products + 2
         bends = bool((torch.linalg.eigvalsh(hessian) > 0).all())
         step = -torch.linalg.solve(hessian, gradient) if bends else -gradient
-        search = line_search(lambda t, here=here, s=step: valley.loss(here + t * s), loss, float(gradient @ step), max_tries=40)  # type: ignore[misc]
+        search = _search(valley, here, step, loss, gradient)
         if search.step_size == 0:
             break
         points.append(here + search.step_size * step)
@@ -210,9 +214,8 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(),
-        f"In a valley thirty times as steep across as along, steepest descent takes {steps['Gradient descent']} steps "
-        f"to the bottom, "
-        f"conjugate gradient {steps['Conjugate gradient']}.",
+        f"In a valley thirty times as steep across as along, steepest descent takes {steps['Gradient descent']} steps to "
+        f"the bottom, conjugate gradient {steps['Conjugate gradient']}.",
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -237,9 +240,8 @@ def _draw(guess: str) -> None:
         alt="What each way down asked for, and where it ended",
     )
     st.caption(
-        "Newton asks for the whole matrix: here two products, one a weight; a layer of 18,000 weights would take "
-        "18,000. Conjugate "
-        "gradient asks for as many products as it takes steps."
+        "Newton asks for the whole matrix: here two products, one a weight; a layer of 18,000 weights would take 18,000. "
+        "Conjugate gradient asks for as many products as it takes steps."
     )
     _draw_product(stretch, bent, (x, y))
     st.subheader("The same on a real layer", anchor=False)
@@ -255,9 +257,9 @@ def _draw_product(stretch: float, bent: bool, at: tuple[float, float]) -> None:
     with right:
         st.metric("Two gradients against the exact product, relative difference", number(error), border=True)
         st.caption(
-            f"At the start, along (1, -1). Exact: ({exact[0]:.6g}, {exact[1]:.6g}). From two gradients: ({difference[0]:.6g}, "
-            f"{difference[1]:.6g}). Too short a step drowns in rounding; in a bent valley too long a one leaves the "
-            f"neighbourhood."
+            f"At the start, along (1, -1). Exact: ({exact[0]:.6g}, {exact[1]:.6g}). From two gradients: "
+            f"({difference[0]:.6g}, {difference[1]:.6g}). Too short a step drowns in rounding; in a bent valley too long a "
+            "one leaves the neighbourhood."
         )
 
 
@@ -282,30 +284,24 @@ def _draw_layer() -> None:
     )
     st.caption(
         f"`{MODULE}` of the small ResNet at 1:8, {K_STEPS} operations ahead, on {IMAGES} pictures so that it takes no "
-        f"longer than a "
-        "second: 4,608 weights to fit, and their matrix of 21 million numbers is never formed. The preconditioner is "
-        "the factors of "
-        "lesson 2."
+        "longer than a second: 4,608 weights to fit, and their matrix of 21 million numbers is never formed. The "
+        "preconditioner is the factors of lesson 2."
     )
 
 
 LESSON = lesson.Lesson(
     title="Downhill without a matrix",
-    idea="To fit weights is to walk to the bottom of a valley. How a valley bends says where the bottom is, and one "
-    "can ask for that "
-    "in one direction at a time, without ever writing the whole matrix down.",
-    prediction="A valley is thirty times as steep across as along. How many more steps does *always straight down* take than "
-    "*conjugate gradient*, which remembers where it came from?",
+    idea="To fit weights is to walk to the bottom of a valley. How a valley bends says where the bottom is, and one can "
+    "ask for that in one direction at a time, without ever writing the whole matrix down.",
+    prediction="A valley is thirty times as steep across as along. How many more steps does *always straight down* take "
+    "than *conjugate gradient*, which remembers where it came from?",
     guesses={"same": "About as many", "few": "Two to five times as many", "many": "More than five times as many"},
     draw=_draw,
     question="Make the valley round (narrowness 1) and then narrow (100). Which ways get longer, and which do not?",
-    answer="Steepest descent zigzags: in a narrow valley *down* points across it. Newton knows how the valley bends "
-    "and goes to the "
-    "bottom of an even one at once. Conjugate gradient needs at most as many products as there are weights, two here, "
-    "and far fewer "
-    "where the valley is nearly round. A preconditioner makes it rounder; in a bent valley each Newton step sees only "
-    "the bend where "
-    "it stands.",
+    answer="Steepest descent zigzags: in a narrow valley *down* points across it. Newton knows how the valley bends and "
+    "goes to the bottom of an even one at once. Conjugate gradient needs at most as many products as there are weights, "
+    "two here, and far fewer where the valley is nearly round. A preconditioner makes it rounder; in a bent valley each "
+    "Newton step sees only the bend where it stands.",
     formula=r"""Near a point the loss is $L + g\cdot p + \tfrac12\,p\cdot Hp$. Its lowest point solves $Hp = -g$.
 
 * Gradient descent: $p = -t\,g$.
@@ -314,13 +310,12 @@ LESSON = lesson.Lesson(
   $Hv \approx \dfrac{g(w+\varepsilon v)-g(w-\varepsilon v)}{2\varepsilon}$, or exactly by differentiating twice.
 * Preconditioned: solve $M^{-1}Hp=-M^{-1}g$ with an $M\approx H$ that is easily undone.""",
     link=("convergence", "what conjugate gradient did in every layer of a run"),
-    teacher="""**Ten minutes.** Narrowness 1, 10, 100 from the same start; read the table. Then the bent valley. Then
-    the step of the
-difference, from 1e-1 to 1e-12: the error falls and rises again.
+    teacher="""**Ten minutes.** Narrowness 1, 10, 100 from the same start; read the table. Then the bent valley. Then the step
+of the difference, from 1e-1 to 1e-12: the error falls and rises again.
 
 **What goes wrong.** “Newton is best, it takes one step.” Count products, and think of 18,000 weights instead of two. “The
 preconditioner does nothing”: in an even valley of two weights there is nothing to save; look at the real layer.
 
-**Ask.** Where should one start so that steepest descent is as fast as the others in a narrow valley? (On one of its
-two axes.)""",
+**Ask.** Where should one start so that steepest descent is as fast as the others in a narrow valley? (On one of its two
+axes.)""",
 )

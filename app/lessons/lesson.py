@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from app import state
+from app.lessons import classroom
 from app.parts import live
 
 
@@ -30,13 +31,14 @@ class Lesson:
     link_says: Mapping[str, str] = field(default_factory=dict)
 
 
-def draw(lesson: Lesson, number: int) -> None:
-    """The lesson from top to bottom; what it shows comes once something is expected of it."""
+def draw(lesson: Lesson, name: str, number: int) -> None:
+    """The lesson from top to bottom; what it shows comes once something is expected of it. `name`: its word in the address."""
     live.prepare()
     st.title(f"{number}. {lesson.title}", anchor=False)
     st.markdown(lesson.idea)
     with st.container(border=True):
         guess = _draw_prediction(lesson)
+        classroom.draw(name, lesson.guesses, guess)
     if guess is None:
         st.caption(":material/lightbulb: Choose, and the lesson begins. A wrong guess teaches as much as a right one.")
     else:
@@ -56,6 +58,8 @@ def draw(lesson: Lesson, number: int) -> None:
     )
     with st.expander("For the teacher", icon=":material/school:"):
         st.markdown(lesson.teacher)
+        st.markdown("**With a class.**")
+        classroom.draw_invitation(name)
 
 
 def _draw_prediction(lesson: Lesson) -> str | None:

@@ -87,9 +87,8 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(own, three),
-        f"Fitted for itself alone, the layer is {100 * own[0]:.3g} % off, and {100 * own[3]:.2g} % three operations "
-        f"later. Fitted "
-        f"three operations ahead, it is {100 * three[0]:.3g} % off, and {100 * three[3]:.2g} % there.",
+        f"Fitted for itself alone, the layer is {100 * own[0]:.3g} % off, and {100 * own[3]:.2g} % three operations later. "
+        f"Fitted three operations ahead, it is {100 * three[0]:.3g} % off, and {100 * three[3]:.2g} % there.",
     )
     k_steps = int(lesson.draw_number("How many operations ahead (K)", "k", AHEAD, 3))
     network = networks.opened("resnet20-fashion")
@@ -122,19 +121,17 @@ def _draw(guess: str) -> None:
             "Each fit's error at the layer and after it, by K",
         )
         st.caption(
-            f"`{MODULE}` of the small ResNet at 1:8, fitted to {IMAGES} pictures so that it takes no longer than a "
-            f"second; every other "
-            f"layer is whole. The others are {UNSEEN} that no fit has seen."
+            f"`{MODULE}` of the small ResNet at 1:8, fitted to {IMAGES} pictures so that it takes no longer than a second; "
+            f"every other layer is whole. The others are {UNSEEN} that no fit has seen."
         )
 
 
 LESSON = lesson.Lesson(
     title="Looking ahead",
     idea="A layer's error matters by what later layers make of it. Fit the layer so that the next few operations are "
-    "right as well, "
-    "and its own error may grow while theirs shrink.",
-    prediction="One layer is fitted twice: for its own output alone, and for that and the next three operations. Who "
-    "is closer?",
+    "right as well, and its own error may grow while theirs shrink.",
+    prediction="One layer is fitted twice: for its own output alone, and for that and the next three operations. Who is "
+    "closer?",
     guesses={
         "own": "The first, everywhere",
         "both": "The second, everywhere",
@@ -143,23 +140,20 @@ LESSON = lesson.Lesson(
     draw=_draw,
     question="With K = 3 the layer's own output is further off than with K = 0. How can the network be closer to what it was?",
     answer="What follows does not read every error. An activation sets what is below zero to zero, so an error there "
-    "costs nothing, and "
-    "the next convolution adds up channels whose errors may cancel. Looking ahead shows which errors are harmless, "
-    "and lets the layer "
-    "spend its few weights on the others.",
+    "costs nothing, and the next convolution adds up channels whose errors may cancel. Looking ahead shows which errors "
+    "are harmless, and lets the layer spend its few weights on the others.",
     formula=r"""$$L(W) = \sum_{k=0}^{K} \overline{\left(y_k - \hat y_k(W \odot Z)\right)^2}$$
 
-with $y_k$ what the whole network gives at the $k$-th operation after the layer, and $\hat y_k$ what it gives with
-the layer's weights
-$W$ on the mask $Z$. At $K = 0$ it is the least squares of lesson 2; beyond, it is no longer quadratic, and Newton's
+with $y_k$ what the whole network gives at the $k$-th operation after the layer, and $\hat y_k$ what it gives with the layer's
+weights $W$ on the mask $Z$. At $K = 0$ it is the least squares of lesson 2; beyond, it is no longer quadratic, and Newton's
 steps walk down.""",
     link=("study", "what K does to a whole network"),
-    teacher="""**Ten minutes.** Move K from 0 to 5 and watch the strip and the lines. Where do the lines cross? Then
-    look at the other pictures.
+    teacher="""**Ten minutes.** Move K from 0 to 5 and watch the strip and the lines. Where do the lines cross? Then look at
+the other pictures.
 
-**What goes wrong.** “More is always better.” Each operation further costs time, and a fit on few pictures may suit only those:
-compare its own pictures with others.
+**What goes wrong.** “More is always better.” Each operation further costs time, and a fit on few pictures may suit only
+those: compare its own pictures with others.
 
-**Ask.** Why is every line lower further on? (Later layers make up for some of the error by themselves: they add,
-average and cut.)""",
+**Ask.** Why is every line lower further on? (Later layers make up for some of the error by themselves: they add, average and
+cut.)""",
 )

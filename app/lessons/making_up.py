@@ -25,9 +25,8 @@ SHARES = (90, 75, 50, 37.5, 25, 12.5)  # % kept
 
 @dataclass(frozen=True)
 class Refit:
-    """Rows of weights before (R, P), refitted on the mask (R, P), and each row's error, just cut and refitted: (R,),
-    relative to
-    the mean square of what the row should give."""
+    """Rows of weights before (R, P), refitted on the mask (R, P), and each row's error, just cut and refitted: (R,), relative
+    to the mean square of what the row should give."""
 
     before: Tensor
     after: Tensor
@@ -101,9 +100,8 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(),
-        f"With four of eight inputs cut, refitting leaves {100 * apart:.3g} % of the output wrong where the inputs "
-        f"have nothing to do "
-        f"with each other, and {100 * close:.2g} % where they are alike by 0.9.",
+        f"With four of eight inputs cut, refitting leaves {100 * apart:.3g} % of the output wrong where the inputs have "
+        f"nothing to do with each other, and {100 * close:.2g} % where they are alike by 0.9.",
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -151,7 +149,7 @@ def _draw_real() -> None:
         methods = dict(zip(errors, ("none", "least-squares", "dense"), strict=True))
         labels = {"Refitted, had its inputs nothing in common": "… inputs unlike"}
         panels.draw(
-            charts.errors_chart(
+            charts.bars_chart(
                 {labels.get(n, n): e for n, e in errors.items()},
                 "Mean error of a neuron's output, %",
                 {labels.get(n, n): m for n, m in methods.items()},
@@ -162,16 +160,14 @@ def _draw_real() -> None:
         )
         st.caption(
             "The last bar: the same weights over inputs that have nothing in common. There each weight already is the "
-            "best there is, so "
-            "refitting does nothing."
+            "best there is, so refitting does nothing."
         )
 
 
 LESSON = lesson.Lesson(
     title="The others make up for it",
     idea="A neuron adds up its inputs, each times a weight. When some weights must be zero, the others can take new "
-    "values that give "
-    "nearly the same sum.",
+    "values that give nearly the same sum.",
     prediction="Four of eight inputs are cut, and the other four are refitted. When does that work best?",
     guesses={
         "alike": "When the inputs are alike",
@@ -180,27 +176,23 @@ LESSON = lesson.Lesson(
     },
     draw=_draw,
     question="Put the likeness to 0 and cut what you like. No kept weight moves at all. Why?",
-    answer="Only an input that says something about a lost one can speak for it. Inputs with nothing in common "
-    "cannot: each weight is "
-    "already the best it can be, with or without the others. In a real network inputs are alike (neighbouring pixels, "
-    "features of the "
-    "same picture), and that is why weights can be removed from it at all.",
-    formula=r"""With inputs $x$ and their Gram matrix $G = \overline{x x^\top}$, kept weights $v$ (zero where the
-    mask is) minimize
+    answer="Only an input that says something about a lost one can speak for it. Inputs with nothing in common cannot: "
+    "each weight is already the best it can be, with or without the others. In a real network inputs are alike "
+    "(neighbouring pixels, features of the same picture), and that is why weights can be removed from it at all.",
+    formula=r"""With inputs $x$ and their Gram matrix $G = \overline{x x^\top}$, kept weights $v$ (zero where the mask is)
+minimize
 
 $$\overline{(w\cdot x - v\cdot x)^2} = (w-v)\,G\,(w-v)^\top.$$
 
 On the kept places $S$ this is a small system, $G_{SS}\,v_S = (w\,G)_S$, solved exactly by a Cholesky factorization
 (`snows.method.rows.RowBlocks`). Where $G$ is diagonal, $v_S = w_S$.""",
     link=("layers", "how far each layer is from its target, just cut and refitted"),
-    teacher="""**Ten minutes.** Start at likeness 0.5 and cut one input after the other; watch who moves. Then the
-    slider from 0 to 0.99 with
-four cut. Then the real layer.
+    teacher="""**Ten minutes.** Start at likeness 0.5 and cut one input after the other; watch who moves. Then the slider from
+0 to 0.99 with four cut. Then the real layer.
 
-**What goes wrong.** “The neighbours take over.” There are no neighbours: it is whoever resembles the lost input, and
-with equal
-likeness all do a little. Some think the new weights must be larger; with negative weights among them they need not be.
+**What goes wrong.** “The neighbours take over.” There are no neighbours: it is whoever resembles the lost input, and with
+equal likeness all do a little. Some think the new weights must be larger; with negative weights among them they need not be.
 
-**Ask.** Cut inputs 1 and 2, whose weights have opposite signs, at likeness 0.9. Why is the error so small even
-before refitting?""",
+**Ask.** Cut inputs 1 and 2, whose weights have opposite signs, at likeness 0.9. Why is the error so small even before
+refitting?""",
 )

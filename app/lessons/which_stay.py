@@ -45,8 +45,7 @@ class Puzzle:
         return cls(to_matrix(network.graph.parameters[site.name])[:, here].double(), gram[here, here].double())
 
     def errors(self, row: int, masks: Tensor) -> Tensor:
-        """The error of a row after least squares on each of `masks` (N, 12), True = kept: (N,), relative to its mean
-        square."""
+        """The error of a row after least squares on each of `masks` (N, 12), True = kept: (N,), relative to its mean square."""
         weights = self.weights[row].expand(len(masks), -1)
         return making_up.refit(weights, masks, self.gram).refitted
 
@@ -157,8 +156,7 @@ def _draw(guess: str) -> None:
         )
         st.caption(
             f"Twelve weights of `{MODULE}` at the middle of the kernel, on {IMAGES} pictures; the rest of the neuron "
-            f"stays. The "
-            f"exchanges end at the best choice in {by_exchange} of {ROWS} neurons."
+            f"stays. The exchanges end at the best choice in {by_exchange} of {ROWS} neurons."
         )
 
 
@@ -185,7 +183,7 @@ def _draw_result(error: float, found: Contest) -> None:
     }
     methods = {"Magnitude": "none", "Exchanges": "snows", "You": "least-squares"}
     panels.draw(
-        charts.errors_chart(errors, "Error after refitting, %", methods),
+        charts.bars_chart(errors, "Error after refitting, %", methods),
         True,
         "contest",
         "; ".join(f"{name}: {value:.3g} %" for name, value in errors.items()),
@@ -208,31 +206,27 @@ def _draw_result(error: float, found: Contest) -> None:
 LESSON = lesson.Lesson(
     title="Which ones stay?",
     idea="Keep two of every four weights, and refit them. Which two serve best depends on what the others can make up "
-    "for, so the "
-    "largest are a good start and seldom the end.",
+    "for, so the largest are a good start and seldom the end.",
     prediction="Keep the two largest of every four weights. In how many neurons is that the best choice of all?",
     guesses={"mostly": "In most of them", "half": "In about half of them", "seldom": "Seldom"},
     draw=_draw,
     question="Why can exchanging one weight for another, as long as that helps, end at a choice that is not the best?",
-    answer="It looks at one swap at a time, and stops where none helps. Two swaps together may help although each "
-    "alone hurts: that is "
-    "a valley between two hills. Trying everything finds the best, and takes six to the power of the number of "
-    "groups: 216 here, more "
-    "than there are atoms for a whole row of 288 weights.",
+    answer="It looks at one swap at a time, and stops where none helps. Two swaps together may help although each alone "
+    "hurts: that is a valley between two hills. Trying everything finds the best, and takes six to the power of the "
+    "number of groups: 216 here, more than there are atoms for a whole row of 288 weights.",
     formula=r"""A choice $Z$ costs what is left after refitting on it,
 
 $$E(Z) = \min_{v \text{ on } Z} (w-v)\,G\,(w-v)^\top .$$
 
-Taking out weight $i$ and putting $j$ in at its best value changes it by $-\dfrac{s_j^2}{G_{jj}} + w_i\,(w_i G_{ii} +
-2 s_i)$, where $s$
-is the slope without it; `snows.method.refinement` makes the exchange that gains most, group after group, until none gains.""",
+Taking out weight $i$ and putting $j$ in at its best value changes it by $-\dfrac{s_j^2}{G_{jj}} + w_i\,(w_i G_{ii} + 2 s_i)$,
+where $s$ is the slope without it; `snows.method.refinement` makes the exchange that gains most, group after group, until none
+gains.""",
     link=("layers", "the mask of a layer, and how many weights the exchanges moved"),
-    teacher="""**Ten minutes.** One neuron together: read the picture of likeness, find two kept inputs that are
-    alike, swap one out. Then each
-group of pupils takes a neuron of its own; who finds the best of 216?
+    teacher="""**Ten minutes.** One neuron together: read the picture of likeness, find two kept inputs that are alike, swap
+one out. Then each group of pupils takes a neuron of its own; who finds the best of 216?
 
 **What goes wrong.** People swap the smallest weight first. The error after *refitting* counts, not the weight's size.
 
-**Ask.** When would magnitude always be right? (When the inputs have nothing in common and equal size: lesson 2 at
-likeness 0.)""",
+**Ask.** When would magnitude always be right? (When the inputs have nothing in common and equal size: lesson 2 at likeness
+0.)""",
 )

@@ -1,5 +1,4 @@
-"""What is a weight worth? Remove weights from one layer, by size, by chance or by hand, and count what still comes
-out right."""
+"""What is a weight worth? Remove weights from one layer by size, by chance or by hand, and count what still comes out right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,8 +65,7 @@ class Rest:
 def keep(weight: Tensor, rule: str, removed: float, rows: Sequence[int] = (), seed: int = 0) -> Tensor:
     """The mask (R, P), True = kept, that a rule leaves of a layer's weight.
 
-    `removed`: the share to remove, 0 … 1. `rule`: `size` removes the smallest first, `largest` the largest first,
-    `chance` any,
+    `removed`: the share to remove, 0 … 1. `rule`: `size` removes the smallest first, `largest` the largest first, `chance` any,
     `hand` the rows `rows` whole, whatever the share.
     """
     matrix = to_matrix(weight)
@@ -120,7 +118,7 @@ def _draw(guess: str) -> None:
         module = lesson.draw_choice("Layer", "layer", {name: label for name, (label, _) in LAYERS.items()}, DEFAULT_LAYER)
         rule = lesson.draw_choice("Remove", "rule", RULES, "size")
         names, rest = networks.opened("resnet20-fashion").model.class_names, _rest(module)
-        percent, rows = 0.0, ()
+        percent, rows = 0.0, tuple[int, ...]()
         if rule == "hand":
             count = rest.weight.shape[0]
             labels = dict(
@@ -167,8 +165,8 @@ def _draw(guess: str) -> None:
         )
         panels.draw(figure, True, "worth", "Right answers against the share of weights removed, as far as you tried")
         st.caption(
-            f"`{module}`, {mask.numel():,} weights. Each place you try leaves a mark. Computed now on "
-            f"{len(rest.labels)} pictures that the network was not trained on"
+            f"`{module}`, {mask.numel():,} weights. Each place you try leaves a mark. Computed now on {len(rest.labels)} "
+            "pictures that the network was not trained on"
             + ("." if len(rest.labels) == networks.EVALUATION else ": early layers take longer, so there are fewer of them.")
         )
 
@@ -200,31 +198,24 @@ def _draw_answer(logits: Tensor, index: int, label: int) -> None:
 LESSON = lesson.Lesson(
     title="What is a weight worth?",
     idea="A network is a great many numbers, its weights. Set some of one layer's to zero and see which of them it misses.",
-    prediction="Half of a middle layer's weights are set to zero, the smallest ones. How many of the pictures that "
-    "the network got "
-    "right will it still get right?",
+    prediction="Half of a middle layer's weights are set to zero, the smallest ones. How many of the pictures that the "
+    "network got right will it still get right?",
     guesses={"all": "Nearly all of them", "half": "About half of them", "few": "Hardly any"},
     draw=_draw,
-    question="Remove 75 % of the middle layer, first the smallest, then by chance. The same number of weights is "
-    "gone. Why does the "
-    "answer differ so much?",
-    answer="What a weight adds is its value times its input. A small one adds little whichever picture comes, so the "
-    "sum hardly "
-    "changes. Chance takes large ones too. But *small* is not the same as *worthless*: a small weight on a strong "
-    "input may matter, "
-    "and how much is removed from a layer says little without saying which layer. Try the first one.",
+    question="Remove 75 % of the middle layer, first the smallest, then by chance. The same number of weights is gone. "
+    "Why does the answer differ so much?",
+    answer="What a weight adds is its value times its input. A small one adds little whichever picture comes, so the sum "
+    "hardly changes. Chance takes large ones too. But *small* is not the same as *worthless*: a small weight on a strong "
+    "input may matter, and how much is removed from a layer says little without saying which layer. Try the first one.",
     formula=r"""One output of the layer is $y = \sum_j w_j x_j$. Removing weight $j$ changes it by $-w_j x_j$, on average over
 pictures by $w_j^2\,\overline{x_j^2}$ (squared). *Magnitude* ranks by $|w_j|$ alone; *Wanda* by $|w_j|\,\lVert x_j\rVert$.""",
     link=("layers", "which weights a run kept, layer by layer"),
-    teacher="""**Ten minutes.** Let everybody guess, then move the slider for *smallest first*, *by chance* and
-    *largest first* on the middle
-layer. Compare the share at which each falls.
+    teacher="""**Ten minutes.** Let everybody guess, then move the slider for *smallest first*, *by chance* and *largest
+first* on the middle layer. Compare the share at which each falls.
 
-**What goes wrong.** “So three quarters of the weights are useless.” They are only useless one layer at a time; the
-real pages cut
-all layers, and then nothing is left. Lesson 2 says what to do about it.
+**What goes wrong.** “So three quarters of the weights are useless.” They are only useless one layer at a time; the real pages
+cut all layers, and then nothing is left. Lesson 2 says what to do about it.
 
-**Ask.** Why does the first layer break so early? (It has 144 weights, and everything passes through it.) Silence one
-class in the
-last layer by hand: which class do its pictures become?""",
+**Ask.** Why does the first layer break so early? (It has 144 weights, and everything passes through it.) Silence one class in
+the last layer by hand: which class do its pictures become?""",
 )

@@ -61,12 +61,12 @@ def test_a_guess_comes_before_the_answer(open_lesson: OpenPage, name: str) -> No
 def test_more_weights_removed_leave_fewer_right_answers(open_lesson: OpenPage) -> None:
     app = open_lesson("worth")
     app.radio[0].set_value("few").run()
-    assert app.query_params["guess"] == ["few"]
+    assert app.query_params["guess"] == "few"
     assert tiles(app)["Weights removed"] == "9,216 of 18,432"
     half = int(tiles(app)["Right answers"].split()[0])
     move(app, "Share removed", 95)
     assert int(tiles(app)["Right answers"].split()[0]) < half
-    assert app.query_params["removed"] == ["95"]
+    assert app.query_params["removed"] == "95"
 
 
 def test_alike_inputs_make_up_for_more(open_lesson: OpenPage) -> None:
@@ -106,6 +106,28 @@ def test_a_choice_of_three_says_so_and_the_answer_is_the_best(open_lesson: OpenP
     assert any("The best of all 216" in str(element.value) for element in app.markdown)
 
 
+def test_what_looks_everywhere_alike_is_the_floor(open_lesson: OpenPage) -> None:
+    app = open_lesson("looks", guess="low", scale="rescaled")
+    assert any("Even maps score 0.8" in str(element.value) for element in app.markdown)
+    labelled(app.select_slider, "Weights kept").set_value("2:4").run()
+    assert not app.exception
+    assert app.query_params["kept"] == "2:4"
+
+
+def test_a_class_guesses_together(open_lesson: OpenPage) -> None:
+    first = open_lesson("worth")
+    labelled(first.button, "Make a link").click().run()
+    (code,) = first.query_params["class"] if isinstance(first.query_params["class"], list) else [first.query_params["class"]]
+    assert any(f"?lesson=worth&class={code}" in element.value for element in first.code)
+    assert any("**0 guesses**" in str(element.value) for element in first.markdown)
+    second = open_lesson("worth", **{"class": code, "guess": "few"})
+    assert any("**1 guess**" in str(element.value) for element in second.markdown)
+    first.radio[0].set_value("all").run()
+    assert any("**2 guesses**" in str(element.value) for element in first.markdown)
+    first.radio[0].set_value("half").run()  # a change of mind is no further guess
+    assert any("**2 guesses**" in str(element.value) for element in first.markdown)
+
+
 def test_every_lessons_file_is_in_the_catalogue() -> None:
-    others = {"__init__", "catalogue", "lesson", "networks"}
+    others = {"__init__", "catalogue", "classroom", "lesson", "networks"}
     assert len({path.stem for path in Path(ROOT / "app/lessons").glob("*.py")} - others) == len(LESSONS)
