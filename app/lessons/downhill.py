@@ -225,7 +225,7 @@ def _draw(guess: str) -> None:
             "How narrow the valley is", "stretch", STRETCHES, 30, help="How much more it bends across than along."
         )
         bent = lesson.draw_choice("Shape", "shape", {"even": "Even", "bent": "Bent"}, "even") == "bent"
-        seen = st.pills("Ways down", list(WAYS), selection_mode="multi", default=list(WAYS), key="lesson-ways")
+        seen = st.pills("Ways down", list(WAYS), selection_mode="multi", wrap=True, default=list(WAYS), key="lesson-ways")
     found = _ways(stretch, bent, (x, y))
     heights, axis = _heights(stretch, bent)
     with right:
