@@ -48,7 +48,7 @@ COUNTS, USUAL_COUNT = (32, 128, 512), 128  # evaluation images to compare the ne
 CHUNK = 8  # images between two signs of progress
 MEAN = "Mean"
 EVERY, CHANGED = "The first ones", "Answer changed"
-SIMILARITIES = {"Cosine": "cosine", "Jensen-Shannon": "preserved"}  # to a column of `attention_view.by_head`
+SIMILARITIES = {"Cosine": "cosine", "Jensen-Shannon": "overlap"}  # to a column of `attention_view.by_head`
 
 
 @dataclass(frozen=True)
@@ -518,6 +518,7 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
                 delta_arrow="off",
                 help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
             )
+            st.caption(attention_tables.overlap_said(preserved[preserved["network"] == column.name]))
             panels.draw(
                 attention_charts.similarity_map(tables[column.name], limits, block_and_head),
                 True,

@@ -13,7 +13,7 @@ from app.charts import lessons as charts
 from app.lessons import lesson, networks
 from app.parts import panels
 from app.tables.play import share
-from snows.measures.attention import attention_maps, jensen_shannon, map_tokens
+from snows.measures.attention import attention_maps, even_maps, jensen_shannon, map_tokens
 from snows.plans import levels
 from snows.sources.data import as_pixels
 
@@ -44,7 +44,7 @@ class Looks:
 
     def even(self) -> dict[str, Tensor]:
         """Maps that know nothing: every place is looked at as much as every other."""
-        return {block: torch.full_like(maps, 1 / maps.shape[-1]) for block, maps in self.dense.items()}
+        return {block: even_maps(maps) for block, maps in self.dense.items()}
 
     def same(self) -> dict[str, Tensor]:
         """The dense network's mean over the pictures: maps that do not depend on the picture."""

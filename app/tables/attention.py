@@ -212,24 +212,40 @@ def top(probabilities: Tensor, class_names: Sequence[str], count: int = 5) -> pd
 
 
 def by_head(similarity: Similarity) -> pd.DataFrame:
-    """Mean over images: one row a block and head (from 1), with `cosine` and `preserved` (1 - Jensen-Shannon), each 0 … 1."""
+    """Mean over images: one row a block and head (from 1), with `cosine` and `overlap` (1 - Jensen-Shannon), each 0 … 1."""
     rows = [
         (block, head + 1, float(cosines[head]), 1 - float(similarity.jensen_shannon[block].mean(0)[head]))
         for block, values in similarity.cosine.items()
         for cosines in [values.mean(0)]
         for head in range(len(cosines))
     ]
-    return pd.DataFrame(rows, columns=["block", "head", "cosine", "preserved"])
+    return pd.DataFrame(rows, columns=["block", "head", "cosine", "overlap"])
 
 
 def preservation(similarities: dict[str, Similarity]) -> pd.DataFrame:
-    """One row an image and network of `similarities`: network, image (from 0), preserved (0 … 1)."""
-    rows = [
-        (network, image, value)
-        for network, similarity in similarities.items()
-        for image, value in enumerate(similarity.preservation.tolist())
-    ]
-    return pd.DataFrame(rows, columns=["network", "image", "preserved"])
+    """One row an image and network of `similarities`: network, image (from 0), preserved (1 = unchanged, 0 = as even maps), and
+    the plain overlap (0 … 1) of both, the network's and even maps'."""
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "network": network,
+                    "image": range(len(similarity.preservation)),
+                    "preserved": similarity.preservation.double(),
+                    "overlap": similarity.overlap.double(),
+                    "floor": similarity.floor.double(),
+                }
+            )
+            for network, similarity in similarities.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def overlap_said(preserved: pd.DataFrame) -> str:
+    """Of the rows of one network: the plain score beside that of maps which know nothing."""
+    overlap, floor = (100 * float(preserved[column].mean()) for column in ("overlap", "floor"))
+    return f"Before rescaling: {overlap:.1f} %, where looking everywhere alike has {floor:.1f} %."
 
 
 def spread(values: pd.Series) -> tuple[float, float, float]:

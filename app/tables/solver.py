@@ -24,6 +24,8 @@ _TRUSTED = 0.25
 
 CG_ENDED = {
     "CONVERGED": "reached the tolerance",
+    "NO_FURTHER_DECREASE": "ended where more would bring next to nothing",
+    "MODEL_FAILED": "ended where other images no longer gained",
     "MAX_ITERS": "stopped at the limit",
     "NEGATIVE_CURVATURE": "cut at negative curvature",
     "NOT_FINITE": "stopped at NaN or infinity",
@@ -342,7 +344,9 @@ def products_said(pairs: pd.DataFrame) -> str:
     worst = number(pairs["without_errors"].max())
     if pairs["agree"].all():
         return (
-            f"The three agree. Where all errors are zero they measure the same, and there they differ by {worst} at the most."
+            f"The three agree where they must: with all errors zero they differ by {worst} at the most. With the layer's own "
+            f"errors they are up to {number(pairs['here'].max())} apart, by what Gauss-Newton leaves out and by the kinks that "
+            "finite differences step over."
         )
     row = pairs.loc[(pairs["without_errors"] / pairs["allowed"]).idxmax()]
     return (

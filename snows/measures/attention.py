@@ -371,18 +371,33 @@ def _times_log_ratio(p: Tensor, q: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Similarity:
-    """Dense against pruned maps by block: `cosine` and `jensen_shannon` (bits), each (N, H), windows averaged.
+    """Dense against pruned maps by block: `cosine` and `jensen_shannon` (bits), each (N, H), windows averaged. `even`: the
+    Jensen-Shannon divergence of the dense maps from even ones, which look everywhere alike.
 
     A convolutional network's stages stand in for blocks, with one head each.
     """
 
     cosine: dict[str, Tensor]
     jensen_shannon: dict[str, Tensor]
+    even: dict[str, Tensor]
+
+    @property
+    def overlap(self) -> Tensor:
+        """1 - Jensen-Shannon, mean over heads, then over blocks, for each image (N,): 1 = unchanged, 0 = nothing in common.
+        Maps that are spread widely overlap with any others; `preservation` takes that off."""
+        return 1 - _of_each_image(self.jensen_shannon)
+
+    @property
+    def floor(self) -> Tensor:
+        """The overlap of even maps, which know nothing of the image, for each image (N,)."""
+        return 1 - _of_each_image(self.even)
 
     @property
     def preservation(self) -> Tensor:
-        """1 - Jensen-Shannon, mean over heads, then over blocks, for each image (N,): 1 = unchanged, 0 = nothing in common."""
-        return 1 - torch.stack([heads.mean(1) for heads in self.jensen_shannon.values()]).mean(0)
+        """The overlap rescaled for each image (N,): 1 = unchanged, 0 = as even maps have it, below 0 further off than they are.
+        The overlap itself where the dense maps are even."""
+        room = 1 - self.floor
+        return torch.where(room > 1e-6, 1 - (1 - self.overlap) / room.clamp(min=1e-6), self.overlap)
 
     @classmethod
     def join(cls, parts: Sequence["Similarity"]) -> "Similarity":
@@ -390,7 +405,17 @@ class Similarity:
         return cls(
             {name: torch.cat([part.cosine[name] for part in parts]) for name in parts[0].cosine},
             {name: torch.cat([part.jensen_shannon[name] for part in parts]) for name in parts[0].jensen_shannon},
+            {name: torch.cat([part.even[name] for part in parts]) for name in parts[0].even},
         )
+
+
+def _of_each_image(divergences: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([heads.mean(1) for heads in divergences.values()]).mean(0)
+
+
+def even_maps(maps: Tensor) -> Tensor:
+    """What looks everywhere alike, in the form of `maps` (..., T)."""
+    return torch.full_like(maps, 1 / maps.shape[-1])
 
 
 def similarity(
@@ -423,7 +448,8 @@ def similarity(
             raise ValueError("This network has neither attention nor convolutional stages, so it has no maps to compare.")
         cosines = {name: by_head(cosine, before[name], after[name], name) for name in before}
         divergences = {name: by_head(jensen_shannon, before[name], after[name], name) for name in before}
-        parts.append(Similarity(cosines, divergences))
+        even = {name: by_head(jensen_shannon, before[name], even_maps(before[name]), name) for name in before}
+        parts.append(Similarity(cosines, divergences, even))
     return Similarity.join(parts)
 
 

@@ -23,7 +23,7 @@ class Status(Enum):
     CONVERGED = "Converged: the requested tolerance was reached."
     NO_FURTHER_DECREASE = "Converged: going on would lower the loss by less than the requested share."
     MAX_ITERS = "Conjugate gradient stopped at its iteration cap; allow more iterations, or raise the damping."
-    MAX_STEPS = "Stopped at the Newton step cap with the loss still falling; allow more steps for a lower loss."
+    MAX_STEPS = "Took all the Newton steps it was given; more steps would lower the loss further."
     MODEL_FAILED = "The step was cut where the loss itself no longer fell as its quadratic model had promised."
     NEGATIVE_CURVATURE = (
         "The curvature is negative along a search direction, so the step was cut there; use Gauss-Newton, or raise the damping."

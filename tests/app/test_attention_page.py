@@ -297,17 +297,21 @@ def test_top_classes() -> None:
 def similarity() -> Similarity:
     cosines = {"a": torch.tensor([[1.0, 0.5], [0.8, 0.7]]), "b": torch.tensor([[0.2, 0.4], [0.6, 0.8]])}
     divergences = {"a": torch.tensor([[0.0, 0.2], [0.4, 0.6]]), "b": torch.tensor([[0.1, 0.3], [0.5, 0.7]])}
-    return Similarity(cosines, divergences)
+    even = {name: torch.full((2, 2), 0.5) for name in divergences}
+    return Similarity(cosines, divergences, even)
 
 
 def test_similarity_by_head_and_preservation_by_image() -> None:
     table = attention_tables.by_head(similarity())
     assert table[["block", "head"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 1], ["b", 2]]
     assert table["cosine"].tolist() == pytest.approx([0.9, 0.6, 0.4, 0.6])
-    assert table["preserved"].tolist() == pytest.approx([0.8, 0.6, 0.7, 0.5])
+    assert table["overlap"].tolist() == pytest.approx([0.8, 0.6, 0.7, 0.5])
     frame = attention_tables.preservation({"x": similarity(), "y": similarity()})
     assert frame[["network", "image"]].to_numpy().tolist() == [["x", 0], ["x", 1], ["y", 0], ["y", 1]]
-    assert frame["preserved"].tolist() == pytest.approx([0.85, 0.45, 0.85, 0.45])
+    assert frame["overlap"].tolist() == pytest.approx([0.85, 0.45, 0.85, 0.45])
+    assert frame["preserved"].tolist() == pytest.approx([0.7, -0.1, 0.7, -0.1])  # the second is further off than even maps
+    said = attention_tables.overlap_said(frame)
+    assert said == "Before rescaling: 65.0 %, where looking everywhere alike has 50.0 %."
 
 
 def test_spread_is_the_mean_and_the_middle_of_the_images() -> None:

@@ -15,6 +15,7 @@ from app.charts import solver as solver_charts
 from app.tables import solver as solver_tables
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
+from snows.measures.names import number
 from snows.method.solver import Status
 from snows.runs.store import Run, RunStore
 from tests.app import helpers
@@ -129,6 +130,8 @@ class TestNewtonSteps:
             status.name
             for status in (
                 Status.CONVERGED,
+                Status.NO_FURTHER_DECREASE,
+                Status.MODEL_FAILED,
                 Status.MAX_ITERS,
                 Status.NEGATIVE_CURVATURE,
                 Status.NOT_FINITE,
@@ -289,7 +292,9 @@ class TestChecks:
             "exact Hessian and finite differences",
         ]
         assert found["agree"].all()
-        assert "The three agree" in solver_tables.products_said(found)
+        said = solver_tables.products_said(found)
+        assert "The three agree where they must" in said
+        assert f"up to {number(found['here'].max())} apart" in said
         wrong = found.assign(without_errors=[0.3, 0.3, 1e-9], agree=False)
         assert "Gauss-Newton and exact Hessian should differ by" in solver_tables.products_said(wrong)
         assert "NaN or infinite" in solver_tables.products_said(found.assign(without_errors=math.nan, agree=False))

@@ -412,10 +412,28 @@ def test_similarity_in_batches_is_that_of_all_maps() -> None:
         torch.testing.assert_close(result.cosine[name], cosine(before[name], after[name]))
         torch.testing.assert_close(result.jensen_shannon[name], jensen_shannon(before[name], after[name]))
         assert result.cosine[name].shape == (5, 2)
-    for image, preservation in enumerate(result.preservation.tolist()):
-        expected = 1 - sum(float(heads[image].mean()) for heads in result.jensen_shannon.values()) / 2
-        assert preservation == pytest.approx(expected)
-        assert 0 < preservation < 0.999
+        even = torch.full_like(before[name], 1 / before[name].shape[-1])
+        torch.testing.assert_close(result.even[name], jensen_shannon(before[name], even))
+    for image, (overlap, floor, preservation) in enumerate(zip(result.overlap, result.floor, result.preservation, strict=True)):
+        for score, divergences in ((overlap, result.jensen_shannon), (floor, result.even)):
+            assert float(score) == pytest.approx(1 - sum(float(heads[image].mean()) for heads in divergences.values()) / 2)
+            assert 0 < score < 0.9999
+        assert float(preservation) == pytest.approx(float((overlap - floor) / (1 - floor)), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", ["transformer", "convolutional"])
+def test_attention_that_looks_everywhere_alike_is_preserved_to_zero(build: str) -> None:
+    if build == "transformer":
+        _, graph, images = example(fused=True)
+        blind = {name: torch.zeros_like(t) for name, t in graph.parameters.items() if "qkv" in name}
+    else:
+        images = torch.randn(2, 1, 32, 32)
+        graph = NetworkGraph.export(ResNet20().eval(), images)
+        blind = {name: torch.zeros_like(t) for name, t in graph.parameters.items()}
+    result = similarity(graph, images, blind)
+    torch.testing.assert_close(result.overlap, result.floor)
+    torch.testing.assert_close(result.preservation, torch.zeros(len(images)), atol=1e-4, rtol=0)
 
 
 # --- convolutional networks ---

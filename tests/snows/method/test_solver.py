@@ -506,7 +506,7 @@ def test_a_callback_may_stop_it_between_two_iterations() -> None:
     ("status", "remedy"),
     [
         (Status.MAX_ITERS, "allow more iterations"),
-        (Status.MAX_STEPS, "allow more steps"),
+        (Status.MAX_STEPS, "more steps would lower the loss"),
         (Status.NEGATIVE_CURVATURE, "use Gauss-Newton, or raise the damping"),
         (Status.LINE_SEARCH_FAILED, "raise the damping"),
         (Status.NOT_FINITE, "use float64"),
