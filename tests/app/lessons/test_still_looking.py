@@ -17,7 +17,7 @@ def looks() -> Looks:
 
 def test_the_score_is_the_apps(looks: Looks) -> None:
     parameters = dict(levels.network(still_looking.MODEL, "1:8", refitted=False).module.named_parameters())
-    score = float(similarity(looks.network.graph, looks.pictures, parameters).preservation.mean())
+    score = float(similarity(looks.network.graph, looks.pictures, parameters).overlap.mean())
     assert looks.preserved(looks.pruned("1:8", refitted=False)) == pytest.approx(score, abs=1e-5)
 
 
