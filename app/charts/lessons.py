@@ -6,11 +6,20 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.charts.axes import LINE, log_axis, new_figure
+from app.charts.axes import LINE, log_axis, named_rows, new_figure
 from app.charts.palette import COLORS
 
 _LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"}
-_FADED = 0.35
+
+
+def _fixed(**axis: object) -> dict[str, object]:
+    """An axis that stays where it is: a lesson is looked at, and scrolled past on a phone."""
+    return {"automargin": True, **axis, "fixedrange": True}
+
+
+def _named(names: Sequence[str], **axis: object) -> dict[str, object]:
+    """An axis with a name at each place."""
+    return _fixed(tickvals=list(range(len(names))), ticktext=list(names), **axis)
 
 
 def removal_chart(tried: pd.DataFrame, total: int, now: tuple[float, int]) -> go.Figure:
@@ -20,20 +29,8 @@ def removal_chart(tried: pd.DataFrame, total: int, now: tuple[float, int]) -> go
     """
     figure = new_figure(
         height=300,
-        xaxis={
-            "title": "Weights of the layer removed, %",
-            "range": [-3, 103],
-            "zeroline": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
-        yaxis={
-            "title": f"Right answers, of {total}",
-            "range": [0, 1.05 * total],
-            "zeroline": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
+        xaxis=_fixed(title="Weights of the layer removed, %", range=[-3, 103], zeroline=False),
+        yaxis=_fixed(title=f"Right answers, of {total}", range=[0, 1.05 * total], zeroline=False),
         legend=_LEGEND,
         showlegend=True,
     )
@@ -73,14 +70,8 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
         barmode="group",
         bargap=0.25,
         bargroupgap=0.05,
-        xaxis={
-            "tickvals": list(range(len(names))),
-            "ticktext": list(names),
-            "showgrid": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
-        yaxis={"title": "Weight", "zeroline": True, "zerolinecolor": LINE, "fixedrange": True, "automargin": True},
+        xaxis=_named(names, showgrid=False),
+        yaxis=_fixed(title="Weight", zeroline=True, zerolinecolor=LINE),
         legend=_LEGEND,
     )
     places = list(range(len(before)))
@@ -104,30 +95,23 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
     return figure
 
 
-def bars_chart(errors: Mapping[str, float], title: str, methods: Mapping[str, str]) -> go.Figure:
+def bars_chart(values: Mapping[str, float], title: str, methods: Mapping[str, str]) -> go.Figure:
     """A bar a thing, with its value beside it. `methods`: whose color each bears."""
-    names = list(errors)
-    most, least = max(errors.values()) or 1.0, min(0.0, *errors.values())
+    names = list(values)
+    most, least = max(values.values()) or 1.0, min(0.0, *values.values())
     figure = new_figure(
         height=40 * len(names) + 60,
-        xaxis={"title": title, "range": [1.25 * least, 1.25 * most], "zeroline": False, "fixedrange": True, "automargin": True},
-        yaxis={
-            "tickvals": list(range(len(names))),
-            "ticktext": names,
-            "range": [len(names) - 0.4, -0.6],
-            "showgrid": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
+        xaxis=_fixed(title=title, range=[1.25 * least, 1.25 * most], zeroline=False),
+        yaxis=named_rows(names, fixedrange=True),
         bargap=0.35,
         showlegend=False,
     )
     figure.add_bar(
-        x=[errors[name] for name in names],
+        x=[values[name] for name in names],
         y=list(range(len(names))),
         orientation="h",
         marker={"color": [COLORS[methods[name]] for name in names]},
-        text=[f"{errors[name]:.3g}" for name in names],
+        text=[f"{values[name]:.3g}" for name in names],
         textposition="outside",
         cliponaxis=False,
         hoverinfo="skip",
@@ -146,8 +130,8 @@ def window_chart(operations: Sequence[str], site: int, last: int, others: Sequen
     figure = new_figure(
         height=96,
         margin={"l": 8, "r": 8, "t": 24, "b": 24},
-        xaxis={"visible": False, "range": [-0.6, len(operations) - 0.4], "fixedrange": True, "automargin": True},
-        yaxis={"visible": False, "range": [0, 1], "fixedrange": True, "automargin": True},
+        xaxis=_fixed(visible=False, range=[-0.6, len(operations) - 0.4]),
+        yaxis=_fixed(visible=False, range=[0, 1]),
         bargap=0.15,
         showlegend=False,
     )
@@ -167,16 +151,8 @@ def ahead_chart(errors: pd.DataFrame, places: Sequence[str], chosen: str) -> go.
     """Each fit's error at every place ahead of the layer. `errors`: columns fit, place, error; the chosen fit is strong."""
     figure = new_figure(
         height=320,
-        xaxis={
-            "tickvals": list(range(len(places))),
-            "ticktext": list(places),
-            "range": [-0.3, len(places) - 0.7],
-            "showgrid": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
-        yaxis=log_axis(errors["error"].tolist(), "Error ÷ size of what it should be")
-        | {"fixedrange": True, "automargin": True},
+        xaxis=_named(places, range=[-0.3, len(places) - 0.7], showgrid=False),
+        yaxis=_fixed(**log_axis(errors["error"].tolist(), "Error ÷ size of what it should be")),
         legend=_LEGEND,
     )
     symbols, dashes = ("diamond", "circle", "square", "triangle-up", "star"), ("solid", "dot", "dash", "dashdot", "longdash")
@@ -203,22 +179,8 @@ def descent_chart(
     """A valley from above, and the ways down it. `heights` (len(y), len(x))."""
     figure = new_figure(
         height=380,
-        xaxis={
-            "title": "First weight",
-            "range": [min(x), max(x)],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
-        yaxis={
-            "title": "Second weight",
-            "range": [min(y), max(y)],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
+        xaxis=_fixed(title="First weight", range=[min(x), max(x)], showgrid=False, zeroline=False),
+        yaxis=_fixed(title="Second weight", range=[min(y), max(y)], showgrid=False, zeroline=False),
         legend=_LEGEND,
     )
     figure.add_contour(
@@ -256,21 +218,8 @@ def likeness_chart(alike: np.ndarray, names: Sequence[str], groups: int) -> go.F
     """How alike the inputs of a row are, as correlations -1 … 1 (P, P), with the groups marked."""
     figure = new_figure(
         height=330,
-        xaxis={
-            "tickvals": list(range(len(names))),
-            "ticktext": list(names),
-            "constrain": "domain",
-            "fixedrange": True,
-            "automargin": True,
-        },
-        yaxis={
-            "tickvals": list(range(len(names))),
-            "ticktext": list(names),
-            "autorange": "reversed",
-            "scaleanchor": "x",
-            "constrain": "domain",
-            "fixedrange": True,
-        },
+        xaxis=_named(names, constrain="domain"),
+        yaxis=_named(names, constrain="domain", autorange="reversed", scaleanchor="x"),
     )
     figure.add_heatmap(
         z=alike.round(3).tolist(),

@@ -5,6 +5,7 @@ import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from threading import Lock
+from typing import TypeGuard
 
 import streamlit as st
 
@@ -42,7 +43,7 @@ class Classes:
             return Counter(guess for (of, _), guess in self._guesses.get(code, {}).items() if of == lesson)
 
 
-def is_code(text: str | None) -> bool:
+def is_code(text: str | None) -> TypeGuard[str]:
     return text is not None and _CODE.fullmatch(text) is not None
 
 
@@ -57,7 +58,7 @@ def _classes() -> Classes:
 def draw(lesson: str, guesses: Mapping[str, str], guess: str | None) -> None:
     """The class that the address names: this visitor's guess goes to the others', and all are shown once it is made."""
     code = state.asked("class")
-    if code is None or not is_code(code):
+    if not is_code(code):
         return
     visitor = st.session_state.setdefault("lesson-visitor", secrets.token_hex(8))
     if guess is not None:
@@ -82,7 +83,7 @@ def _draw_guesses(code: str, lesson: str, guesses: Mapping[str, str], shown: boo
 def draw_invitation(lesson: str) -> None:
     """A link that opens the lesson for a class."""
     code = state.asked("class")
-    if code is None or not is_code(code):
+    if not is_code(code):
         st.markdown("Everybody who opens the link guesses for themselves; all guesses appear as bars, without names.")
         st.button(
             "Make a link",

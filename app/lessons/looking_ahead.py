@@ -12,6 +12,7 @@ from app.charts import lessons as charts
 from app.lessons import lesson, networks
 from app.parts import panels
 from snows.config import NM, PruneConfig
+from snows.method.objective import mean_squares
 from snows.method.problem import SiteProblem
 from snows.method.updates import UPDATES
 
@@ -47,14 +48,7 @@ class Ahead:
     def errors(self, kept: Tensor, seen: bool) -> list[float]:
         """The mean squared error at the layer and at each of five operations after it, relative to what should be there."""
         problem = self.problems[DEPTH] if seen else self.unseen
-        return [error / size for error, size in zip(problem.objective.losses(kept), sizes(problem), strict=True)]
-
-
-def sizes(problem: SiteProblem) -> list[float]:
-    """The mean square of every target, k = 0 … K."""
-    total = sum(batch.images for batch in problem.batches)
-    weighted = [[batch.images / total * float(t.square().mean()) for t in batch.targets] for batch in problem.batches]
-    return [sum(parts) for parts in zip(*weighted, strict=True)]
+        return [error / size for error, size in zip(problem.objective.losses(kept), mean_squares(problem.batches), strict=True)]
 
 
 def truth(own: Sequence[float], ahead: Sequence[float]) -> str:

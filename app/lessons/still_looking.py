@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import streamlit as st
-import torch
 from torch import Tensor
 
 from app import state
@@ -13,7 +12,7 @@ from app.charts import lessons as charts
 from app.lessons import lesson, networks
 from app.parts import panels
 from app.tables.play import share
-from snows.measures.attention import attention_maps, even_maps, jensen_shannon, map_tokens
+from snows.measures.attention import attention_maps, compare_maps, even_maps, map_tokens
 from snows.plans import levels
 from snows.sources.data import as_pixels
 
@@ -51,8 +50,8 @@ class Looks:
         return {block: maps.mean(0, keepdim=True).expand_as(maps) for block, maps in self.dense.items()}
 
     def preserved(self, maps: Mapping[str, Tensor]) -> float:
-        """1 - the Jensen-Shannon divergence from the dense maps, mean over pictures, heads and blocks: 1 = the dense maps."""
-        return 1 - float(torch.stack([jensen_shannon(self.dense[block], maps[block]).mean() for block in self.dense]).mean())
+        """The overlap with the dense maps, mean over pictures: 1 = the dense maps."""
+        return float(compare_maps(self.dense, maps).overlap.mean())
 
     def on_picture(self, maps: Mapping[str, Tensor], block: str, picture: int) -> Tensor:
         """Where the token that the answer is read from looks, mean over heads: (rows, columns)."""

@@ -23,6 +23,7 @@ from snows.measures.attention import (
     spatial_attention,
     token_grid,
 )
+from snows.measures.names import MEASURES
 
 if TYPE_CHECKING:
     from snows.runs.inspection import Inspection
@@ -244,8 +245,8 @@ def preservation(similarities: dict[str, Similarity]) -> pd.DataFrame:
 
 def overlap_said(preserved: pd.DataFrame) -> str:
     """Of the rows of one network: the plain score beside that of maps which know nothing."""
-    overlap, floor = (100 * float(preserved[column].mean()) for column in ("overlap", "floor"))
-    return f"Before rescaling: {overlap:.1f} %, where looking everywhere alike has {floor:.1f} %."
+    overlap, floor = (MEASURES["preserved"].say(float(preserved[column].mean())) for column in ("overlap", "floor"))
+    return f"Before rescaling: {overlap}, where looking everywhere alike has {floor}."
 
 
 def spread(values: pd.Series) -> tuple[float, float, float]:

@@ -9,7 +9,7 @@ the head axis, window by window. A map is the softmax itself, as it is before it
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
@@ -402,11 +402,8 @@ class Similarity:
     @classmethod
     def join(cls, parts: Sequence["Similarity"]) -> "Similarity":
         """The similarity over all images of `parts`, at least one."""
-        return cls(
-            {name: torch.cat([part.cosine[name] for part in parts]) for name in parts[0].cosine},
-            {name: torch.cat([part.jensen_shannon[name] for part in parts]) for name in parts[0].jensen_shannon},
-            {name: torch.cat([part.even[name] for part in parts]) for name in parts[0].even},
-        )
+        scores = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
+        return cls(*({name: torch.cat([of[name] for of in score]) for name in score[0]} for score in scores))
 
 
 def _of_each_image(divergences: Mapping[str, Tensor]) -> Tensor:
@@ -416,6 +413,19 @@ def _of_each_image(divergences: Mapping[str, Tensor]) -> Tensor:
 def even_maps(maps: Tensor) -> Tensor:
     """What looks everywhere alike, in the form of `maps` (..., T)."""
     return torch.full_like(maps, 1 / maps.shape[-1])
+
+
+def compare_maps(
+    dense: Mapping[str, Tensor], pruned: Mapping[str, Tensor], heads: Mapping[str, int] | None = None
+) -> Similarity:
+    """Compare maps (N, H, T, T) by block. `heads`: how many a block has, where more come one after the other for each image."""
+
+    def by_head(measure: Callable[[Tensor, Tensor], Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scores = {name: measure(maps, others[name]) for name, maps in dense.items()}
+        return {name: s.unflatten(1, (-1, (heads or {}).get(name, s.shape[1]))).mean(1).cpu() for name, s in scores.items()}
+
+    even = {name: even_maps(maps) for name, maps in dense.items()}
+    return Similarity(by_head(cosine, pruned), by_head(jensen_shannon, pruned), by_head(jensen_shannon, even))
 
 
 def similarity(
@@ -437,19 +447,12 @@ def similarity(
     def look(batch: Tensor, parameters: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         return _maps(graph, blocks, batch, parameters) if blocks else _spatial_shares(graph, batch, parameters)
 
-    def by_head(measure: Callable[[Tensor, Tensor], Tensor], before: Tensor, after: Tensor, name: str) -> Tensor:
-        score = measure(before, after)
-        return score.unflatten(1, (-1, heads.get(name, score.shape[1]))).mean(1).cpu()
-
     parts = []
     for batch in images.split(batch_size):
         before, after = look(batch, dense), look(batch, pruned)
         if not before:
             raise ValueError("This network has neither attention nor convolutional stages, so it has no maps to compare.")
-        cosines = {name: by_head(cosine, before[name], after[name], name) for name in before}
-        divergences = {name: by_head(jensen_shannon, before[name], after[name], name) for name in before}
-        even = {name: by_head(jensen_shannon, before[name], even_maps(before[name]), name) for name in before}
-        parts.append(Similarity(cosines, divergences, even))
+        parts.append(compare_maps(before, after, heads))
     return Similarity.join(parts)
 
 

@@ -16,7 +16,7 @@ from snows import events
 from snows.config import NM, Cancelled, Dense, PruneConfig, Unstructured
 from snows.method.coverage import Coverage, PruneError, last_remade, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
-from snows.method.objective import Batch, Remade
+from snows.method.objective import Batch, Remade, mean_squares
 from snows.method.operations import Values, move
 from snows.method.problem import SiteProblem
 from snows.method.rows import input_gram
@@ -129,19 +129,19 @@ class Cascade:
     def _batches(self, index: int, window: Window, dense_weight: Tensor) -> list[Batch]:
         """The calibration batches as the window sees them, then those held back. They wait where the frontiers keep theirs;
         only the batch in work is on the device, so more images cost host memory alone."""
-        batches = []
+        batches, remade = [], index <= self.last_remade
         for i, images in enumerate([*self.images, *self.held_back]):
             self.check()
             inputs = self._inputs(window, self.pruned.values(i), self.parameters)
             targets: Sequence[Tensor]
-            if self.dense is not None and index > self.last_remade:
-                targets = [self.dense.values(i)[n] for n in window.captured]
-            elif self.dense is not None:
+            if self.dense is None:
+                targets = Remade(window, dense_weight, inputs)
+                if not remade:
+                    targets = [move(y, self.pruned.storage) for y in targets]
+            elif remade:
                 targets = Remade(window, dense_weight, self._inputs(window, self.dense.values(i), self.dense_parameters))
             else:
-                targets = Remade(window, dense_weight, inputs)
-                if index > self.last_remade:
-                    targets = [move(y, self.pruned.storage) for y in targets]
+                targets = [self.dense.values(i)[n] for n in window.captured]
             batches.append(Batch(inputs, targets, images))
         return batches
 
@@ -226,7 +226,7 @@ class Cascade:
             sweep=self.sweep,
             losses={stage: sum(values) for stage, values in by_k.items()},
             by_k=by_k,
-            scale=_scale(given.batches),
+            scale=mean_squares(given.batches),
             density=float(mask.float().mean()),
             exchanged=int((mask & ~given.mask).sum()),
             status=result.status,
@@ -237,7 +237,7 @@ class Cascade:
             held_memory=self._held_memory([*given.batches, *given.held_back]),
             row_systems=problem.chosen_systems,
             held_back=held_back if given.held_back else {},
-            held_back_scale=_scale(given.held_back),
+            held_back_scale=mean_squares(given.held_back),
         )
         return weight, from_matrix(mask, site.shape), record
 
@@ -286,14 +286,6 @@ class Cascade:
                 status="accepted" if result.step_size > 0 else "not needed" if promises_little else "rejected",
             )
         )
-
-
-def _scale(batches: Sequence[Batch]) -> list[float]:
-    """The mean square of the targets at each captured value; empty for no batches."""
-    images = sum(batch.images for batch in batches)
-    squares = [torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() for batch in batches]
-    total = sum(square * (batch.images / images) for square, batch in zip(squares, batches, strict=True))
-    return total.tolist() if isinstance(total, Tensor) else []
 
 
 def _storages(value: object) -> Iterator[UntypedStorage]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snows.method.graph import SAVED, Window
 from snows.method.linearization import Linearization, gradient_of
-from snows.method.operations import Values, move
+from snows.method.operations import Values, moved
 from snows.method.rows import KeptWeights, RowSystems
 from snows.method.sparsity import to_matrix
 
@@ -48,12 +48,18 @@ class Remade(Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         with torch.no_grad():
-            inputs = {n: move(v, self.weight.device) for n, v in self.inputs.items()}
-            outputs = self.window.outputs(self.weight, inputs)
-        return iter(outputs)
+            return iter(self.window.outputs(self.weight, moved(self.inputs, self.weight.device)))
 
     def __getitem__(self, k):  # type: ignore[no-untyped-def]
         return list(self)[k]
+
+
+def mean_squares(batches: Sequence[Batch]) -> list[float]:
+    """Of the targets at each captured value, k = 0 … K; empty for no batches."""
+    images = sum(batch.images for batch in batches)
+    squares = [torch.stack([t.norm().square() / t.numel() for t in batch.targets]).double().cpu() for batch in batches]
+    total = sum(square * (batch.images / images) for square, batch in zip(squares, batches, strict=True))
+    return total.tolist() if isinstance(total, Tensor) else []
 
 
 # --- the objective ---
@@ -100,7 +106,7 @@ class Objective:
 
     def inputs(self, batch: Batch) -> Values:
         """The batch's window inputs on the device."""
-        return {n: move(v, self.device) for n, v in batch.inputs.items()}
+        return moved(batch.inputs, self.device)
 
     def _errors(self, weight: Tensor, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs at the captured values, and how far they are from their targets."""

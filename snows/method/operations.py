@@ -172,3 +172,8 @@ def move(value: Any, device: torch.device) -> Any:
         # Towards the host a copy that does not block may be read before it has arrived.
         return value.to(device, non_blocking=device.type == "cuda")
     return type(value)(move(v, device) for v in value) if isinstance(value, list | tuple) else value
+
+
+def moved(values: Values, device: torch.device) -> Values:
+    """The same values on `device`."""
+    return {node: move(value, device) for node, value in values.items()}
