@@ -61,7 +61,7 @@ class Puzzle:
         """(12,): the mask after `refinement`'s exchanges, begun at magnitude's."""
         weights, mask = self.weights[row : row + 1], self.magnitude(row)[None]
         start = making_up.refit(weights, mask, self.gram).after
-        return refine(mask, start, self.gram, weights @ self.gram, PATTERN)[0]
+        return refine(mask, start, self.gram, weights @ self.gram, PATTERN)[0][0]
 
     def likeness(self) -> Tensor:
         """The correlations of the inputs (12, 12), about zero as a neuron sees them."""

@@ -58,14 +58,17 @@ class SiteProblem:
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
         self._ridge, self._pull, self._memory = ridge, 0.0, memory
+        self.near: Tensor | None = None
 
-    def with_mask(self, mask: Tensor) -> "SiteProblem":
-        """The same problem for another mask (R, P); what the mask has no part in is computed once for both."""
+    def with_mask(self, mask: Tensor, near: Tensor) -> "SiteProblem":
+        """The same problem for another mask (R, P); what the mask has no part in is computed once for both. `near` (R, P) is
+        near its least squares: where one that iterates begins."""
         other = copy(self)
         for name, attribute in vars(SiteProblem).items():
             if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "exact_gram", "cross", "_input_gram"):
                 vars(other).pop(name, None)
         other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
+        other.near = near.flatten()[other.kept.places]
         other._pull = self.objective.pull
         return other
 
@@ -119,7 +122,7 @@ class SiteProblem:
     @cached_property
     def least_squares(self) -> Tensor:
         """The solution for K = 0 (n,), exact, under the pull; what images leave open has its dense values."""
-        return self.row_systems.least_squares(self.cross, self.masked)
+        return self.row_systems.least_squares(self.cross, self.masked, self.near)
 
     @cached_property
     def objective(self) -> Objective:

@@ -15,7 +15,7 @@ from torch import Tensor
 from snows.config import NM, Dense, Unstructured
 
 _PASSES = 10
-_AT_REST = 1e-3  # a pass that exchanges no more than this share of the kept weights leaves nothing worth looking for
+_AT_REST = 0.05  # a pass that lowers the model by less than this share of what all have leaves nothing worth looking for
 # An unstructured pattern has no groups of its own: exchanges stay within a row, among so many of its columns.
 _COLUMNS = 32
 # Columns whose slope is computed at once; among them it is kept up to date by what changes.
@@ -24,12 +24,15 @@ _CHUNK_BYTES = 2**24
 
 
 @torch.no_grad()
-def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: NM | Unstructured | Dense) -> Tensor:
-    """The mask (R, P), True = kept, after exchanges that each lower the model, so that it ends.
+def refine(
+    mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: NM | Unstructured | Dense
+) -> tuple[Tensor, Tensor]:
+    """The mask (R, P), True = kept, after exchanges that each lower the model, so that it ends; and the weights that the
+    exchanges came to, on their way to the best ones for this mask.
 
     `weight` (R, P) is the point to start from, `gram` (P, P) and `cross` (R, P) are the model. Every group keeps as many
     weights as before: those of N:M, and for an unstructured pattern 32 columns of a row, in turn neighbours and far apart. Ends
-    after ten passes over the groups, or once a pass exchanges next to nothing.
+    after ten passes over the groups, or once a pass brings next to nothing.
     """
     # As much as keeps an input that is always zero from dividing by it.
     ridge = 1e-8 * gram.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
@@ -38,12 +41,14 @@ def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: N
     size, orders = _groups(pattern, mask.shape[1])
     grams = [gram, *(gram[order][:, order] for order in orders[1:])]  # the first order is that of the columns
     rows = max(1, _CHUNK_BYTES // (8 * size * size))
-    return torch.cat(
-        [
-            _search(*part, grams, size, orders)
-            for part in zip(mask.split(rows), weight.double().split(rows), cross.double().split(rows), strict=True)
-        ]
-    )
+    parts = zip(mask.split(rows), weight.double().split(rows), cross.double().split(rows), strict=True)
+    masks, weights = [], []
+    for own_mask, own_weight, own_cross in parts:
+        # Transposed: what is done to a group of few columns is done to many rows at once, and those lie side by side.
+        found = _search(own_mask.T.contiguous(), own_weight.T.contiguous(), own_cross.T.contiguous(), grams, size, orders)
+        masks.append(found[0].T)
+        weights.append(found[1].T)
+    return torch.cat(masks), torch.cat(weights).to(cross.dtype)
 
 
 def _groups(pattern: NM | Unstructured | Dense, columns: int) -> tuple[int, list[Tensor]]:
@@ -54,45 +59,52 @@ def _groups(pattern: NM | Unstructured | Dense, columns: int) -> tuple[int, list
     return min(columns, _COLUMNS), [torch.arange(columns), torch.cat([torch.arange(i, columns, stride) for i in range(stride)])]
 
 
-def _search(mask: Tensor, weight: Tensor, cross: Tensor, grams: list[Tensor], size: int, orders: list[Tensor]) -> Tensor:
-    mask, weight, kept, resting = mask.clone(), weight.clone(), int(mask.sum()), 0
+def _search(
+    mask: Tensor, weight: Tensor, cross: Tensor, grams: list[Tensor], size: int, orders: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mask and weights after the passes; all (P, r), transposed."""
+    fallen, resting = 0.0, 0
     for number in range(_PASSES):
         order, gram = orders[number % len(orders)], grams[number % len(orders)]
-        ordered_mask, values = mask[:, order], weight[:, order]
-        _one_pass(ordered_mask, values, gram, cross[:, order], size)
-        exchanged = int((ordered_mask & ~mask[:, order]).sum())
-        mask[:, order], weight[:, order] = ordered_mask, values
-        resting = 0 if exchanged > _AT_REST * kept else resting + 1
+        ordered_mask, values = mask[order], weight[order]
+        fall = _one_pass(ordered_mask, values, gram, cross[order], size)
+        mask[order], weight[order] = ordered_mask, values
+        fallen += fall
+        resting = 0 if fall > _AT_REST * fallen else resting + 1
         if resting == len(orders):
             break
-    return mask
+    return mask, weight
 
 
-def _one_pass(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, size: int) -> None:
-    """Go through all groups once, in place."""
-    columns = mask.shape[1]
+def _one_pass(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, size: int) -> float:
+    """Go through all groups once, in place. Returns by how much the model of all rows falls."""
+    columns, fallen = len(mask), torch.zeros_like(weight[0])
     block = size * max(1, _BLOCK // size)
     for start in range(0, columns, block):
         reach = slice(start, min(start + block, columns))
-        slope, own = cross[:, reach] - weight @ gram[:, reach], gram[reach, reach]  # half the way down
+        slope, own = cross[reach] - gram[reach] @ weight, gram[reach, reach]  # half the way down
         for first in range(start, reach.stop, size):
             group, here = slice(first, first + size), slice(first - start, first - start + size)
-            change = _exchange(mask[:, group], weight[:, group], slope[:, here], own[here, here])
-            slope -= change @ own[here]
+            change, fall = _exchange(mask[group], weight[group], slope[here], own[here, here])
+            slope[here.stop :].addmm_(own[here.stop :, here], change, alpha=-1)
+            fallen += fall
+    return float(fallen.sum())
 
 
-def _exchange(mask: Tensor, weight: Tensor, slope: Tensor, gram: Tensor) -> Tensor:
-    """In every row, the one exchange in a group (r, m) that lowers the model the most, in place: weight i out and j in at its
-    best value, or i itself to its best value. All others stay. Returns the change of the weights (r, m)."""
-    scale = gram.diagonal()
-    slope_without = slope[:, None, :] + weight[:, :, None] * gram  # at j, with i at zero
-    gain = slope_without.square() / scale - (weight * (weight * scale + 2 * slope))[:, :, None]
-    same = torch.eye(len(scale), dtype=torch.bool, device=mask.device)
-    gain.masked_fill_(~(mask[:, :, None] & (~mask[:, None, :] | same)), -torch.inf)
-    best, at = gain.flatten(1).max(1)
-    rows = best.isfinite().nonzero().squeeze(1)  # a row may keep nothing here
-    out, into = at[rows] // len(scale), at[rows] % len(scale)
+def _exchange(mask: Tensor, weight: Tensor, slope: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """In every row, the one exchange in a group (m, r) that lowers the model the most, in place: weight i out and j in at its
+    best value, or i itself to its best value. All others stay. Returns the change of the weights (m, r), and by how much the
+    model of each row falls (r,)."""
+    size, scale = len(gram), gram.diagonal()[:, None]
+    slope_without = slope + weight[:, None] * gram[..., None]  # (i, j, r): at j, with i at zero
+    gain = slope_without.square().div_(scale).sub_((weight * (weight * scale + 2 * slope))[:, None])
+    same = torch.eye(size, dtype=torch.bool, device=mask.device)[..., None]
+    gain.masked_fill_(~(mask[:, None] & (~mask | same)), -torch.inf)
+    best, at = gain.flatten(0, 1).max(0, keepdim=True)
+    some = best.isfinite()  # a row may keep nothing here
+    out, into = at // size, at % size
+    value = slope_without.flatten(0, 1).gather(0, at) / scale[:, 0][into]
     before = weight.clone()
-    mask[rows, out], weight[rows, out] = False, 0.0
-    mask[rows, into], weight[rows, into] = True, slope_without[rows, out, into] / scale[into]
-    return weight - before
+    mask.scatter_(0, out, False).scatter_(0, into, some)
+    weight.scatter_(0, out, 0.0).scatter_(0, into, torch.where(some, value, 0.0))
+    return weight - before, torch.where(some, best, 0.0)[0]

@@ -234,9 +234,10 @@ class RowBlocks:
                     "The Gram matrix of the layer's calibration inputs is not positive definite. Use float64 or more images."
                 )
 
-    def least_squares(self, cross: Tensor, prior: Tensor | None = None) -> Tensor:
+    def least_squares(self, cross: Tensor, prior: Tensor | None = None, near: Tensor | None = None) -> Tensor:
         """The kept weights that minimize the K = 0 objective plus the ridge times their squared distance to `prior` (n,), by
-        default zero: row by row, (block + ridge) w = cross + ridge prior. `cross`: (R, P). Returns (n,)."""
+        default zero: row by row, (block + ridge) w = cross + ridge prior. `cross`: (R, P). Returns (n,). `near` (n,) is where
+        one that iterates begins; this one does not."""
         solution = cross.new_zeros(self.kept.count + 1)
         padded = F.pad(torch.zeros_like(solution[:-1]) if prior is None else prior, (0, 1)).double()
         for group in self._groups:
@@ -302,22 +303,33 @@ class RowProducts:
         inner = torch.bmm(self._inverses, (scaled @ self._low)[..., None]).squeeze(-1)
         return scaled - self._mask * (inner @ self._low.T) / self._rest
 
-    def least_squares(self, cross: Tensor, prior: Tensor | None = None, rtol: float = 1e-6) -> Tensor:
-        """As `RowBlocks.least_squares`, until the objective of all rows falls by less than `rtol` of what it has fallen by."""
+    def least_squares(
+        self, cross: Tensor, prior: Tensor | None = None, near: Tensor | None = None, rtol: float = 1e-6
+    ) -> Tensor:
+        """As `RowBlocks.least_squares`, until the objective of all rows falls by less than `rtol` of what it has fallen by from
+        the prior. Begins at `near` (n,)."""
         origin = torch.zeros_like(cross) if prior is None else to_matrix(self.kept.expand(prior))
         cross, origin = cross.double(), origin.double()
-        x, fallen = origin.clone(), 0.0
+
+        def downhill(x: Tensor) -> Tensor:
+            return self._mask * (cross - x @ self._exact - self._ridge * (x - origin))
+
+        x, residual, fallen = origin, downhill(origin), 0.0
+        if near is not None:
+            x, before = to_matrix(self.kept.expand(near)).double(), residual
+            residual = downhill(x)
+            fallen = float(((x - origin) * (before + residual)).sum())
         for _ in range(_REFINEMENTS):
-            residual = self._mask * (cross - x @ self._exact - self._ridge * (x - origin))
-            change, fall = self._conjugate_gradients(residual.to(self._gram.dtype), rtol)
-            x += change
+            change, fall = self._conjugate_gradients(residual.to(self._gram.dtype), rtol, fallen)
+            x = x + change
             fallen += fall
             if fall <= rtol * fallen:
                 break
+            residual = downhill(x)
         return self.kept.restrict(from_matrix(x, self.kept.shape)).to(self._gram.dtype)
 
-    def _conjugate_gradients(self, residual: Tensor, rtol: float) -> tuple[Tensor, float]:
-        """What solves the systems for `residual` (R, P), about, and by how much it lowers their objective."""
+    def _conjugate_gradients(self, residual: Tensor, rtol: float, fallen: float) -> tuple[Tensor, float]:
+        """What solves the systems for `residual` (R, P), about, and by how much their objective falls; so far, it has `fallen`."""
         x, z = torch.zeros_like(residual), self._precondition(residual)
         direction, rz, falls = z, (residual * z).sum(1, keepdim=True), [0.0]
         for _ in range(_MOST_ITERATIONS):
@@ -327,7 +339,7 @@ class RowProducts:
             x += step * direction
             residual = residual - step * image
             falls.append(float((step * rz).double().sum()))
-            if sum(falls[-3:]) <= rtol * sum(falls):
+            if sum(falls[-3:]) <= rtol * (max(fallen, 0.0) + sum(falls)):
                 break
             z = self._precondition(residual)
             rz, previous = (residual * z).sum(1, keepdim=True), rz

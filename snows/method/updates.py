@@ -118,7 +118,7 @@ def exchange_in_layer(problem: SiteProblem) -> SiteProblem:
     if problem.refinement == "none" or problem.earlier is not None:
         return problem
     start = to_matrix(problem.kept.expand(problem.least_squares))
-    return problem.with_mask(refine(problem.mask, start, problem.gram, problem.cross, problem.pattern))
+    return problem.with_mask(*refine(problem.mask, start, problem.gram, problem.cross, problem.pattern))
 
 
 def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[SiteProblem, Tensor]:
@@ -132,11 +132,11 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     assert scales is not None  # a Newton step has measured them
     weight = to_matrix(problem.kept.expand(x)).double()
     cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
-    mask = refine(problem.mask, weight, gram, cross, problem.pattern)
+    mask, near = refine(problem.mask, weight, gram, cross, problem.pattern)
     if torch.equal(mask, problem.mask):
         return problem, x
-    exchanged = problem.with_mask(mask)
-    start = exchanged.row_systems.least_squares(cross.to(x.dtype), exchanged.masked)
+    exchanged = problem.with_mask(mask, near)
+    start = exchanged.row_systems.least_squares(cross.to(x.dtype), exchanged.masked, exchanged.near)
     reached, _ = exchanged.objective.loss_and_gradient(start)  # the gradient is wanted next, and the loss comes with it
     return (exchanged, start) if reached < loss else (problem, x)
 

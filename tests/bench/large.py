@@ -23,7 +23,9 @@ if __name__ == "__main__":
 
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from snows import events
 from snows.config import PruneConfig, parse_pattern
@@ -197,11 +199,25 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def stage(name: str, folder: Path, images: int = 64) -> None:
+    """Write what `python -m snows prune` reads: the network's weights and crops of photographs, divided as it wants them."""
+    for part, photographs in (("train", imagenet.CALIBRATION), ("val", imagenet.EVALUATION)):
+        (folder / "crops" / part / "all").mkdir(parents=True, exist_ok=True)
+        for i, crop in enumerate(imagenet.crops(photographs, images, SIDE, 0)):
+            pixels = ((crop + 1) * 127.5).round().to(torch.uint8)
+            to_pil_image(pixels).save(folder / "crops" / part / "all" / f"{i}.png")
+    module = network(name, imagenet.crops(imagenet.CALIBRATION, 32, SIDE, 0))
+    save_file(module.state_dict(), folder / f"{name}.safetensors")
+
+
 def write_table() -> None:
     """Put the table into the README."""
     put("large", table(read(RESULTS)))
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "stage":
+        stage(sys.argv[2], Path(sys.argv[3]))
+        sys.exit()
     given = json.loads(sys.argv[1])
     sys.stdout.write(json.dumps(wide_layer() if given["name"] == "wide layer" else run(**given)))

@@ -8,10 +8,16 @@ from torch import Tensor
 
 from snows.config import NM, Unstructured
 from snows.method import refinement
-from snows.method.refinement import refine
 from snows.method.sparsity import keep_mask, kept_count
 
 PATTERNS = [NM(n=1, m=4), NM(n=2, m=4), NM(n=3, m=8), Unstructured(sparsity=0.7), Unstructured(sparsity=0.7, scope="global")]
+
+
+def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: NM | Unstructured) -> Tensor:
+    """The mask that exchanges end at."""
+    return refinement.refine(mask, weight, gram, cross, pattern)[0]
+
+
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 
 
@@ -114,7 +120,8 @@ def test_inputs_without_correlation_are_chosen_by_what_each_explains(pattern: NM
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_sparse_weight_that_explains_all_is_found(seed: int) -> None:
+def test_a_sparse_weight_that_explains_all_is_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "_AT_REST", 0.0)  # to the end, however little it brings
     pattern, (gram, _) = NM(n=1, m=4), problem(rows=16, columns=32, seed=seed, samples=2000)
     truth = chosen(pattern, 16, 32, seed)
     weight = truth * (1 + torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
@@ -145,6 +152,28 @@ def test_blocks_change_nothing(pattern: NM | Unstructured, block: int, monkeypat
     expected = refine(before, start, gram, cross, pattern)
     monkeypatch.setattr(refinement, "_BLOCK", block)
     assert torch.equal(refine(before, start, gram, cross, pattern), expected)
+
+
+def test_a_pass_says_by_how_much_the_model_falls() -> None:
+    gram, cross = problem()
+    mask = chosen(NM(n=2, m=4))
+    mask[0] = False  # a row may keep nothing
+    weight = solve(mask, gram, cross)
+    before = model(weight, gram, cross).sum()
+    transposed = weight.T.contiguous()
+    fall = refinement._one_pass(mask.T.contiguous(), transposed, gram, cross.T.contiguous(), 4)
+    assert fall > 0
+    assert fall == pytest.approx(float(before - model(transposed.T, gram, cross).sum()), rel=1e-9)
+
+
+@each_pattern
+def test_the_weights_come_near_the_best_on_their_mask(pattern: NM | Unstructured) -> None:
+    gram, cross = problem()
+    before = chosen(pattern)
+    mask, weight = refinement.refine(before, torch.zeros_like(cross), gram, cross, pattern)
+    assert torch.equal(weight, weight * mask)
+    reached, best = model(weight, gram, cross), model(solve(mask, gram, cross), gram, cross)
+    assert bool((reached <= 0.95 * best).all())  # from none, whose model is zero
 
 
 def test_what_is_given_stays_as_it_was() -> None:

@@ -39,13 +39,30 @@ def test_loss_is_that_of_each_rows_dense_solution(kind: str, samples: int, rank:
     for row, columns in enumerate(mask):
         block = gram[columns][:, columns] + ridge * torch.eye(int(columns.sum()), dtype=torch.float64)
         expected[row, columns] = torch.linalg.solve(block, cross[row, columns] + ridge * dense[row, columns])
-    found = to_matrix(kept.expand(RowProducts(gram, kept, RIDGE, rank).least_squares(cross, kept.restrict(dense))))
-    assert torch.equal(found, found * mask)
+    systems, prior = RowProducts(gram, kept, RIDGE, rank), kept.restrict(dense)
 
     def loss(weight: Tensor) -> float:
         return float((x @ weight.T - wanted).square().mean())
 
-    assert loss(found) <= loss(expected) * (1 + 1e-4) + 1e-6 * loss(dense * mask)
+    far = torch.randn(kept.count, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    for near in (None, kept.restrict(0.999 * expected), far):
+        found = to_matrix(kept.expand(systems.least_squares(cross, prior, near)))
+        assert torch.equal(found, found * mask)
+        assert loss(found) <= loss(expected) * (1 + 1e-4) + 1e-6 * loss(dense * mask)
+
+
+def test_a_start_near_the_solution_saves_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, mask = inputs(400, 96), masks(20, 96, "2:4")
+    gram, kept = x.T @ x / 400, KeptWeights(mask, (20, 96))
+    systems = RowProducts(gram, kept, RIDGE, rank=8)
+    cross = torch.randn(20, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) @ gram
+    products, precondition = [], systems._precondition
+    monkeypatch.setattr(systems, "_precondition", lambda r: products.append(r) or precondition(r))
+    solution = systems.least_squares(cross)
+    from_zero = len(products)
+    products.clear()
+    systems.least_squares(cross, near=1.001 * solution)
+    assert len(products) <= from_zero / 2
 
 
 def test_preconditioner_inverts_its_model_row_by_row() -> None:

@@ -249,7 +249,7 @@ def test_a_refined_mask_fits_no_worse(name: str, site: str, k: int, update: str,
 def test_what_no_mask_has_a_part_in_is_shared() -> None:
     made = site_problem(case("residual", "conv1.weight", 0))
     _ = made.objective, made.row_systems, made.least_squares
-    other = made.with_mask(~made.mask)
+    other = made.with_mask(~made.mask, to_matrix(made.weight))
     assert other.gram is made.gram
     assert other.cross is made.cross
     for name in ("objective", "row_systems", "masked", "least_squares"):
@@ -262,7 +262,7 @@ def test_at_the_layer_itself_window_and_layer_are_one_model(name: str, site: str
     made = site_problem(case(name, site, 0))
     made.objective.curvature(made.masked, 0)
     seen: list[Tensor] = []
-    monkeypatch.setattr(updates, "refine", lambda mask, weight, gram, cross, pattern: seen.append(cross) or mask)
+    monkeypatch.setattr(updates, "refine", lambda mask, weight, gram, cross, pattern: seen.append(cross) or (mask, weight))
     exchange_in_window(made, made.masked, made.objective.loss(made.masked))
     assert_entries_close(seen[0][made.mask.any(1)], made.cross[made.mask.any(1)], rtol=1e-8, atol=1e-10)
 
@@ -270,7 +270,7 @@ def test_at_the_layer_itself_window_and_layer_are_one_model(name: str, site: str
 def test_exchanges_that_do_not_lower_the_loss_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     made = site_problem(case("residual", "conv1.weight", ALL))
     made.objective.curvature(made.least_squares, 0)
-    monkeypatch.setattr(updates, "refine", lambda mask, *model: torch.zeros_like(mask))
+    monkeypatch.setattr(updates, "refine", lambda mask, weight, *model: (torch.zeros_like(mask), weight))
     problem, x = exchange_in_window(made, made.least_squares, made.objective.loss(made.least_squares))
     assert problem is made
     assert x is made.least_squares
