@@ -329,7 +329,7 @@ class RowProducts:
         return self.kept.restrict(from_matrix(x, self.kept.shape)).to(self._gram.dtype)
 
     def _conjugate_gradients(self, residual: Tensor, rtol: float, fallen: float) -> tuple[Tensor, float]:
-        """What solves the systems for `residual` (R, P), about, and by how much their objective falls; so far, it has `fallen`."""
+        """What solves the systems for `residual` (R, P), about, and the fall of their objective; so far it has `fallen`."""
         x, z = torch.zeros_like(residual), self._precondition(residual)
         direction, rz, falls = z, (residual * z).sum(1, keepdim=True), [0.0]
         for _ in range(_MOST_ITERATIONS):
