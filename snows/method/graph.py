@@ -332,23 +332,14 @@ class NetworkGraph:
 
     def _moving_bias(self, node: fx.Node) -> str | None:
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        if not isinstance(bias, fx.Node) or bias not in self._from_images:
+        if not isinstance(bias, fx.Node) or bias not in self.depends_on_images:
             return None
         return "its bias is computed from the image, and only a bias that is the same for all images can be fitted to"
-
-    @cached_property
-    def _from_images(self) -> set[fx.Node]:
-        """The nodes whose values depend on the images, but for their number."""
-        dependent = {self.input}
-        for node in self.nodes:
-            if not isinstance(node.meta.get("val"), torch.SymInt) and not dependent.isdisjoint(node.all_input_nodes):
-                dependent.add(node)
-        return dependent
 
     def _way_to_a_layer(self, node: fx.Node) -> str | None:
         """The operations between a parameter and the layer whose weight they make of it, from `node`, the first of them."""
         names, reached = [_operation(node)], node
-        while reached not in self._from_images and self.users[reached]:
+        while reached not in self.depends_on_images and self.users[reached]:
             user = self.users[reached][0]
             if (user.target in CONVOLUTIONS or user.target is aten.linear.default) and user.args[1] is reached:
                 return " → ".join(dict.fromkeys(name for name in names if name != "getitem"))
@@ -435,7 +426,7 @@ class NetworkGraph:
                 if self.kind(node) is not None:
                     captured.append(node)
                     count += 1
-        return Window(self, site, captured)
+        return Window(self, [site], captured)
 
 
 # Values that a window keeps for one pass and its way back, over those that it makes: about as much again for what activations
@@ -444,33 +435,31 @@ SAVED = 3
 
 
 class Window:
-    """The slice of a network that one weight's K-step objective sees.
+    """The slice of a network that the K-step objective of one weight sees, or a joint objective of several.
 
-    `captured[k]` is where the value of the k-th operation is read, k = 0 being the site's own output. `outside` are the values
-    that the window takes from the network before it: they do not depend on the weight.
+    `captured` is where values are read: for one site its own output and those of the next K operations. `outside` are the
+    values that the window takes from the network before it: they do not depend on the weights. A weight has the parameter's
+    shape; those of several sites are one flat vector, one after the other.
     """
 
-    def __init__(self, graph: NetworkGraph, site: Site, operations: Sequence[fx.Node]) -> None:
+    def __init__(self, graph: NetworkGraph, sites: Sequence[Site], captured: Sequence[fx.Node]) -> None:
         self.graph = graph
-        self.site = site
-        self.operations = [graph.describe(n) for n in operations]
-        self.captured = list(operations)
-        weight = graph.tensor_node(site.name)
+        self.sites, self.site = list(sites), sites[0]
+        self.operations = [graph.describe(n) for n in captured]
+        self.captured = list(captured)
+        self.weights = [graph.tensor_node(site.name) for site in sites]
 
-        # Everything the captured values need, split by whether it depends on the weight.
+        # Everything the captured values need, split by whether it depends on the weights.
+        start = graph.index[self.site.node]
         needed, stack = set(self.captured), list(self.captured)
         while stack:
-            node = stack.pop()
-            if node is site.node:
-                continue
-            for parent in node.all_input_nodes:
-                if parent in graph.index and graph.index[parent] > graph.index[site.node] and parent not in needed:
+            for parent in stack.pop().all_input_nodes:
+                if graph.index.get(parent, -1) >= start and parent not in needed:
                     needed.add(parent)
                     stack.append(parent)
-        needed.add(site.node)
-        dependent = {weight}
+        dependent = set(self.weights)
         self.nodes: list[fx.Node] = []
-        self._side: list[fx.Node] = []  # later in order than the site, but independent of its weight (a shortcut branch)
+        self._side: list[fx.Node] = []  # later in order than the first site, but independent (a shortcut branch)
         for node in sorted(needed, key=graph.index.__getitem__):
             if any(parent in dependent for parent in node.all_input_nodes):
                 dependent.add(node)
@@ -481,7 +470,6 @@ class Window:
         reads = {p for n in (*self.nodes, *self._side) for p in n.all_input_nodes} - dependent - side
         self.outside = sorted((n for n in reads if n in graph.index or n is graph.input), key=lambda n: graph.index.get(n, -1))
         self._tensors = [n for n in reads if n not in graph.index and n is not graph.input]
-        self.weight = weight
 
     @property
     def end(self) -> int:
@@ -510,15 +498,21 @@ class Window:
         reads = {p for n in self.nodes for p in n.all_input_nodes}
         return {n: v for n, v in local.items() if n in reads}
 
+    def assign(self, weight: Tensor) -> Values:
+        """A weight, or its tangent, at the node that stands for it; of several, each one's part."""
+        if len(self.sites) == 1:
+            return {self.weights[0]: weight}
+        parts = weight.split([math.prod(site.shape) for site in self.sites])
+        return {n: part.view(site.shape) for n, part, site in zip(self.weights, parts, self.sites, strict=True)}
+
     def outputs(self, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> list[Tensor]:
-        """The values at the captured nodes, k = 0 … K: a pure function of `weight` (the parameter's shape)."""
+        """The values at the captured nodes: a pure function of `weight`."""
         values = self.values(weight, inputs)
         return [values[n] for n in self.captured]
 
     def values(self, weight: Tensor, inputs: Mapping[fx.Node, Any]) -> Values:
         """The values at all of the window's nodes and inputs."""
-        values: Values = dict(inputs)
-        values[self.weight] = weight
+        values: Values = {**inputs, **self.assign(weight)}
         for node in self.nodes:
             values[node] = execute_in_window(node, values)
         return values

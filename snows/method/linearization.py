@@ -108,7 +108,7 @@ class Linearization:
     @torch.no_grad()
     def push(self, vector: Tensor) -> list[Tensor]:
         """Jv: a tensor of the weight's shape to one for each output."""
-        tangents: dict[fx.Node, Any] = {self._window.weight: vector}
+        tangents: dict[fx.Node, Any] = self._window.assign(vector)
         for node in self._window.nodes:
             # A comparison, an index or a detached value does not move, and what follows from it alone does not either.
             if not tangents.keys().isdisjoint(node.all_input_nodes) and (tangent := self._tangent(node, tangents)) is not None:

@@ -87,7 +87,7 @@ class Objective:
         curvature_share: float = 1.0,
         damping: float = 0.0,
         dense: Tensor | None = None,
-        pull: float = 0.0,
+        pull: float | Tensor = 0.0,
         row_systems: Callable[[], RowSystems] | None = None,
         preconditioned: bool = True,
         seed: int = 0,
@@ -133,11 +133,19 @@ class Objective:
         return to_matrix(self._pulled(kept, gradient))
 
     def _penalty(self, kept: Tensor) -> float:
-        return self.pull * float(self._distance(kept).double().square().sum()) if self.pull else 0.0
+        return float((self.pull * self._distance(kept).double().square()).sum()) if self._pulls else 0.0
 
     def _pulled(self, kept: Tensor, gradient: Tensor) -> Tensor:
         """A gradient of the window's loss, with the pull's."""
-        return gradient + 2 * self.pull * self._distance(kept) if self.pull else gradient
+        return gradient + 2 * self.pull * self._distance(kept) if self._pulls else gradient
+
+    @property
+    def _pulls(self) -> bool:
+        return isinstance(self.pull, Tensor) or self.pull > 0
+
+    @property
+    def _pull_of_kept(self) -> Tensor | float:
+        return self.kept.restrict(self.pull) if isinstance(self.pull, Tensor) else self.pull
 
     def _distance(self, kept: Tensor) -> Tensor:
         assert self.dense is not None
@@ -240,16 +248,17 @@ class Objective:
         """
         raw, probe, image = self._probe(kept, step)
         self._probed = None
-        image = image.add(probe, alpha=2 * self.pull)
+        pull = 2 * self._pull_of_kept
+        image = image + pull * probe
         self.last_damping = damping = self.damping * abs(float(probe @ image)) / self.kept.count
 
         def product(v: Tensor) -> Tensor:
-            return raw(v).add_(v, alpha=2 * self.pull + damping)
+            return raw(v).add_((pull + damping) * v)
 
         if self.row_systems is None:
             return product, lambda r: r
         blocks = self.row_systems()
-        own, seen = blocks.quadratic(probe), to_matrix(self.kept.expand(probe * image)).double().sum(1)
+        own, seen = blocks.quadratic(probe), self.kept.row_sums(probe * image)
         overall = seen.sum().abs() / own.sum()
         # A single probe is noisy for a row with few weights: it may say a row matters more or less, but not absurdly so.
         self.row_scales = scales = (seen / own.clamp(min=1e-300)).clamp(0.05 * overall, 20 * overall)

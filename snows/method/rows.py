@@ -156,6 +156,11 @@ class KeptWeights:
         """A weight (or gradient) of the parameter's shape to its kept values (n,)."""
         return to_matrix(weight).flatten()[self.places]
 
+    def row_sums(self, kept: Tensor) -> Tensor:
+        """(n,) summed row by row, in float64: (R,)."""
+        rows = self.places // self.matrix_shape[1]
+        return kept.new_zeros(self.matrix_shape[0], dtype=torch.float64).index_add_(0, rows, kept.double())
+
     @cached_property
     def row_counts(self) -> Tensor:
         """How many weights each row keeps: (R,)."""
