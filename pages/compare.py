@@ -139,7 +139,8 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
         go(picked)
     st.markdown(
         "Runs on the same images side by side: what each keeps of the network, and what it costs. The best of a column bears "
-        f"{BEST}, and what is within the noise of it {LEVEL}."
+        f"{BEST}, and what is within the noise of it {LEVEL}: of those that are of use, which keep half of what the dense "
+        "network has over chance."
     )
 
 
@@ -247,6 +248,7 @@ def tradeoffs(rows: list[Row]) -> None:
             panels.draw(figure, False, f"tradeoff-{cost}", alt)
     if len(rows) > 1:
         legend(rows)
+    st.caption("Times are as they were measured: whatever else the machine did meanwhile made them longer.")
 
 
 def legend(rows: list[Row]) -> None:
@@ -267,7 +269,7 @@ def legend(rows: list[Row]) -> None:
         for name, mark in drawn
     ]
     st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
-    st.caption("The line joins what no other run beats in both at once (the Pareto front): the sensible choices.")
+    st.caption("The line joins what no other run beats in both at once (the Pareto front), from the first that is of use.")
 
 
 def by_images(entries: list[Entry]) -> None:
@@ -293,9 +295,9 @@ def by_images(entries: list[Entry]) -> None:
 # --- a closer look ---
 
 VIEWS = {
-    "layers": "Layers",
-    "answers": "Answers",
     "depth": "Representations",
+    "answers": "Answers",
+    "layers": "Layers",
     "attention": "Attention",
     "speed": "Size and speed",
 }
@@ -308,7 +310,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
         list(VIEWS),
         format_func=VIEWS.__getitem__,
         required=True,
-        **state.addressed("view", list(VIEWS), "layers"),
+        **state.addressed("view", list(VIEWS), "depth"),
     )
     assert view is not None  # it is required
     looked_at = entries
