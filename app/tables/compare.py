@@ -149,8 +149,8 @@ def verdict(rows: Sequence[Row]) -> str:
     if len(rows) > 1 and len(of_no_use) == len(rows) and all(measure in row.values for row in rows):
         name, row = max(named, key=lambda pair: pair[1].values[measure].mean)
         return (
-            f"None of these is of use: not one keeps half of what the dense network has over chance. **{words.plain(name)}** comes "
-            f"nearest, with an {measure} of {row.values[measure].said(measure)}."
+            "None of these is of use: not one keeps half of what the dense network has over chance. "
+            f"**{words.plain(name)}** comes nearest, with an {measure} of {row.values[measure].said(measure)}."
         )
     best = [name for name, row in named if measure in row.best]
     if not best:

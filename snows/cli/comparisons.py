@@ -147,7 +147,8 @@ def _against(runs: Sequence[Run], *, as_json: bool, axis: str | None) -> int:
         )
         return fail(f"None of these runs is {of} to look at.", FAILED)
     held_back = ["held_back_error"] if any("held_back_error" in row.values for curve in curves for row in curve.rows) else []
-    measured = ("accuracy", "agreement", "divergence", *held_back, "seconds")
+    # No time: it depends on what else the machine did. Products are what K costs on any.
+    measured = ("accuracy", "agreement", "divergence", *held_back, "num_products")
     swept_heads = ("NETWORK", "K", "OF ALL") if axis == "k" else ("METHOD", "IMAGES")
     rows: list[tuple[str, ...]] = [(*swept_heads, *heads(measured), "")]
     reasons = []

@@ -232,6 +232,13 @@ def image_noise(one: Row, other: Row, name: str) -> float:
     return min(apart) / images if images else 0.0
 
 
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Between which shares the true one lies, with 95 % confidence, where it was `share` of `count`: Wilson's interval (1927),
+    which stays within 0 and 1 and holds for shares near them too."""
+    middle, reach = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
+
+
 def is_level(one: Spread, other: Spread, image_noise: float = 0.0) -> bool:
     """Whether two means are within two standard errors of each other, so that chance alone may have made the difference:
     that of the seeds, and that of the images, a variance."""

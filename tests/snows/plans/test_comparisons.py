@@ -144,6 +144,12 @@ class TestSummarize:
         assert comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.05, 0.04, 4))
         assert not comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.06, 0.04, 4))
 
+    def test_wilsons_interval(self) -> None:
+        # By hand: 81 of 263 (Newcombe, 1998, table I), and the ends.
+        assert comparisons.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+        assert comparisons.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=5e-5)
+        assert comparisons.wilson(0.0, 10)[0] == pytest.approx(0)
+
     def test_without_labels_there_is_no_accuracy(self) -> None:
         (row,) = comparisons.summarize([(pruned(), measured(None, 3))])
         assert set(row.values) == {"agreement", "density", "seconds"}
