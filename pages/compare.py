@@ -223,7 +223,8 @@ def table(rows: list[Row]) -> None:
             "Method": st.column_config.TextColumn("Method", width=230),
             **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
         },
-        alt="The runs and their measures, best of each column marked",
+        placeholder="",
+        alt="The dense network and the runs with their measures, best of each column marked",
     )
     if verdict := compare.verdict(rows):
         st.markdown(verdict)

@@ -128,7 +128,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
             icon=":material/info:",
         )
     automatic, why = _automatic(sites, steps, events, is_live)
-    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites:
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites and not state.is_recalled("layer"):
         st.warning(
             f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below.", icon=":material/info:"
         )

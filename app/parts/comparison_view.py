@@ -16,7 +16,10 @@ from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
 
 
 def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
-    """Comparisons, newest first, as a list of them names each: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
+    """Comparisons, newest first and in that order, as a list of them names each: `6 runs · resnet20-fashion · 24 Nov, 14:05`.
+
+    Of those that would be named alike the older one keeps its name.
+    """
 
     def title(comparison: Comparison) -> str:
         runs = comparison.runs()
@@ -25,7 +28,8 @@ def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
         of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
         return f"{words.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
 
-    return words.distinct({key: title(comparison) for key, comparison in reversed(list(comparisons.items()))})
+    named = words.distinct({key: title(comparison) for key, comparison in reversed(list(comparisons.items()))})
+    return {key: named[key] for key in comparisons}
 
 
 def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) -> None:
@@ -34,7 +38,9 @@ def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) 
     Runs that were made as one `comparison` can be cancelled and resumed as one.
     """
     states = [entry.state for entry in compare.entries(runs)]
-    st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(_progress)(key, runs, comparison, states)
+    is_active = bool(set(states) & set(ACTIVE))
+    # No fragment where none is active: the first click after a restart would be one of a part that nobody knows yet.
+    (st.fragment(run_every=1)(_progress) if is_active else _progress)(key, runs, comparison, states)
 
 
 def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, states: list[str]) -> None:

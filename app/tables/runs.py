@@ -10,6 +10,7 @@ import pandas as pd
 
 from snows.config import RunConfig
 from snows.plans.words import as_called, method_name, network_name
+from snows.runs.log import Log
 from snows.runs.store import Run
 
 COLUMNS = {
@@ -72,6 +73,16 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         **{name: metrics.get(name) for name in ("accuracy_masked", "agreement", "density", "seconds")},
         "tags": list(labels.tags),
     }
+
+
+def at_work(name: str, state: str, log: Log) -> str:
+    """How far an active run is, and which it is: `layer 7 of 20 · 33 % · resnet20-fashion · 1:4`."""
+    if state == "queued":
+        return f"waiting · {name}"
+    if log.phase == "prune" and log.sites:
+        place = log.current.index + 1 if log.current else min(log.done % len(log.sites) + 1, len(log.sites))
+        return f"layer {place} of {len(log.sites)} · {100 * log.share:.0f} % · {name}"
+    return f"{'measuring' if log.phase in ('evaluate', 'save') else 'loading'} · {name}"
 
 
 def filtered(

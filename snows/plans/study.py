@@ -274,10 +274,10 @@ def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
 
     interval = "95 % interval "
     if len(level) == len(rows):
-        spread = f"{value(worst, interval)} at {said(worst)} to {value(best)} at {said(best)}"
-        alike = f"{value(best, interval)} at each"
+        spread = f"goes from {value(worst, interval)} at {said(worst)} to {value(best)} at {said(best)}"
+        alike = f"is {value(best, interval)} at each"
         reason = (
-            f"No {axis.noun} that was tried can be told from another beyond the noise: the {measure} is "
+            f"No {axis.noun} that was tried can be told from another beyond the noise: the {measure} "
             f"{alike if worst.values[measure].mean == best.values[measure].mean else spread}. More evaluation images, more "
             "seeds, or fewer weights kept may tell them apart."
         )

@@ -240,7 +240,10 @@ class TestRecommendation:
         # As found with one seed and 1,000 images, where K = 0 was once said to be enough.
         measured = [outcome(k, right, recorded=False) for k, right in ((0, 879), (1, 885), (3, 893))]
         reason = recommend(curves(measured)[0], measured).reason
-        assert "the accuracy is 87.90 % (95 % interval 85.7 to 89.8 %) at K = 0 to 89.30 % (87.2 to 91.1 %) at K = 3" in reason
+        assert (
+            "the accuracy goes from 87.90 % (95 % interval 85.7 to 89.8 %) at K = 0 to 89.30 % (87.2 to 91.1 %) at K = 3"
+            in reason
+        )
         assert "enough" not in reason
 
     def test_the_largest_is_best(self) -> None:
