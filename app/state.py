@@ -4,7 +4,7 @@ The inputs of a form keep themselves, see `form.kept`.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,6 +146,11 @@ def read_address(page_name: str) -> None:
 def asked_all(name: str) -> list[str]:
     """All that the address says under `name`."""
     return list(_address().values.get(name, ()))
+
+
+def said(names: Iterable[str]) -> dict[str, list[str]]:
+    """All that the address says under `names`, as a link would have to."""
+    return {name: texts for name in names if (texts := asked_all(name))}
 
 
 def asked(name: str) -> str | None:

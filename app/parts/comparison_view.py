@@ -6,13 +6,16 @@ from pathlib import Path
 import streamlit as st
 
 from app import state, words
-from app.parts import panels
-from app.tables import compare
+from app.charts import compare as compare_charts
+from app.parts import live, panels
+from app.tables import compare, layers
 from app.tables.compare import Entry
-from snows.measures.names import duration
+from snows.measures.names import MEASURES, duration
 from snows.plans.study import Outcome
 from snows.plans.words import network_name
 from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
+
+MOST_CURVES = 10  # over each other while they are drawn
 
 
 def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
@@ -39,6 +42,8 @@ def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) 
     """
     states = [entry.state for entry in compare.entries(runs)]
     is_active = bool(set(states) & set(ACTIVE))
+    if is_active:
+        live.prepare()
     # No fragment where none is active: the first click after a restart would be one of a part that nobody knows yet.
     (st.fragment(run_every=1)(_progress) if is_active else _progress)(key, runs, comparison, states)
 
@@ -55,6 +60,8 @@ def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, stat
         if comparison is not None:
             with button:
                 _buttons(comparison, far, entries)
+    if far.active:
+        _curves(key, entries)
     with st.expander(
         "Its runs" if comparison else "The runs",
         expanded=far.done == 0,
@@ -63,6 +70,22 @@ def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, stat
     ):
         for entry in entries:
             _member(entry)
+
+
+def _curves(key: str, entries: Sequence[Entry]) -> None:
+    """The runs of the network in work, over each other, layer by layer as they go on. A zoom stays while they do."""
+    of_networks = compare.networks(entries).values()
+    together = next(group for group in of_networks if any(entry.state in ACTIVE for entry in group))[:MOST_CURVES]
+    losses, names = compare.layer_losses(together, state.log)
+    if losses.empty:
+        return
+    begun = {entry.label: entry.mark for entry in together if entry.label in set(losses["label"])}
+    st.markdown("**How wrong each layer's own output is**, so far", help=f"{MEASURES['relative_loss'].meaning} Drag to zoom.")
+    figure = compare_charts.side_by_side_chart(
+        losses, names, begun, MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
+    )
+    figure.update_layout(dragmode="zoom")
+    panels.draw(figure, True, f"curves-{key}", "Each run's error at every layer so far, overlaid")
 
 
 def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: list[Entry]) -> None:

@@ -218,6 +218,7 @@ def layer_losses(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) 
     order: dict[str, None] = {}
     losses = []
     for entry in entries:
+        order |= dict.fromkeys(map(words.layer, log(entry.run).sites))  # those to come have their places too
         for event in log(entry.run).layers():
             order.setdefault(words.layer(event.site))
             scale = event.scale[0] if event.scale else 0.0

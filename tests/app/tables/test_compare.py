@@ -26,7 +26,7 @@ from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import button, labelled, labels, text_of, until_ended
 from tests.app.work.test_jobs import until
 
@@ -420,6 +420,21 @@ class TestPage:
         app.run()
         button(app, "Resume the rest").click().run()
         assert [until_ended(run) for run in runs] == ["finished"] * 3
+
+    @pytest.mark.slow
+    def test_runs_at_work_are_drawn_over_each_other(self, open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
+        runs = [helpers.write_run(store, "running", hold, config(k_steps=k)) for k in (1, 3)]
+        app = open_compare(open_page, runs=",".join(run.id for run in runs))
+        (figure,) = figures(app).values()
+        assert [(trace["name"], len(trace["x"])) for trace in figure["data"]] == [
+            ("SNOWS, refined mask, K = 1", 7),
+            ("SNOWS, refined mask, K = 3", 7),
+        ]
+        assert figure["layout"]["dragmode"] == "zoom"
+        assert len(figure["layout"]["yaxis"]["tickvals"]) == len(helpers.PRUNED)  # those to come have their places
+        runs[0].append(*helpers.site_events(7), *helpers.site_events(8))
+        (figure,) = figures(app.run()).values()
+        assert [len(trace["x"]) for trace in figure["data"]] == [9, 7]
 
     @pytest.mark.slow
     def test_a_finished_comparison(self, open_page: OpenPage, store: RunStore) -> None:
