@@ -243,6 +243,7 @@ def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: st
         names,
         measure.axis,
         log=measure.log,
+        span=[1.0] if by == "Residual" else (),  # where every solve begins
         limit=limits.get(by),
         blocks=[block(layer) for layer in names],
         chosen=names.index(name),

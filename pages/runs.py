@@ -155,7 +155,7 @@ def draw_table(ids: list[str], states: list[str], filtered: bool, by: str, colum
                 f" · best accuracy {MEASURES['accuracy'].say(rows['accuracy'].max())}" if rows["accuracy"].notna().any() else ""
             )
             st.markdown(f"**{words.plain(common)}** · {words.counted(len(rows), 'run')}{best}")
-        picked += _draw_rows(rows, opened, common, columns)
+        picked += _draw_rows(rows, opened, common, [name for name in columns if name != by or name == "state"])
     if set(picked) != {run_id for run_id in ids if run_id in opened}:
         state.say("run", picked)
         st.rerun()

@@ -98,6 +98,7 @@ def steps_chart(
     title: str,
     *,
     log: bool = True,
+    span: Sequence[float] = (),
     limit: tuple[float, str] | None = None,
     blocks: Sequence[str] = (),
     chosen: int | None = None,
@@ -105,9 +106,9 @@ def steps_chart(
     """All Newton steps of a run by one measure, on the rows of `loss_chart`; within a row the first step is on top.
 
     `marks`: columns index, layer, step, part, value, trouble. Of two parts the first is open and the last filled. What is in
-    trouble is a cross. `limit`: a line, and what it is.
+    trouble is a cross. `limit`: a line, and what it is. The axis spans also `span`.
     """
-    values = [*marks["value"], *([limit[0]] if limit else [])]
+    values = [*span, *marks["value"], *([limit[0]] if limit else [])]
     axis: dict[str, object] = log_axis(values, title) if log else {"title": title, "rangemode": "tozero", "zeroline": False}
     parts, troubled = list(dict.fromkeys(marks["part"])), marks["trouble"] != ""
     figure = new_figure(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from streamlit.testing.v1 import AppTest
 
 from app import state
 from app.parts import comparison_view
@@ -27,6 +28,12 @@ def pill(app: Any) -> str | None:
     links = [element.proto for element in frame if getattr(element, "type", "") == "page_link"]
     assert len(links) <= 1
     return links[0].label if links else None
+
+
+def go(app: AppTest, page: str) -> None:
+    """Choose a page of the menu, whose address says nothing; AppTest would keep the last one's."""
+    app.query_params.clear()
+    app.switch_page(f"../pages/{page}.py").run()
 
 
 def test_the_menu_is_in_the_order_of_work() -> None:
@@ -75,12 +82,12 @@ def test_pages_that_inspect_follow_the_run_just_started(open_page: OpenPage, sto
     older.save_site(0, torch.ones(2), torch.ones(2, dtype=torch.bool))
     app = open_page("layers")
     assert app.query_params["run"] in (older.id, [older.id])
-    app.switch_page("../pages/overview.py").run()
+    go(app, "overview")
     button(app, "Run the demonstration").click().run()
     started = next(run for run in store.list() if run != older)
     assert until_ended(started) == "finished"
     for page in ("layers", "convergence"):
-        app.switch_page(f"../pages/{page}.py").run()
+        go(app, page)
         assert labelled(app.selectbox, "Run").value == started.id
 
 
@@ -88,12 +95,12 @@ def test_a_layer_is_chosen_once_for_all_pages_that_inspect(open_page: OpenPage, 
     run = helpers.write_run(store, "finished")
     app = open_page("layers", run=run.id)
     labelled(app.selectbox, "Layer").set_value("layer2.0.conv2").run()
-    app.switch_page("../pages/convergence.py").run()
+    go(app, "convergence")
     assert labelled(app.selectbox, "Layer").value == "layer2.0.conv2"
     assert app.query_params["layer"] in ("layer2.0.conv2", ["layer2.0.conv2"])
     first = helpers.PRUNED[0].removesuffix(".weight")
     labelled(app.selectbox, "Layer").set_value(first).run()
-    app.switch_page("../pages/layers.py").run()
+    go(app, "layers")
     assert labelled(app.selectbox, "Layer").value == first
     # Another run of the same network shows the same layer; one that has no such layer shows its own, and says nothing.
     other = helpers.write_run(store, "finished", config=RunConfig.model_validate({"prune": {"pattern": "1:8"}}))
@@ -104,7 +111,7 @@ def test_a_layer_is_chosen_once_for_all_pages_that_inspect(open_page: OpenPage, 
     app.query_params["layer"] = "blocks.0.attn.qkv"
     app.run()
     assert "has no layer 'blocks.0.attn.qkv'" in text_of(app)
-    app.switch_page("../pages/convergence.py").run()
+    go(app, "convergence")
     assert labelled(app.selectbox, "Layer").value == ""
     assert "prunes no layer" not in text_of(app)
 
