@@ -7,7 +7,7 @@ from app.tables import runs
 from snows.plans.words import name_of
 from snows.runs.store import ACTIVE, Run
 
-_POLL_SECONDS, _IDLE_SECONDS = 2.0, 10.0  # while a run is active, and while none was
+_POLL_SECONDS = 2.0  # while a run is active; where none is, the next click looks again
 _LOOKED_AT = 50  # runs, newest first
 
 # Streamlit shows pages outside of lists before all lists, so the order of work is the style's; `reading-flow` takes the
@@ -64,7 +64,7 @@ def draw() -> None:
     st.html(_STYLE)
     with st.container(key="frame"):
         st.components.v2.component("history", js=_HISTORY, isolate_styles=False)(key="history", height=1)
-        st.fragment(run_every=_POLL_SECONDS if _active() else _IDLE_SECONDS)(_draw_pill)()
+        st.fragment(run_every=_POLL_SECONDS if _active() else None)(_draw_pill)()
 
 
 def _active() -> list[tuple[Run, str]]:
