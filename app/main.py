@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:
 import streamlit as st  # noqa: E402
 
 from app import state  # noqa: E402
+from app.parts import frame  # noqa: E402
 from snows.process import prepare  # noqa: E402
 
 prepare()
@@ -43,8 +44,9 @@ def warm_up() -> threading.Event:
 
 imported = warm_up()
 st.logo(str(ROOT / "assets/logo.svg"), size="large")
-page = st.navigation([state.page(name) for name in state.PAGES], position="top")
+page = frame.navigation()
 state.read_address(page.url_path)
+frame.draw()
 # Two threads that import torch's libraries from different ends at once can each be given a module that is half imported.
 if page.url_path in state.WITH_ENGINE and not imported.is_set():
     with st.spinner("Loading the engine …"):

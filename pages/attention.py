@@ -265,7 +265,7 @@ def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
 
 def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
-    from app.tables.attention import ONE_PATCH, ROLLOUT
+    from app.tables.attention import ONE_PATCH, ROLLOUT, holding
 
     query, head = None, None
     if questions.queries:
@@ -285,6 +285,12 @@ def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tupl
         if questions.stages
         else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them."
     )
+    # Once: from the layer that was looked into on another page to its block.
+    layer = state.shared("layer")
+    if layer is not None and layer != st.session_state.get("attention-layer"):
+        if (of_layer := holding(blocks, layer)) is not None and not through_all:
+            state.choose("block", of_layer, blocks[-1])
+        st.session_state["attention-layer"] = layer
     shared: dict[str, Any] = {"width": 220, "help": about_block, **state.addressed("block", blocks, blocks[-1])}
     name = "Stage" if questions.stages else "Block"
     if len(blocks) > 1:

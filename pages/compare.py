@@ -139,7 +139,8 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
         go(picked)
     st.markdown(
         "Runs on the same images side by side: what each keeps of the network, and what it costs. The best of a column bears "
-        f"{BEST}, and what is within the noise of it {LEVEL}."
+        f"{BEST}, and what is within the noise of it {LEVEL}: of those that are of use, which keep half of what the dense "
+        "network has over chance."
     )
 
 
@@ -222,7 +223,8 @@ def table(rows: list[Row]) -> None:
             "Method": st.column_config.TextColumn("Method", width=230),
             **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
         },
-        alt="The runs and their measures, best of each column marked",
+        placeholder="",
+        alt="The dense network and the runs with their measures, best of each column marked",
     )
     if verdict := compare.verdict(rows):
         st.markdown(verdict)
@@ -247,6 +249,7 @@ def tradeoffs(rows: list[Row]) -> None:
             panels.draw(figure, False, f"tradeoff-{cost}", alt)
     if len(rows) > 1:
         legend(rows)
+    st.caption("Times are as they were measured: whatever else the machine did meanwhile made them longer.")
 
 
 def legend(rows: list[Row]) -> None:
@@ -267,7 +270,7 @@ def legend(rows: list[Row]) -> None:
         for name, mark in drawn
     ]
     st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
-    st.caption("The line joins what no other run beats in both at once (the Pareto front): the sensible choices.")
+    st.caption("The line joins what no other run beats in both at once (the Pareto front), from the first that is of use.")
 
 
 def by_images(entries: list[Entry]) -> None:
@@ -293,9 +296,9 @@ def by_images(entries: list[Entry]) -> None:
 # --- a closer look ---
 
 VIEWS = {
-    "layers": "Layers",
-    "answers": "Answers",
     "depth": "Representations",
+    "answers": "Answers",
+    "layers": "Layers",
     "attention": "Attention",
     "speed": "Size and speed",
 }
@@ -308,7 +311,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
         list(VIEWS),
         format_func=VIEWS.__getitem__,
         required=True,
-        **state.addressed("view", list(VIEWS), "layers"),
+        **state.addressed("view", list(VIEWS), "depth"),
     )
     assert view is not None  # it is required
     looked_at = entries

@@ -10,8 +10,10 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from app import state, words
+from app.charts import lessons as lesson_charts
 from app.charts import palette
 from app.charts import solver as solver_charts
+from app.lessons import downhill
 from app.parts import panels
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
@@ -53,6 +55,57 @@ _COLUMNS = {
 }
 
 
+# --- what all of this is ---
+
+_START, _NARROW = (-2.0, 1.5), 30
+
+
+def draw_idea() -> None:
+    """The solver at work in a valley of two weights, with the numbers of lesson 4."""
+    with st.expander("What is this?", icon=":material/help:"):
+        st.markdown(
+            "To fit a layer is to walk to the bottom of a valley: its loss, over as many dimensions as it has weights. Here is "
+            "one of two weights, seen from above, with the steps drawn in. A **Newton step** goes to where the bottom would be "
+            "if the valley bent the same everywhere. **Conjugate gradient** finds that place in a few iterations, one "
+            "**curvature product** each, and what it has left to go is the **residual**: all of it, 1, where it begins."
+        )
+        within, across = st.columns(2, gap="large")
+        for place, bent, names, says in (
+            (within, False, ("Conjugate gradient", "Gradient descent"), _within_said),
+            (across, True, ("Newton", "Gradient descent"), _across_said),
+        ):
+            ways = downhill.known_ways(_NARROW, bent, _START)
+            height, axis = downhill.heights(_NARROW, bent)
+            steps = {name: len(ways[name].points) - 1 for name in names}
+            with place:
+                st.markdown(
+                    "**Newton steps** in a valley that bends" if bent else "**Within one Newton step**, in an even valley"
+                )
+                figure = lesson_charts.descent_chart(height, axis, axis, {name: ways[name].points for name in names})
+                panels.draw(figure, False, f"idea-{bent}", says(steps))
+                st.caption(says(steps))
+        st.page_link(
+            state.page("lessons"),
+            label="Lesson 4: drag the start, and try each way",
+            icon=":material/school:",
+            query_params={"lesson": "downhill"},
+        )
+
+
+def _within_said(steps: dict[str, int]) -> str:
+    return (
+        f"Conjugate gradient is at the bottom after {words.counted(steps['Conjugate gradient'], 'iteration')}, as many as "
+        f"there are weights; always straight down takes {steps['Gradient descent']} steps."
+    )
+
+
+def _across_said(steps: dict[str, int]) -> str:
+    return (
+        f"Each Newton step sees only the bend where it stands, so it takes {steps['Newton']} of them; always straight down is "
+        f"not there after {steps['Gradient descent']} steps."
+    )
+
+
 # --- what the run recorded ---
 
 
@@ -75,7 +128,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
             icon=":material/info:",
         )
     automatic, why = _automatic(sites, steps, events, is_live)
-    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites:
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites and not state.is_recalled("layer"):
         st.warning(
             f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below.", icon=":material/info:"
         )
@@ -190,6 +243,7 @@ def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: st
         names,
         measure.axis,
         log=measure.log,
+        span=[1.0] if by == "Residual" else (),  # where every solve begins
         limit=limits.get(by),
         blocks=[block(layer) for layer in names],
         chosen=names.index(name),
@@ -218,7 +272,8 @@ def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) ->
         return
     st.markdown(
         "**What is left unsolved**, by iteration",
-        help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line is a Newton step.",
+        help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line and a band are a "
+        "Newton step: before its first iteration all of its gradient is left, 1.",
     )
     figure = solver_charts.residual_chart(directions, config.prune.solver.rtol)
     panels.draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
@@ -365,6 +420,7 @@ run = panels.inspected_run(
     "Did the solver do its work?",
     "How conjugate gradient and Newton steps went in each layer, and what to change where they did not.",
 )
+draw_idea()
 if run is not None and (config := state.config_of(run)) is not None:
     layer_in_view: dict[str, str | None] = {}
     panels.follow(run, partial(draw_run, run, config, layer_in_view))

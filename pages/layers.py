@@ -30,7 +30,7 @@ def draw_run(run: Run, is_live: bool) -> None:
     names = [words.layer(site) for site in progress.sites]
     few, many = run_tables.left_dense(progress.skipped)
     known = [*names, *few]
-    if (linked_layer := state.asked("layer")) is not None and linked_layer not in known:
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in known and not state.is_recalled("layer"):
         st.warning(f"This run has no layer {linked_layer!r}; here is its first. Choose another below.", icon=":material/info:")
     picked = state.chosen("layer", known, names[0])
     errors = layers.window_errors(events)
@@ -43,7 +43,7 @@ def draw_run(run: Run, is_live: bool) -> None:
         known,
         width=400,
         help="Those that were pruned, in network order, then those left dense. A click on a row above chooses one, too.",
-        **state.addressed("layer", known, names[0]),
+        **state.linked("layer", picked, lambda layer: state.say("layer", layer)),
     )
     if picked in few:
         st.info(f"`{picked}` was left dense: {few[picked].rstrip('.')}.", icon=":material/lock:")
@@ -117,7 +117,7 @@ def _overview(
     chosen = names.index(picked) if picked in names else None
 
     def choose(_: float, row: float) -> None:
-        state.choose("layer", names[min(max(round(row), 0), len(names) - 1)], names[0])
+        state.choose("layer", names[min(max(round(row), 0), len(names) - 1)], "")
 
     losses, windows = st.columns([3, 2], gap="medium")
     with losses:

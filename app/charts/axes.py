@@ -28,14 +28,18 @@ def new_figure(height: int, **layout: object) -> go.Figure:
 
 
 def log_axis(values: list[float], title: str) -> dict[str, Any]:
-    """A log axis over the positive `values`, labeled at 1, 2, 5 where it spans little, at powers of ten where it spans much."""
+    """A log axis over the positive `values`, labeled at powers of ten where it spans much, finer where it spans little."""
     positive = [value for value in values if value > 0 and math.isfinite(value)] or [1e-3, 1.0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
     pad = 0.06 * (high - low) or 0.3
-    digits = (1, 2, 5) if high - low < 2 else (1,)
     every = math.ceil((high - low) / 6) or 1
     decades = range(math.floor(low - pad), math.ceil(high + pad) + 1)
-    ticks = [digit * 10.0**decade for decade in decades if decade % every == 0 for digit in digits]
+    ticks: list[float] = []
+    coarse = (1, 2, 5) if high - low < 2 else (1,)
+    for digits in (coarse, range(1, 10), [1 + tenth / 10 for tenth in range(90)]):
+        ticks = [digit * 10.0**decade for decade in decades if decade % every == 0 for digit in digits]
+        if sum(low - pad <= math.log10(tick) <= high + pad for tick in ticks) >= 2:
+            break
     return {
         "type": "log",
         "title": title,

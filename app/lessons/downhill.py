@@ -196,19 +196,21 @@ def truth() -> str:
 
 
 @st.cache_data(max_entries=512, show_spinner=False)
-def _ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+def known_ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+    """As `ways`, computed once."""
     return ways(stretch, bent, start)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _heights(stretch: float, bent: bool) -> tuple[np.ndarray, list[float]]:
+def heights(stretch: float, bent: bool) -> tuple[np.ndarray, list[float]]:
+    """The valley on a grid, and the places of the grid's lines on both axes."""
     axis = torch.linspace(*SPAN, 61, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     return Valley(stretch, bent).height(grid).numpy(), axis.tolist()
 
 
 def _draw(guess: str) -> None:
-    found = _ways(30, False, (-2.0, 1.5))
+    found = known_ways(30, False, (-2.0, 1.5))
     steps = {name: len(way.points) - 1 for name, way in found.items()}
     lesson.draw_outcome(
         LESSON,
@@ -226,12 +228,12 @@ def _draw(guess: str) -> None:
         )
         bent = lesson.draw_choice("Shape", "shape", {"even": "Even", "bent": "Bent"}, "even") == "bent"
         seen = st.pills("Ways down", list(WAYS), selection_mode="multi", wrap=True, default=list(WAYS), key="lesson-ways")
-    found = _ways(stretch, bent, (x, y))
-    heights, axis = _heights(stretch, bent)
+    found = known_ways(stretch, bent, (x, y))
+    height, axis = heights(stretch, bent)
     with right:
         paths = {name: way.points for name, way in found.items() if name in seen}
         panels.draw(
-            charts.descent_chart(heights, axis, axis, paths), True, "descent", "The valley from above, with each way down"
+            charts.descent_chart(height, axis, axis, paths), True, "descent", "The valley from above, with each way down"
         )
     rows = [(name, len(way.points) - 1, way.gradients, way.products, number(way.loss)) for name, way in found.items()]
     st.dataframe(

@@ -49,7 +49,8 @@ def layer_view(entries: list[Entry]) -> None:
     else:
         st.caption(
             "Read at the layer itself, where runs with another K look at the same values. SNOWS may give way here, to be right "
-            "further on."
+            "further on: this says how well each fitted, not which network is better. “Representations” measures all against "
+            "the dense network."
         )
 
 
@@ -252,6 +253,7 @@ def depth_view(entries: list[Entry]) -> None:
         **state.addressed("likeness", LIKENESS, "cka"),
         help="\n".join(f"- **{MEASURES[name].title}**: {MEASURES[name].meaning}" for name in LIKENESS),
     )
+    st.markdown("**How near each network stays to the dense one**, from its first layers to its output")
     networks = opened(entries)
     count = len(affordable(first_of(networks), 1 + len(entries), REPRESENTED))
     values, names = compare.likenesses(_by_depth(versions(entries), count, networks), measure)

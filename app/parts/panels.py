@@ -54,11 +54,18 @@ def badge(run_state: str) -> None:
 
 
 def run_view(run: Run, *, recorded: bool = False) -> None:
-    """A run, live while it is active. `recorded`: one that came with the app, which nobody can resume."""
-    active = state.watch(run)[1] in ACTIVE
-    if active:
+    """A run, live while it is active. `recorded`: one that came with the app, which nobody can resume.
+
+    One's own is from here on the one that the pages show which look into a run.
+    """
+    if not recorded:
+        state.inspect(run.id)
+    if state.watch(run)[1] in ACTIVE:
         live.prepare()
-    st.fragment(run_every=_POLL_SECONDS if active else None)(_run_view)(run, active, recorded)
+        st.fragment(run_every=_POLL_SECONDS)(_run_view)(run, True, recorded)
+    else:
+        # No fragment: a click that comes before the page was built anew, as after a restart, is one of a part nobody knows.
+        _run_view(run, False, recorded)
 
 
 def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
@@ -289,13 +296,13 @@ def example_figure() -> None:
 def inspected_run(page_name: str, question: str, sentence: str, first: str | None = None) -> Run | None:
     """The head of a page that looks into one run: its question, what it shows, and which run. The address names the run.
 
-    Without one in the address it is the one looked at last, else the newest with a finished layer, else a recorded one: `first`
-    where that is there.
+    Without one in the address it is the one started or looked at last, else the newest with a finished layer, else a recorded
+    one: `first` where that is there.
     None, with the reason shown, when the address names a run that is not there.
     """
     own = [run for run in state.store().list()[:50] if next(run.finished_sites(), None) is not None]
     runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
-    problem, wanted = "", state.opened_run_id() or st.session_state.get("inspected")
+    problem, wanted = "", state.opened_run_id() or state.inspected()
     if wanted is not None and wanted not in runs:
         try:
             runs[wanted] = state.find_run(wanted)
@@ -324,7 +331,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
         st.info("There is no run yet. Start one, and look at it here while it works.", icon=":material/info:")
         st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return None
-    st.session_state["inspected"] = current
+    state.inspect(current)
     if state.opened_run_id() != current:
         state.say("run", current)
     if state.config_of(runs[current]) is None:

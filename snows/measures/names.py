@@ -121,6 +121,12 @@ MEASURES = {
         "Weights kept", "The share of weights kept, in the layers that were pruned.", more_is_better=False, of_images=False
     ),
     "packed_bytes": Measure("Size", "With kept weights stored as values and positions.", "MB", 1e-6, words=size),
+    "bits": Measure(
+        "Bits a weight",
+        "Of that size, shared out over all weights of the network: the values that are kept with their positions, and what was "
+        "left dense in full. The dense network takes 32.",
+        form=".2f",
+    ),
     "seconds": Measure("Time", "Of pruning, from the first layer to the last.", "s", form=".1f", log=True, words=duration),
     "num_products": Measure(
         "Curvature products",

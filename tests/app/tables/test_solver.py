@@ -1,5 +1,6 @@
 """What the Convergence page says of a run's solver: its frames by hand, and the page in every state."""
 
+import json
 import math
 import types
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from app.charts import palette
 from app.charts import solver as solver_charts
+from app.lessons import downhill
 from app.tables import solver as solver_tables
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
@@ -378,6 +380,19 @@ class TestPage:
 
     def test_without_any_run(self, open_page: OpenPage) -> None:
         assert "There is no run yet" in text_of(open_page("convergence"))
+
+    def test_what_this_is_with_the_steps_in_a_valley_of_two_weights(self, open_page: OpenPage) -> None:
+        app = open_page("convergence")
+        assert labelled(app.expander, "What is this?")
+        text = text_of(app)
+        assert "Conjugate gradient is at the bottom after 2 iterations" in text
+        ways = downhill.ways(30, True, (-2.0, 1.5))
+        assert f"it takes {len(ways['Newton'].points) - 1} of them" in text
+        assert "not there after 200 steps" in text
+        drawn = {chart.key: json.loads(chart.proto.spec)["data"] for chart in app.get("plotly_chart")}
+        newton = next(trace for trace in drawn["idea-True"] if trace.get("name") == "Newton")
+        assert newton["x"] == pytest.approx([x for x, _ in ways["Newton"].points])
+        assert newton["y"] == pytest.approx([y for _, y in ways["Newton"].points])
 
     def test_a_recorded_run_before_anything_was_run(self, open_page: OpenPage, tmp_path: Path) -> None:
         helpers.write_run(RunStore(tmp_path / "recorded"), "finished")

@@ -118,7 +118,9 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
         "dense_bytes",
         "packed_bytes",
         "num_evaluation",
+        "chance",
     }
+    assert found["chance"] == 0.1
     last = happened(finished)[-1]
     assert isinstance(last, events.RunFinished)
     assert last.metrics == found
