@@ -1,10 +1,10 @@
 """Where things are kept: the URL (which run), the session (events read so far), the process (the job manager). Typed.
 
-The inputs of a form keep themselves, see `form.kept`.
+What a form's fields hold is kept by `app.forms.run`: in the session, and on the Prune page in the address as well.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import streamlit as st
 from pydantic import ValidationError
 
+from app.forms import settings
 from app.work.jobs import JobManager
 from app.work.planning import Planner
 from snows.config import RunConfig
@@ -44,6 +45,7 @@ KEPT = {
     "overview": {"kept", "values", "network", "pictures"},
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},
     "runs": {"find", "state", "tag", "marked"},
+    "prune": set(settings.NAMES),
 }
 # What an address can say: a text, a switch, or several texts.
 Said = str | bool | list[str]
@@ -157,6 +159,17 @@ def say(name: str, value: Said, default: Said = "") -> None:
         address.values.pop(name, None)
         if texts:
             address.values[name] = list(texts)
+        st.query_params.from_dict(address.values)
+
+
+def say_all(said: Mapping[str, str], names: Collection[str]) -> None:
+    """Let the address say just this of `names`, in one step of the browser's history."""
+    address = _address()
+    address.recalled -= set(names)
+    if said != {name: asked(name) for name in names if asked(name) is not None}:
+        for name in names:
+            address.values.pop(name, None)
+        address.values.update({name: [text] for name, text in said.items()})
         st.query_params.from_dict(address.values)
 
 

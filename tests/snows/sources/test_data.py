@@ -167,7 +167,7 @@ def test_damaged_idx_file(damage: Callable[[bytes], bytes], fashion_root: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "are not at"), (b"no archive", "is damaged"), (b"PK\x03\x04broken", "is damaged")]
+    ("content", "said"), [(None, "are missing"), (b"no archive", "is damaged"), (b"PK\x03\x04broken", "is damaged")]
 )
 def test_missing_or_damaged_bundle(
     content: bytes | None, said: str, grey: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,7 +186,7 @@ def test_more_than_there_are(calibration: int, evaluation: int, said: str, grey:
 
 
 def test_fashion_images_do_not_suit_a_colour_network(colour: LoadedModel) -> None:
-    with pytest.raises(DataError, match=r"timm:test_vit takes images of shape 3x160x160 .* --data FOLDER"):
+    with pytest.raises(DataError, match=r"timm:test_vit takes images of shape 3x160x160 .* bring a folder of them"):
         load("fashion-mnist", colour, 1, 1, 0)
 
 

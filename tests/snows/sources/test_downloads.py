@@ -321,7 +321,7 @@ def test_a_set_that_arrives_damaged_or_not_at_all(
 ) -> None:
     files, address, _ = server
     (path, content), *_ = _cifar(address, monkeypatch).items()
-    with pytest.raises(DownloadError, match=r"CIFAR-10 could not be fetched .*404.* unpack it in .*cifar-10-batches-py"):
+    with pytest.raises(DownloadError, match=r"CIFAR-10 could not be fetched .*404.* bring the pictures in it as an archive"):
         named_sets.fetch("cifar-10")
     files[path] = content[:-5]
     with pytest.raises(DownloadError, match="CIFAR-10 arrived damaged"):
@@ -331,7 +331,7 @@ def test_a_set_that_arrives_damaged_or_not_at_all(
 
 def test_a_set_that_is_not_whole_says_what_to_do(server: object, colour: LoadedModel) -> None:
     (named_sets.ROOT / "flowers-102").mkdir(parents=True)
-    with pytest.raises(DownloadError, match=r"is not whole .* Delete that folder, and it will be downloaded again"):
+    with pytest.raises(DownloadError, match=r"is not whole .* Have its folder .* deleted, and it will be downloaded again"):
         data.load("flowers-102", colour, 1, 1, 0)
 
 
