@@ -66,6 +66,7 @@ _BAR_STYLE = """<style>
 [data-testid="stBottomBlockContainer"] { padding-top: 0.5rem; padding-bottom: 0.75rem; }
 @media (max-width: 640px) { .st-key-bar p { font-size: 0.85rem; line-height: 1.4; } }
 </style>"""
+_PLANS, _MOST_PLANS = "plans", 8
 _MOST_OPERATIONS = 8  # of a window that a card shows
 
 
@@ -166,6 +167,9 @@ def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
         return None, problem
     try:
         plan = _plan(config.model_dump_json())
+        st.session_state[_PLANS] = dict(
+            [*st.session_state.get(_PLANS, {}).items(), (config.model_dump_json(), plan)][-_MOST_PLANS:]
+        )
     except (InputError, RuntimeError) as error:
         with places.layers if config.prune.mask not in MASKS else places.network:
             return None, sources.refused(str(error), config)
@@ -370,9 +374,9 @@ def _plan(config_json: str) -> Any:
     return state.planner().plan(RunConfig.model_validate_json(config_json))
 
 
-def planned(config: RunConfig) -> "Plan":
-    """What a run of this config would do. Raises as `Planner.plan`."""
-    return _plan(config.model_dump_json())
+def planned(config: RunConfig) -> "Plan | None":
+    """What was worked out for a run of this config, if this session has seen its form."""
+    return st.session_state.get(_PLANS, {}).get(config.model_dump_json())
 
 
 def _window(plan: "Plan", choice: Any) -> None:

@@ -161,7 +161,7 @@ def load(
     further = [number for number in chosen.calibration if number not in touched]
     held_back, left_out = _held_back(chosen, further, num_held_back)
     faults = sorted({*unusable.values(), *more.values(), *left_out})
-    notes = [*chosen.notes, *filter(None, [chosen.division_note]), *_notes_of_faults(faults)]
+    notes = [*filter(None, [chosen.division_note]), *chosen.notes, *_notes_of_faults(faults)]
     notes += _notes_of_equals(calibration, "calibration images")
     if (count := 0 if held_back is None else len(held_back)) < num_held_back:
         notes.append(

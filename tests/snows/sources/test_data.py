@@ -175,8 +175,9 @@ def test_missing_or_damaged_bundle(
     monkeypatch.setattr(data, "BUNDLE", tmp_path / "bundle.npz")
     if content is not None:
         data.BUNDLE.write_bytes(content)
-    with pytest.raises(DataError, match=f"{said}.*python -m snows bundle-data"):
+    with pytest.raises(DataError, match=f"{said}.*build it again") as refused:
         load("fashion-mnist", grey, 1, 1, 0)
+    assert refused.value.in_shell == "python -m snows bundle-data"
 
 
 @pytest.mark.parametrize(("calibration", "evaluation", "said"), [(3_001, 1, "at most 3,000"), (1, 10_001, "at most 10,000")])

@@ -118,7 +118,7 @@ def test_weights_that_arrive_damaged(cifar_file: bytes, monkeypatch: pytest.Monk
 def test_a_file_that_is_gone(cifar_file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving({}) as (address, _):
         _cifar_weights(monkeypatch, address, cifar_file)
-        with pytest.raises(DownloadError, match=r"r20.pt: HTTP Error 404.* --checkpoint FILE"):
+        with pytest.raises(DownloadError, match=r"r20.pt: HTTP Error 404.* as your own weights"):
             models.load("resnet20-cifar10")
 
 
@@ -264,8 +264,9 @@ def test_every_set_comes_by_name_once_with_progress(
     files, address, asked = server
     files |= MAKERS[name](address, monkeypatch)
     assert not named_sets.is_here(name)
-    with pytest.raises(data.DataError, match=f"not on this machine yet.*fetch {name}"):
+    with pytest.raises(data.DataError, match="not on this machine yet") as refused:
         data.preview(name, colour, 4, 8, 0, count=2)
+    assert refused.value.in_shell == f"python -m snows fetch {name}"
     said = Said()
     loaded = data.load(name, colour, 6, 8, seed=0, report=said)
     assert loaded.calibration.shape == (6, 3, 160, 160)
