@@ -9,7 +9,7 @@ from app.tables.run import LayerCell
 
 _DRAW = """
 export default function ({ parentElement, data, setTriggerValue }) {
-  const strip = parentElement.querySelector("div");
+  const strip = parentElement.querySelector(".layers");
   strip.setAttribute("aria-label", data.alt);
   data.cells.forEach((cell, place) => {
     const bar = strip.children[place] ?? strip.appendChild(document.createElement("i"));
@@ -23,7 +23,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
 }
 """
 _STYLE = """
-div { display: flex; gap: 2px; width: 100%; height: 26px; }
+.layers { display: flex; gap: 2px; width: 100%; height: 26px; }
 i {
   flex: 1 1 2px; min-width: 2px; border-radius: 3px; background: var(--st-border-color); box-sizing: border-box;
   transition: background 0.4s;
@@ -45,6 +45,6 @@ def layer_strip(cells: Sequence[LayerCell], color: str, *, key: str, alt: str, o
         if (layer := st.session_state[key].picked) is not None:
             on_pick(layer)
 
-    draw = st.components.v2.component("layer_strip", html='<div role="img"></div>', css=_STYLE, js=_DRAW)
+    draw = st.components.v2.component("layer_strip", html='<div class="layers" role="img"></div>', css=_STYLE, js=_DRAW)
     data = {"cells": [asdict(cell) for cell in cells], "color": color, "alt": alt}
     draw(data=data, key=key, height="content", on_picked_change=picked)

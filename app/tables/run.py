@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from app.words import counted, layer, words
+from app.words import layer, words
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
@@ -123,7 +123,8 @@ def time_left(progress: Progress, plan: "Plan | None") -> str:
     if pruning and plan is not None and sweeps == 1 and progress.done == len(progress.timed):
         least, most = (max(seconds - progress.in_work, 0.0) for seconds in plan.left(progress.timed))
         layers = len(progress.timed)
-        by = f", judged by the first {counted(layers, 'layer')}" if layers else ", judged by a short trial"
+        first = "the first layer" if layers == 1 else f"the first {layers} layers"
+        by = f", judged by {first if layers else 'a short trial'}"
     elif progress.left:
         least, most, by = 0.8 * progress.left, 1.25 * progress.left, ""
     else:

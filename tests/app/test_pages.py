@@ -159,6 +159,16 @@ class TestRunStates:
         downloads = app.get("download_button")
         assert len(downloads) == (name == "finished")
 
+    def test_a_run_at_work_shows_its_layers_and_what_it_answers(
+        self, open_page: OpenPage, store: RunStore, hold: ExitStack
+    ) -> None:
+        run = helpers.write_run(store, "running", hold)
+        app = open_page("prune", run=run.id)
+        parts = [part.proto.json for part in app.get("bidi_component")]
+        assert any("The network's layers: 7 of 21 are done" in part for part in parts)
+        assert "**What it answers so far**: 8 of 8 as the dense network does" in text_of(app)
+        assert sum("% sure" in part for part in parts) == 1
+
     def test_waiting_run_shows_its_place(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()
         engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
