@@ -91,7 +91,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     for note in progress.notes:
         st.caption(f":material/info: {words.plain(words.without_paths(note))}")
     if progress.sites:
-        _strip(run, events, config)
+        _strip(run, events, config, run_state in ACTIVE)
         if run_state == "running":
             so_far.answers_so_far(run, config, progress.done)
         _look_inside(run)
@@ -224,9 +224,9 @@ def _look_inside(run: Run) -> None:
             st.page_link(state.page(name), label=label, icon=icon, query_params={"run": run.id}, width="content")
 
 
-def _strip(run: Run, events: list[Event], config: RunConfig) -> None:
+def _strip(run: Run, events: list[Event], config: RunConfig, is_active: bool) -> None:
     """The network's layers, which turn as they are done; a click opens one."""
-    cells = run_tables.layer_cells(Log.of(events), form.planned(config))
+    cells = run_tables.layer_cells(Log.of(events), form.planned(config), is_active)
     done = sum(cell.state == "done" for cell in cells)
     to_open = f"layer to open in {run.id}"
     layer_strip(

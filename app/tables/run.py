@@ -98,7 +98,7 @@ class LayerCell:
     words: str
 
 
-def layer_cells(log: Log, plan: "Plan | None") -> list[LayerCell]:
+def layer_cells(log: Log, plan: "Plan | None", is_active: bool = True) -> list[LayerCell]:
     """One a pruned layer, in network order. A layer's size is known from the plan, or once it is begun."""
     sizes = {site: math.prod(begun.shape) for site, begun in log.begun.items()}
     sizes |= {site.name: math.prod(site.shape) for site in plan.sites} if plan else {}
@@ -107,7 +107,7 @@ def layer_cells(log: Log, plan: "Plan | None") -> list[LayerCell]:
     done = {record.site for record in log.layers() if record.sweep == sweep}
     cells = []
     for site in log.sites:
-        working = log.current is not None and log.current.site == site
+        working = is_active and log.current is not None and log.current.site == site
         layer_state = "working" if working else "done" if site in done else "waiting"
         said = {"working": "in work", "done": "done", "waiting": "not yet begun"}[layer_state]
         size = f", {sizes[site]:,} weights" if site in sizes else ""

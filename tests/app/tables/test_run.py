@@ -76,6 +76,8 @@ def test_the_strip_of_layers_turns_as_they_are_done() -> None:
     events = [*opening(100), started_site(0, 114), finished_site(0, 116), started_site(1, 116)]
     cells = run_tables.layer_cells(Log.of(events), planned(1, 1, 1, 1))
     assert [cell.state for cell in cells] == ["done", "working", "waiting", "waiting"]
+    stopped = run_tables.layer_cells(Log.of(events), None, is_active=False)
+    assert [cell.state for cell in stopped] == ["done", "waiting", "waiting", "waiting"]
     assert [cell.layer for cell in cells] == ["s0", "s1", "s2", "s3"]
     assert cells[2].words == "s2, 4 weights: not yet begun"
     assert len({cell.width for cell in cells}) == 1
