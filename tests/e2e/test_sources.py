@@ -85,7 +85,8 @@ def test_bring_a_network_and_images(hub: None, address: str, browser: Browser, s
     page.get_by_role("button", name="Your own weights").click()
     checkpoint = page.get_by_test_id("stPopoverBody").locator("input[type=file]")
     checkpoint.set_input_files(tmp_path / "torn.safetensors")
-    expect(page.get_by_text("does not fit in 1 tensor")).to_be_visible()
+    expect(page.get_by_text("The checkpoint does not fit in 1 tensor")).to_have_count(2)  # in the card and in the bar
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
     checkpoint.set_input_files(tmp_path / "mine.safetensors")
     expect(page.get_by_text("does not fit in 1 tensor")).to_have_count(0)
     page.keyboard.press("Escape")
