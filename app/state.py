@@ -1,10 +1,10 @@
 """Where things are kept: the URL (which run), the session (events read so far), the process (the job manager). Typed.
 
-The inputs of a form keep themselves, see `form.kept`.
+What a form's fields hold is kept by `app.forms.run`: in the session, and on the Prune page in the address as well.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import streamlit as st
 from pydantic import ValidationError
 
+from app.forms import settings
 from app.work.jobs import JobManager
 from app.work.planning import Planner
 from snows.config import RunConfig
@@ -46,6 +47,7 @@ KEPT = {
     "overview": {"kept", "values", "network", "pictures"},
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},
     "runs": {"find", "state", "tag", "marked", "group", "column"},
+    "prune": set(settings.NAMES),
 }
 # What pages that look into a run have in common: chosen on one, it is chosen on the others.
 SHARED = {"layers": {"layer"}, "convergence": {"layer"}}
@@ -183,6 +185,17 @@ def say(name: str, value: Said, default: Said = "") -> None:
         address.values.pop(name, None)
         if texts:
             address.values[name] = list(texts)
+        st.query_params.from_dict(address.values)
+
+
+def say_all(said: Mapping[str, str], names: Collection[str]) -> None:
+    """Let the address say just this of `names`, in one step of the browser's history."""
+    address = _address()
+    address.recalled -= set(names)
+    if said != {name: asked(name) for name in names if asked(name) is not None}:
+        for name in names:
+            address.values.pop(name, None)
+        address.values.update({name: [text] for name, text in said.items()})
         st.query_params.from_dict(address.values)
 
 

@@ -1,7 +1,8 @@
 """How pages say what is on them: a layer's, a pattern's and an operation's name, and what is counted."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from snows.config import NM, Dense, Unstructured
@@ -32,6 +33,16 @@ def layer(site: str) -> str:
 def plain(text: str) -> str:
     """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image."""
     return re.sub(r"([\\`*_\[\]<>$~])", r"\\\1", text)
+
+
+def without_paths(text: str, paths: Iterable[str] = ()) -> str:
+    """The text without the folders of the machine that the app runs on; a file or the last folder keeps its name. `paths`: some
+    that may hold blanks."""
+    text = re.sub(r"(?<![\w.])~?/(?:[^\s'\"]*/)?\.uploads/[0-9a-f]+/", "", text)
+    for path in sorted(filter(lambda path: "/" in path, paths), key=len, reverse=True):
+        for form in (str(Path(path).expanduser()), path):
+            text = text.replace(form, Path(path).name)
+    return re.sub(r"(?<![\w.:/~])(?:~|\.)?/(?:[^\s'\"(),;:]+/)+", "", text)
 
 
 def pattern_words(pattern: NM | Unstructured | Dense) -> str:

@@ -28,11 +28,9 @@ with view:
         st.divider()
         st.header("Another run", anchor=False)
     else:
-        st.markdown(
-            "Choose a network, which of its weights stay, and what those become. Then start, and watch it layer by layer."
-        )
+        st.markdown("Choose a network, which of its weights stay, and how those are refitted. Then start, and watch it.")
 with settings:
-    form.draw((state.config_of(run) if run else None) or RunConfig())
+    form.draw((state.config_of(run) if run else None) or RunConfig(), pinned=run is None)
 with recorded:
     if run is None:
         panels.recorded_run()

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import state, words
 from app.forms import run as form
 from app.forms import sources
+from app.forms.settings import LABELS
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import duration
 from snows.plans.comparisons import METHODS, Method, combinations, expand
@@ -19,6 +20,8 @@ from snows.runs.store import StoreError
 
 T = TypeVar("T")
 _KEPT: dict[str, Any] = {"persist_state": "session"}
+# What is checked here may be a part of a config, whose fields have no path.
+_LABELS = LABELS | {path.rpartition(".")[2]: label for path, label in LABELS.items()}
 
 
 def draw(on_start: Callable[[str], None]) -> None:
@@ -48,7 +51,7 @@ def frame(
             try:
                 runs = configs(wanted)
             except ValidationError as error:
-                st.error(explain(error), icon=":material/error:")
+                st.error(explain(error, _LABELS), icon=":material/error:")
             except ValueError as error:
                 st.error(str(error), icon=":material/error:")
             else:

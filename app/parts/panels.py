@@ -15,10 +15,12 @@ from plotly.graph_objects import Figure
 
 from app import state, words
 from app.charts import layers as layer_charts
+from app.charts import palette
 from app.charts import play as play_charts
 from app.charts import solver as solver_charts
 from app.forms import run as form
-from app.parts import live
+from app.parts import live, so_far
+from app.parts.layer_strip import layer_strip
 from app.tables import play as play_tables
 from app.tables import run as run_tables
 from snows.config import RunConfig
@@ -26,6 +28,7 @@ from snows.events import Event, RunFailed
 from snows.measures import names as measure_names
 from snows.measures.names import MEASURES, duration, size
 from snows.plans.words import name_of
+from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run, RunTakenError, StoreError
 
 if TYPE_CHECKING:
@@ -74,7 +77,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.rerun()  # once: the page is drawn anew, and polls no more
     config = state.config_of(run)
     if config is None:
-        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown. Its folder is {run.path}.")
+        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown.")
         return
     progress = run_tables.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
@@ -87,14 +90,17 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         case "queued":
             _queued(run)
         case "running":
-            _running(run, progress)
+            _running(run, config, progress)
         case "finished":
             _finished(run, config)
         case _:
             _stopped(run, run_state, events, progress, recorded)
     for note in progress.notes:
-        st.caption(f":material/info: {note}")
+        st.caption(f":material/info: {words.plain(words.without_paths(note))}")
     if progress.sites:
+        _strip(run, events, config, run_state in ACTIVE)
+        if run_state == "running":
+            so_far.answers_so_far(run, config, progress.done)
         _look_inside(run)
         _figures(events, config, progress, was_active)
     with st.expander("Settings of this run", icon=":material/settings:"):
@@ -127,11 +133,12 @@ def _cancel_button(run: Run) -> None:
         st.rerun()
 
 
-def _running(run: Run, progress: run_tables.Progress) -> None:
+def _running(run: Run, config: RunConfig, progress: run_tables.Progress) -> None:
     after = ", then measuring" if progress.current else ""
     sweeps = progress.total // len(progress.sites) if progress.sites else 1
     sweep = f" in sweep {progress.current.sweep + 1} of {sweeps}" if progress.current and sweeps > 1 else ""
-    left = f", about {duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
+    left = run_tables.time_left(progress, form.planned(config))
+    left = f" · {left}{after}" if left else ""
     where = (
         f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
         if progress.current
@@ -186,7 +193,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
     )
     if isinstance(last, RunFailed):
-        st.error(f"{last.message} {so_far}", icon=":material/error:")
+        st.error(words.plain(words.without_paths(f"{last.message} {so_far}")), icon=":material/error:")
         if last.detail:
             with st.expander("Details for a report"):
                 st.code(last.detail, language=None)
@@ -222,6 +229,22 @@ def _look_inside(run: Run) -> None:
         for name in ("layers", "convergence", "attention"):
             label, icon = state.PAGES[name]
             st.page_link(state.page(name), label=label, icon=icon, query_params={"run": run.id}, width="content")
+
+
+def _strip(run: Run, events: list[Event], config: RunConfig, is_active: bool) -> None:
+    """The network's layers, which turn as they are done; a click opens one."""
+    cells = run_tables.layer_cells(Log.of(events), form.planned(config), is_active)
+    done = sum(cell.state == "done" for cell in cells)
+    to_open = f"layer to open in {run.id}"
+    layer_strip(
+        cells,
+        palette.COLORS[config.prune.update],
+        key=f"strip-{run.id}",
+        alt=f"The network's layers: {done} of {len(cells)} are done",
+        on_pick=lambda layer: st.session_state.update({to_open: layer}),
+    )
+    if (layer := st.session_state.pop(to_open, None)) is not None:
+        st.switch_page(state.page("layers"), query_params={"run": run.id, "layer": layer})
 
 
 def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_live: bool = False) -> None:

@@ -518,10 +518,10 @@ class RunStore:
         return [comparison for comparison in every_comparison if comparison.runs()]
 
     def get(self, run_id: str) -> Run:
-        """Raises `KeyError` with the way to list what exists."""
+        """Raises `KeyError` with a sentence."""
         run = Run(self.root / run_id)
         if not run_id or "/" in run_id or run_id.startswith(".") or not (run.path / "config.json").exists():
-            raise KeyError(f"There is no run {run_id!r} in {self.root}. `python -m snows list` shows the runs there are.")
+            raise KeyError(f"There is no run {run_id!r} among those kept here.")
         return run
 
     def list(self) -> list[Run]:

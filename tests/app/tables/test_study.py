@@ -316,9 +316,9 @@ class TestPage:
         ("key", "values", "sentence"),
         [
             ("study.k", ["3"], "A study compares several K"),
-            ("study.k", ["3", "-1"], "k_steps must be at least 0"),
+            ("study.k", ["3", "-1"], "K must be at least 0"),
             ("study.models", [], "There is no network to study"),
-            ("study.images", ["0"], "num_calibration must be at least 1"),
+            ("study.images", ["0"], "Calibration images must be at least 1"),
         ],
     )
     def test_what_cannot_be_is_said_beside_the_form(

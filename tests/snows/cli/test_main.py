@@ -655,12 +655,20 @@ def test_images_are_shown_before_anything_runs(store: RunStore, tmp_path: Path, 
     sheet = tmp_path / "sheet.png"
     assert main(["images", "--num-calibration", "12", "--num-evaluation", "20", "--output", str(sheet)]) == 0
     said = capsys.readouterr().out
-    assert "12 of 3,000 images to calibrate with" in said
+    assert "12 of 3,000 training images calibrate; 20 of 10,000 test images are measured on." in said
     assert "Measured: accuracy and agreement" in said
     assert "Preparation: Takes 28x28 grey pictures" in said
     with Image.open(sheet) as picture:
         assert picture.size == (6 * 36, 2 * 36)
     assert store.list() == []
+
+
+def test_a_shell_is_told_what_to_type_and_the_log_is_not(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["images", "--num-calibration", "5000"]) == 2
+    said = "5,000 calibration images were asked for, but Fashion-MNIST has 3,000 training images. Ask for at most 3,000."
+    assert f"{said} In the shell: --num-calibration.\n" in capsys.readouterr().err
+    assert main(["prune", "--num-calibration", "5000"]) == 2
+    assert f"{said} In the shell: --num-calibration.\n" in capsys.readouterr().err
 
 
 def test_an_archive_of_images_is_unpacked_beside_the_runs(
@@ -713,11 +721,14 @@ def test_fetch_says_how_to_bring_what_cannot_be_reached(
     monkeypatch.setattr(named_sets, "ROOT", tmp_path)
     monkeypatch.setattr(named_sets, "no_route", lambda address: "no route to host")
     assert main(["fetch", "cifar-10"]) == 2
-    assert re.search("could not be fetched from www.cs.toronto.edu: no route to host. Download https", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert "could not be fetched from www.cs.toronto.edu: no route to host. Download https" in said
+    assert f"In the shell: unpack it in {tmp_path} so that the folder cifar-10-batches-py is there" in said
     monkeypatch.setattr(downloads, "hub_path", lambda address: tmp_path / "absent")
     monkeypatch.setattr(downloads, "no_route", lambda address: "no route to host")
     assert main(["fetch", "resnet20-cifar10"]) == 2
-    assert "name it as the checkpoint: --model resnet20-cifar10 --checkpoint FILE." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bring it here as your own weights. In the shell: --model resnet20-cifar10 --checkpoint FILE." in said
     assert main(["fetch", "vit-fashion"]) == 0
 
 
