@@ -377,7 +377,7 @@ class TestPage:
         app.multiselect("batch.seeds").set_value([]).run()
         assert "There is no seed to compare" in text_of(app)
         app.multiselect("batch.seeds").set_value(["-1"]).run()
-        assert "seed must be at least 0" in text_of(app)
+        assert "Seed must be at least 0" in text_of(app)
 
     def test_a_network_that_is_not_there_cannot_be_started(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_page("overview")
