@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from snows.config import InputError, RunConfig
@@ -55,6 +56,7 @@ def test_the_bar_says_what_will_be_done_and_what_it_takes(open_page: OpenPage, m
         return Plan(plan.sites, plan.skipped, plan.seconds, plan.bytes, unsteady=3.0, busy=True)
 
     app = open_page("overview")
+    st.cache_data.clear()  # the page knows the plan of these settings by now
     monkeypatch.setattr("app.state.planner", lambda: SimpleNamespace(start=lambda: None, plan=busy))
     text = text_of(app.switch_page("../pages/prune.py").run())
     assert "about **20 s\N{EN DASH}2 min**" in text
