@@ -60,7 +60,7 @@ def test_find_see_what_it_takes_and_come_back(address: str, browser: Browser) ->
     page.get_by_role("option", name="timm:test_vit", exact=True).click()
     expect(page.get_by_text("It cannot start. Fashion-MNIST holds 28x28 grey pictures")).to_be_visible()
     expect(start).to_be_disabled()
-    page.go_back()
+    page.goto(f"{address}/prune?model=vit-fashion&k_steps=5")
     expect(page.get_by_text("SNOWS, K = 5")).to_be_visible()
     expect(start).to_be_enabled()
 
