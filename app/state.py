@@ -87,6 +87,13 @@ def store() -> RunStore:
     return RunStore(default_root())
 
 
+def active_runs() -> list[tuple[Run, str]]:
+    """Of the newest fifty runs those that work or wait, with their state: those at work first, and of those that wait the
+    next."""
+    states = [(run, run.state()) for run in reversed(store().list()[:50])]
+    return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: pair[1] != "running")
+
+
 def recorded_runs() -> RunStore:
     """The runs that come with the app."""
     return RECORDED

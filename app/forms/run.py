@@ -18,6 +18,7 @@ from app.charts import layers as layer_charts
 from app.forms import settings, sources
 from app.forms.settings import LABELS
 from app.tables import run as run_tables
+from app.work import engine
 from snows.config import (
     MASKS,
     REFINEMENTS,
@@ -31,7 +32,7 @@ from snows.config import (
     parse_pattern,
 )
 from snows.measures.names import duration_range, size
-from snows.runs.store import ACTIVE, StoreError
+from snows.runs.store import StoreError
 
 if TYPE_CHECKING:
     from snows.runs.estimate import Plan
@@ -95,7 +96,7 @@ def draw(default: RunConfig, *, pinned: bool) -> None:
     `pinned`: whether the bar stays at the bottom of the window, or ends the form."""
     _recall(default)
     prepare(default)
-    ready = sources.engine_ready()
+    ready = engine.ready()
     place = st.container()
     bar = (st.bottom if pinned else st).container(border=True, key="bar")
     with place:
@@ -129,7 +130,7 @@ class _Places:
 
 
 def _form(was_ready: bool, default: RunConfig, bar: Any) -> None:
-    if sources.engine_ready() and not was_ready:
+    if engine.ready() and not was_ready:
         st.rerun()  # once: now all networks can be offered, and looked up
     first, second, third = st.columns(3, gap="medium")
     with first.container(border=True, height="stretch"):
@@ -189,7 +190,7 @@ def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
             plan,
             "No layer of this network can be pruned so. The list of layers, under “More”, says why; try another pattern.",
         )
-    if not sources.engine_ready():
+    if not engine.ready():
         return plan, "The engine is being loaded. That takes a few seconds."
     return plan, ""
 
@@ -426,7 +427,7 @@ def _told(config: RunConfig, plan: "Plan") -> None:
     notes = []
     if plan.busy:
         notes.append("This machine is busy with other work, so it may well take longer.")
-    if active := sum(run.state() in ACTIVE for run in state.store().list()[:50]):
+    if active := len(state.active_runs()):
         notes.append(f"{active} in work or waiting; this run would wait its turn.")
     if notes:
         st.caption(" ".join(notes))

@@ -5,7 +5,6 @@ it all. What cannot work is returned as a sentence, for the bar that would start
 """
 
 import html
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from app import words
 from app.charts import attention as attention_charts
 from app.forms.settings import LABELS
 from app.parts.finder import Option, finder
-from app.work import fetching
+from app.work import engine, fetching
 from snows.config import InputError, RunConfig
 from snows.measures.names import size
 from snows.plans.presets import PRESETS, wanted
@@ -56,15 +55,9 @@ def _downloads() -> fetching.Downloads:
     return fetching.Downloads(fetching.fetch)
 
 
-def engine_ready() -> bool:
-    """Whether the engine and its catalogue are imported. A first page does not wait for them, but is drawn again then."""
-    known = getattr(sys.modules.get("snows.sources.models"), "every_name", None)
-    return known is not None and known.cache_info().currsize > 0
-
-
 def model_names() -> tuple[str, ...]:
     """Every network there is, once the catalogue is imported."""
-    if not engine_ready():
+    if not engine.ready():
         return tuple(MODELS)
     from snows.sources import models
 
@@ -94,7 +87,7 @@ def in_browser(sentence: str, config: RunConfig) -> str:
 
 def find(text: str) -> tuple[list[Option], str]:
     """The networks that have all the words of `text`, and what there is beyond those that are shown."""
-    if not engine_ready():
+    if not engine.ready():
         options = [name for name in MODELS if all(word in f"{name} {MODELS[name]}".lower() for word in text.lower().split())]
         return [_option(name) for name in options], "All others can be searched in a few seconds, once the engine is loaded."
     from snows.sources import models
@@ -197,7 +190,7 @@ def _outline(model: str, checkpoint: str | None, class_names: tuple[str, ...], c
 def network(config: RunConfig) -> str:
     """What is known of the network before it is loaded: its size, its input, and whether the checkpoint fits. Returns why it
     cannot be pruned, or nothing."""
-    if not engine_ready():
+    if not engine.ready():
         st.caption("The network's size and input are shown once the engine is loaded, in a few seconds.")
         return ""
     try:
@@ -231,7 +224,7 @@ def refused(sentence: str, config: RunConfig) -> str:
 
 def preparation(config: RunConfig) -> None:
     """How the network prepares an image, and what it knows."""
-    if not engine_ready():
+    if not engine.ready():
         return
     try:
         outline = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
@@ -252,16 +245,6 @@ def _changed(path: str | None) -> float:
 def own_weights() -> None:
     """Bring a checkpoint, and say what its outputs mean."""
 
-    def brought() -> None:
-        from snows.sources import uploads
-
-        file = st.session_state["checkpoint-upload"]
-        if file is None:
-            return
-        with _told("checkpoint-told"):
-            path = uploads.keep_checkpoint(default_root(), file, file.name)
-            st.session_state["form.checkpoint"] = str(path)
-
     with st.popover("Your own weights", icon=":material/upload_file:"):
         st.markdown(
             "Weights of the network chosen above: safetensors, or what `torch.save` wrote, with all that a training keeps "
@@ -270,7 +253,8 @@ def own_weights() -> None:
         st.file_uploader(
             "Checkpoint",
             key="checkpoint-upload",
-            on_change=brought,
+            on_change=_brought,
+            args=("checkpoint", "checkpoint"),
             max_upload_size=2000,
         )
         _tell("checkpoint-told")
@@ -361,25 +345,28 @@ def own_images() -> None:
 def mask_file() -> None:
     """Bring a mask: what is zero in it is removed."""
 
-    def brought() -> None:
-        from snows.sources import uploads
-
-        file = st.session_state["mask-upload"]
-        if file is None:
-            return
-        with _told("mask-told"):
-            if not file.name.endswith(".safetensors"):
-                raise InputError(f"{file.name} is not a safetensors file. Save the mask, or the pruned weights, as one.")
-            st.session_state["form.prune.mask"] = str(uploads.keep_checkpoint(default_root(), file, file.name))
-
     st.file_uploader(
         "A mask of your own",
         type=["safetensors"],
         key="mask-upload",
-        on_change=brought,
+        on_change=_brought,
+        args=("mask", "prune.mask"),
         help="A saved mask of this network, or weights of it that are pruned: what is zero in them is removed.",
     )
     _tell("mask-told")
+
+
+def _brought(what: str, setting: str) -> None:
+    """Take in the file of weights that was dropped as `what`, and let the form name it."""
+    from snows.sources import uploads
+
+    file = st.session_state[f"{what}-upload"]
+    if file is None:
+        return
+    with _told(f"{what}-told"):
+        if what == "mask" and not file.name.endswith(".safetensors"):
+            raise InputError(f"{file.name} is not a safetensors file. Save the mask, or the pruned weights, as one.")
+        st.session_state[f"form.{setting}"] = str(uploads.keep_checkpoint(default_root(), file, file.name))
 
 
 @contextmanager
@@ -430,7 +417,7 @@ def _look(config_json: str, changed: float) -> _Looked:
 def images(config: RunConfig) -> str:
     """The first images as the network will get them, and which calibrate and which measure. Returns why they do not do, or
     nothing."""
-    if not engine_ready():
+    if not engine.ready():
         return ""
     from snows.sources import data, models
     from snows.sources.downloads import DownloadError
@@ -469,7 +456,7 @@ def _here(name: str) -> bool:
 
 def downloads(config: RunConfig) -> None:
     """What the run would have to fetch first, each with its size, a button to fetch it now, and how far that is."""
-    if not engine_ready():
+    if not engine.ready():
         return
     try:
         items = [item for item in wanted(config) if not item.here]

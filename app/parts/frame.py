@@ -5,10 +5,8 @@ import streamlit as st
 from app import state, words
 from app.tables import runs
 from snows.plans.words import name_of
-from snows.runs.store import ACTIVE, Run
 
 _POLL_SECONDS = 2.0  # while a run is active; where none is, the next click looks again
-_LOOKED_AT = 50  # runs, newest first
 
 # Streamlit shows pages outside of lists before all lists, so the order of work is the style's; `reading-flow` takes the
 # keyboard along.
@@ -64,17 +62,12 @@ def draw() -> None:
     st.html(_STYLE)
     with st.container(key="frame"):
         st.components.v2.component("history", js=_HISTORY, isolate_styles=False)(key="history", height=1)
-        st.fragment(run_every=_POLL_SECONDS if _active() else None)(_draw_pill)()
-
-
-def _active() -> list[tuple[Run, str]]:
-    """The runs that work or wait, with their state: those at work first, and of those that wait the next."""
-    states = [(run, run.state()) for run in reversed(state.store().list()[:_LOOKED_AT])]
-    return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: pair[1] != "running")
+        if state.active_runs():
+            st.fragment(run_every=_POLL_SECONDS)(_draw_pill)()
 
 
 def _draw_pill() -> None:
-    active = _active()
+    active = state.active_runs()
     if not active:
         return
     run, run_state = active[0]

@@ -15,7 +15,7 @@ from app.parts import panels
 from app.tables import compare, layers
 from app.tables.compare import Entry
 from snows.measures.names import MEASURES
-from snows.runs.store import ACTIVE, Run
+from snows.runs.store import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -372,7 +372,7 @@ def speed_view(entries: list[Entry]) -> None:
         if st.button("Measure again", icon=":material/refresh:"):
             st.session_state["compare-measured"] = measured + 1
             st.rerun()
-        if any(run.state() in ACTIVE for run in state.store().list()[:50]):
+        if state.active_runs():
             st.caption(
                 ":material/info: A run is at work, which slows all of these down alike. Measure again when it has ended."
             )

@@ -14,9 +14,9 @@ import streamlit as st
 from app import state
 from app.charts import attention as attention_charts
 from app.charts import play as play_charts
-from app.forms import sources
 from app.parts import live, pictures
 from app.tables import play as play_tables
+from app.work import engine
 from snows.config import InputError
 from snows.measures.names import size
 from snows.plans import levels
@@ -68,12 +68,12 @@ def _probabilities(model: str, pattern: str, refitted: bool, images: np.ndarray)
 def play() -> None:
     """Pictures, slider, switch, curve and sentence."""
     live.prepare()
-    ready = sources.engine_ready()
+    ready = engine.ready()
     st.fragment(run_every=None if ready else 1)(_play)(ready)
 
 
 def _play(was_ready: bool) -> None:
-    if sources.engine_ready() and not was_ready:
+    if engine.ready() and not was_ready:
         st.rerun()  # once: now the networks can answer
     strip, curve = st.columns([5, 4], gap="large")
     with strip:
@@ -135,7 +135,7 @@ def _strip(model: str, pattern: str, refitted: bool) -> list[play_tables.Answer]
     if own is not None:
         images, words = np.concatenate([own.pixels[None], images[1:]]), [own.words, *words[1:]]
     answers: list[play_tables.Answer] = []
-    if sources.engine_ready():
+    if engine.ready():
         names = _network(model, DENSE, False).class_names
         dense = _probabilities(model, DENSE, False, images)
         answers = play_tables.answers(_probabilities(model, pattern, refitted and pattern != DENSE, images), dense, names)

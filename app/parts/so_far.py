@@ -12,9 +12,9 @@ import numpy as np
 import streamlit as st
 
 from app.charts import attention as attention_charts
-from app.forms import sources
 from app.parts import pictures
 from app.tables import play as play_tables
+from app.work import engine
 from snows.config import InputError, RunConfig
 from snows.runs.store import Run
 
@@ -76,7 +76,7 @@ def _probabilities(config_json: str, path: Path, done: int) -> np.ndarray:
 def answers_so_far(run: Run, config: RunConfig, done: int) -> None:
     """The pictures, and under each what the network takes it for with its first `done` layers pruned. Nothing where the engine
     is not there yet, or the network is too large to be run beside the run."""
-    if not sources.engine_ready():
+    if not engine.ready():
         return
     asked = config.model_dump_json()
     try:

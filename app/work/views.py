@@ -1,9 +1,9 @@
 """Views of the table of runs that somebody saved: a name, and what the page's address says. One file beside the runs."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
+
+from snows.runs.store import write_whole
 
 Said = dict[str, list[str]]
 MOST = 30
@@ -31,7 +31,4 @@ def remove(root: Path, name: str) -> None:
 
 def _write(root: Path, saved: dict[str, Said]) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    handle, place = tempfile.mkstemp(dir=root, prefix=".views-")  # whole or not at all, whoever else reads or writes
-    with os.fdopen(handle, "w") as file:
-        json.dump(saved, file, indent=2)
-    Path(place).replace(root / ".views.json")
+    write_whole(root / ".views.json", json.dumps(saved, indent=2).encode())

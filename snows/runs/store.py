@@ -115,14 +115,19 @@ def _disk(path: Path) -> Iterator[None]:
         raise StoreError(f"Could not write {path}: {error.strerror}. {remedy}.") from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whoever else reads or writes it. Raises `OSError`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
     with _disk(path):
-        try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(path, content)
 
 
 Execute = Callable[["Run"], RunFinished]

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from streamlit.testing.v1 import AppTest
 
 from app.forms import sources
+from app.work import engine
 from app.work.fetching import Downloads
 from snows.config import InputError, RunConfig
 from snows.plans.presets import PRESETS, wanted
@@ -88,7 +89,7 @@ class TestNetwork:
         assert sources.find("no such network") == ([], "No network has all of these words. Try fewer, or a part of one.")
 
     def test_before_the_engine_is_there_the_form_is(self, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sources, "engine_ready", lambda: False)
+        monkeypatch.setattr(engine, "ready", lambda: False)
         app = open_page("prune")
         assert [option.id for option in sources.find("fashion")[0]] == ["resnet20-fashion", "vit-fashion"]
         assert "once the engine is loaded" in text_of(app)
