@@ -1,5 +1,6 @@
 """How pages say what is on them: a layer's, a pattern's and an operation's name, and what is counted."""
 
+import html
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,9 +31,24 @@ def layer(site: str) -> str:
     return site.removesuffix(".weight")
 
 
+# What Streamlit makes something of once Markdown is read, so that no backslash helps: colors and the like, emoji, addresses,
+# arrows and dashes.
+_STYLES = "red|orange|yellow|green|blue|violet|gr[ae]y|rainbow|primary|small|material/|streamlit"
+_JOINED = re.compile(rf"(?<=:)(?={_STYLES}|//|[\w+-]+:)|(?<=[<>~-])(?=[-=>])|(?<=www)(?=\.)|(?<=@)(?=\w)")
+_MARKS = re.compile(r"([\\`*_\[\]<>$~!&])")
+_AT_THE_START = re.compile(r"^(\s*\d*)([.)#+-])")
+
+
 def plain(text: str) -> str:
-    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image."""
-    return re.sub(r"([\\`*_\[\]<>$~])", r"\\\1", text)
+    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image and
+    makes no link. Unseen joiners keep apart what would be read as one sign."""
+    marked = _MARKS.sub(r"\\\1", _JOINED.sub("\N{WORD JOINER}", text))
+    return _AT_THE_START.sub(r"\1\\\2", marked)
+
+
+def in_figure(text: str) -> str:
+    """The same for a figure, which reads a little HTML, and in hover texts `%{…}`."""
+    return html.escape(text, quote=False).replace("{", "&#123;")
 
 
 def without_paths(text: str, paths: Iterable[str] = ()) -> str:

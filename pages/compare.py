@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from app import state, words
 from app.charts import compare as compare_charts
 from app.forms import comparison as comparison_form
-from app.parts import comparison_view, panels
+from app.parts import comparison_view, live, panels
 from app.parts.looks import answer_view, attention_view, depth_view, layer_view, speed_view
 from app.tables import compare, study
 from app.tables.compare import Entry
@@ -98,7 +98,7 @@ def show() -> None:
     body, settings, example = st.container(), st.container(), st.container()
     with body:
         if now.problem:
-            st.error(now.problem, icon=":material/error:")
+            st.error(words.plain(now.problem), icon=":material/error:")
         if now.key in (MARKED, CHOSEN):
             pick_runs(now)
         if now.key != NEW:
@@ -246,7 +246,7 @@ def tradeoffs(rows: list[Row]) -> None:
         with place:
             st.markdown(f"**{heading}**")
             figure = compare_charts.tradeoff_chart(points, cost, value, dense=compare.dense_value(rows, value), log=log)
-            panels.draw(figure, False, f"tradeoff-{cost}", alt)
+            live.chart(figure, key=f"tradeoff-{cost}", alt=alt)
     if len(rows) > 1:
         legend(rows)
     st.caption("Times are as they were measured: whatever else the machine did meanwhile made them longer.")
@@ -289,7 +289,7 @@ def by_images(entries: list[Entry]) -> None:
         height=320,
     )
     st.markdown("**What more images bring**")
-    panels.draw(figure, False, "by-images", f"{MEASURES[measure].axis} against calibration images")
+    live.chart(figure, key="by-images", alt=f"{MEASURES[measure].axis} against calibration images")
     st.caption("Filled: within the noise of the best of its line. Ringed: the fewest images that are.")
 
 
@@ -341,7 +341,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
             view
         ](looked_at)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(words.plain(str(error)), icon=":material/error:")
 
 
 show()

@@ -14,7 +14,7 @@ from app.charts import lessons as lesson_charts
 from app.charts import palette
 from app.charts import solver as solver_charts
 from app.lessons import downhill
-from app.parts import panels
+from app.parts import live, panels
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
 from app.tables.layers import block
@@ -82,7 +82,7 @@ def draw_idea() -> None:
                     "**Newton steps** in a valley that bends" if bent else "**Within one Newton step**, in an even valley"
                 )
                 figure = lesson_charts.descent_chart(height, axis, axis, {name: ways[name].points for name in names})
-                panels.draw(figure, False, f"idea-{bent}", says(steps))
+                live.chart(figure, key=f"idea-{bent}", alt=says(steps))
                 st.caption(says(steps))
         st.page_link(
             state.page("lessons"),
@@ -129,9 +129,8 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
         )
     automatic, why = _automatic(sites, steps, events, is_live)
     if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites and not state.is_recalled("layer"):
-        st.warning(
-            f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below.", icon=":material/info:"
-        )
+        problem = f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below."
+        st.warning(words.plain(problem), icon=":material/info:")
     picked = state.chosen("layer", sites, "")
     if layer_in_view.get("picked", picked) != picked:
         st.rerun()
@@ -140,7 +139,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
     compared, detail = st.columns([3, 2], gap="large") if solves else (None, st.container())
     if compared is not None:
         with compared:
-            _compared(steps, list(sites), config, name, is_live)
+            _compared(steps, list(sites), config, name)
     with detail:
         st.selectbox(
             "Layer",
@@ -151,7 +150,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
             "else the one that took the most iterations.",
         )
         if solves:
-            _detail(events, config, sites[name], is_live)
+            _detail(events, config, sites[name])
         st.page_link(
             state.page("layers"),
             label="Its window, mask and weights",
@@ -224,7 +223,7 @@ def _pick(name: str) -> None:
     state.choose("layer", name, "")
 
 
-def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str, is_live: bool) -> None:
+def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str) -> None:
     by = st.segmented_control(
         "All Newton steps by",
         list(solver_tables.MEASURES),
@@ -248,17 +247,16 @@ def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: st
         blocks=[block(layer) for layer in names],
         chosen=names.index(name),
     )
-    panels.draw(
+    live.chart(
         figure,
-        is_live,
-        "steps",
-        f"{measure.axis}, for each layer and Newton step",
-        lambda _, row: _pick(names[min(max(round(row), 0), len(names) - 1)]),
+        key="steps",
+        alt=f"{measure.axis}, for each layer and Newton step",
+        on_click=lambda _, row: _pick(names[min(max(round(row), 0), len(names) - 1)]),
     )
     st.caption(f"{measure.help} Within a layer the first Newton step is on top. Click a row to look into its layer.")
 
 
-def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) -> None:
+def _detail(events: list[Event], config: RunConfig, site: str) -> None:
     ended = solver_tables.outcome(events, site)
     if ended is not None:
         first = ended.losses.get("least_squares", ended.losses["mask_only"])
@@ -276,13 +274,13 @@ def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) ->
         "Newton step: before its first iteration all of its gradient is left, 1.",
     )
     figure = solver_charts.residual_chart(directions, config.prune.solver.rtol)
-    panels.draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    live.chart(figure, key="residuals", alt="Conjugate gradient's relative residual by iteration")
     st.markdown(
         "**Curvature** along each direction",
         help="How strongly the loss bends along that iteration's direction p, with the damping. C is the curvature matrix, "
         "which is never formed. A value at or below zero cuts the solve, and is not drawn.",
     )
-    panels.draw(solver_charts.curvature_chart(directions), is_live, "curvatures", "Curvature along each direction by iteration")
+    live.chart(solver_charts.curvature_chart(directions), key="curvatures", alt="Curvature along each direction by iteration")
 
 
 def _table(steps: pd.DataFrame, name: str) -> None:
@@ -390,7 +388,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
                     with slot, st.spinner(f"Computing on {images} images …", show_time=True):
                         results[key] = check.compute(state.inspection(run).problem(site, images))
                 except InputError as error:
-                    slot.error(str(error), icon=":material/error:")
+                    slot.error(words.plain(str(error)), icon=":material/error:")
             if key in results:
                 slot.markdown(check.say(results[key]))
                 _show(check, results[key], name, config)
@@ -398,7 +396,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
 
 def _show(check: Check, result: pd.DataFrame, name: str, config: RunConfig) -> None:
     if check.figure is not None:
-        st.plotly_chart(check.figure(result, config), key=f"checked-{name}", config=panels.QUIET, alt=check.title)
+        live.chart(check.figure(result, config), key=f"checked-{name}", alt=check.title)
         return
     st.dataframe(
         result,

@@ -18,7 +18,7 @@ play.play()
 st.space("small")
 words, figure = st.columns([5, 4], gap="large")
 with words:
-    st.subheader("Watch it happen", anchor=False)
+    st.header("Watch it happen", anchor=False)
     st.markdown(
         "SNOWS prunes a network after its training, one layer at a time. It removes the weights that a rule picks, then works "
         "out new values for the rest, so that not only this layer but the next few as well compute what they did before. It "
@@ -47,7 +47,7 @@ for column, (name, title, about) in zip(st.columns(len(CARDS)), CARDS, strict=Tr
         st.page_link(state.page(name), label=f"**{title}**", icon=state.PAGES[name][1])
         st.caption(about)
 
-st.subheader("Recent runs", anchor=False)
+st.header("Recent runs", anchor=False)
 panels.recent_runs()
 
 # Last, because asking torch may have to wait for its import; the page above is readable meanwhile.

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import state
+from app import state, words
 from app.forms import run as form
 from app.parts import panels
 from snows.config import RunConfig
@@ -22,7 +22,7 @@ with heading:
 view, settings, recorded = st.container(), st.container(), st.container()
 with view:
     if problem:
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
     if run is not None:
         panels.run_view(run, recorded=state.is_recorded(run))
         st.divider()

@@ -49,7 +49,7 @@ def show() -> None:
     st.markdown("Every run with its settings and its result. Tick one to name it, open it, take it along, or run it again.")
     undo_bar()
     if problem := st.session_state.pop("runs-problem", ""):
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
     table, chosen = st.container(), st.container()
     with table:
@@ -217,7 +217,9 @@ def ticked(ids: list[str]) -> None:
     runs_by_id = {run_id: find(run_id) for run_id in ids}
     for run_id, run in runs_by_id.items():
         if run is None:
-            st.error(f"There is no run {run_id!r}. It may have been deleted: see below.", icon=":material/error:")
+            st.error(
+                f"There is no run {words.plain(repr(run_id))}. It may have been deleted: see below.", icon=":material/error:"
+            )
     match [run for run in runs_by_id.values() if run is not None]:
         case []:
             st.caption("Tick the box at the left of a run to see what can be done with it, or several to mark or delete them.")
@@ -239,7 +241,7 @@ def details(run: Run) -> None:
         return
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.subheader(words.plain(name_of(run)), anchor=False, width="content")
+            st.header(words.plain(name_of(run)), anchor=False, width="content")
             panels.badge(run_state)
         st.caption(
             f"{run.id} · made {panels.when(run)}"
@@ -333,7 +335,7 @@ def relabel(run: Run, **changes: Any) -> None:
 def together(ticked_runs: list[Run]) -> None:
     own = [run for run in ticked_runs if not state.is_recorded(run)]
     with st.container(border=True):
-        st.subheader(words.counted(len(ticked_runs), "run") + " ticked", anchor=False)
+        st.header(words.counted(len(ticked_runs), "run") + " ticked", anchor=False)
         if len(own) < len(ticked_runs):
             st.caption("Those that came with the app cannot be marked or deleted; they are left as they are.")
         active = [run for run in own if run.state() in ACTIVE]
@@ -361,12 +363,12 @@ def again(run: Run, config: RunConfig) -> None:
     path_column, value_column, go = st.columns([4, 4, 2], vertical_alignment="bottom")
     path = path_column.selectbox("Change", list(CHANGES), format_func=lambda p: CHANGES[p][0], key=f"change-{run.id}")
     current = runs.setting(config, path)
-    _, values, words = CHANGES[path]
+    _, values, called = CHANGES[path]
     value = value_column.selectbox(
-        f"From {words.get(str(current), str(current))} to",
+        f"From {words.plain(called.get(str(current), str(current)))} to",
         [str(v) for v in values if str(v) != str(current)],
         None,
-        format_func=lambda v: words.get(v, v),
+        format_func=lambda v: called.get(v, v),
         accept_new_options=True,
         placeholder="Choose, or type another",
         key=f"value-{run.id}-{path}",
@@ -374,7 +376,7 @@ def again(run: Run, config: RunConfig) -> None:
     try:
         changed = None if value is None else runs.with_change(config, path, value)
     except ValidationError as error:
-        st.error(explain(error), icon=":material/error:")
+        st.error(words.plain(explain(error)), icon=":material/error:")
         changed = None
     if go.button(
         "Set it up",
@@ -467,7 +469,7 @@ def import_form() -> None:
                     state.store(), upload or Path(typed.strip()).expanduser(), taken=taken, as_copy=as_copy
                 )
             except InputError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 st.session_state["runs-imported"] = number + 1
                 state.choose("run", run.id, "")

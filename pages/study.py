@@ -13,7 +13,7 @@ from app import state, words
 from app.charts import compare as compare_charts
 from app.charts import palette
 from app.forms import study as study_form
-from app.parts import comparison_view, panels
+from app.parts import comparison_view, live, panels
 from app.tables import study
 from app.tables.study import AGAINST, DRAWN, LOSSES, Study
 from snows.measures.names import MEASURES
@@ -38,7 +38,7 @@ def show() -> None:
     with body:
         if key != comparison_key:
             st.error(
-                f"There is no study {comparison_key!r}. Its runs may have been deleted. Choose another above.",
+                f"There is no study {words.plain(repr(comparison_key))}. Its runs may have been deleted. Choose another above.",
                 icon=":material/error:",
             )
         if key in comparisons:
@@ -100,7 +100,7 @@ def curves(runs: list[Run]) -> None:
             whose = f"**{words.plain(name)}.** " if len(study_of_runs.names) > 1 else ""
             done = ":green[:material/check_circle:]" if advice.settled else ":blue[:material/straighten:]"
             icon = ":gray[:material/hourglass_empty:] So far:" if so_far else done
-            st.markdown(f"{icon} {whose}{advice.reason}")
+            st.markdown(f"{icon} {whose}{words.plain(advice.reason)}")
     points, lines = study.points(study_of_runs), study.marks(study_of_runs)
     of_measure, of_axis = MEASURES[study_of_runs.measure].title, "K" if against == "k" else AGAINST[against][2]
     st.markdown(f"**{of_measure} against {of_axis}** · {words.plain(' · '.join(study.conditions(study_of_runs)))}")
@@ -169,7 +169,7 @@ def figure(
     drawn = compare_charts.study_chart(
         points, lines, name, against=against, title=title, dense=dense, height=height, legend=legend
     )
-    panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {words}")
+    live.chart(drawn, key=f"study-{name}", alt=f"{MEASURES[name].axis} against {words}")
 
 
 def table(study_of_runs: Study, axis: str) -> None:

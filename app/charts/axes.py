@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from app import words
+
 LINE = "rgba(128, 136, 146, 0.45)"
 BAND, _CHOSEN = "rgba(128, 136, 146, 0.09)", "rgba(31, 127, 196, 0.20)"
 KEPT = "#5F7F99"
@@ -57,7 +59,7 @@ def named_rows(names: Sequence[str], margin: float = 0.6, **more: object) -> dic
     return {
         "range": [len(names) - 1 + margin, -margin],
         "tickvals": list(range(len(names))),
-        "ticktext": list(names),
+        "ticktext": [words.in_figure(name) for name in names],
         "showgrid": False,
         "zeroline": False,
         "automargin": True,
@@ -68,7 +70,7 @@ def named_rows(names: Sequence[str], margin: float = 0.6, **more: object) -> dic
 def rows_axis(layers: list[str], chosen: int | None) -> dict[str, object]:
     """An axis of one row a layer, downwards; the chosen one's name is bold."""
     step = math.ceil(len(layers) / _MOST_ROWS_NAMED) or 1
-    names = [f"<b>{name}</b>" if row == chosen else name for row, name in enumerate(layers)]
+    names = [f"<b>{name}</b>" if row == chosen else name for row, name in enumerate(map(words.in_figure, layers))]
     return named_rows(layers) | {
         "tickmode": "array",
         "tickvals": list(range(0, len(layers), step)),

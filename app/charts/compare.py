@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.charts.axes import LEAST_ROWS, LINE, ROW, log_axis, mark_rows, named_rows, new_figure, rows_axis
 from app.charts.palette import COLORS, Line, Mark
 from snows.measures.names import MEASURES
@@ -43,7 +44,6 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
         figure.add_hline(y=values.scale * dense, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
             text="dense network",
-            font={"color": COLORS["dense"]},
             showarrow=False,
             x=1,
             xref="paper",
@@ -58,10 +58,10 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
             y=[values.scale * row.y],
             error_x={"array": [x_deviation], "visible": x_deviation > 0, "width": 3, "thickness": 1.5},
             error_y={"array": [y_deviation], "visible": y_deviation > 0, "width": 3, "thickness": 1.5},
-            name=row.label,
+            name=words.in_figure(row.label),
             mode="markers",
             marker={"color": row.color, "symbol": row.symbol, "size": 12, "line": {"width": 2, "color": row.color}},
-            hovertemplate=f"<b>{row.label}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
+            hovertemplate=f"<b>{words.in_figure(row.label)}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
             f"{costs.title}: {costs.say(row.x, row.x_deviation)}<extra></extra>",
         )
     return figure
@@ -99,7 +99,7 @@ def side_by_side_chart(
         figure.add_scatter(
             x=rows["value"].tolist(),
             y=rows["index"].tolist(),
-            name=label,
+            name=words.in_figure(label),
             mode="lines+markers",
             line={"color": mark.color, "width": 1},
             opacity=0.85,
@@ -118,7 +118,7 @@ def sizes_chart(sizes: pd.DataFrame) -> go.Figure:
     figure = new_figure(
         height=54 * len(names) + 90,
         xaxis={"title": "Size (MB)", "rangemode": "tozero", "zeroline": False, "automargin": True},
-        yaxis={"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": names, "automargin": True},
+        yaxis=named_rows(names, margin=0.5),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
         bargap=0.25,
     )
@@ -212,8 +212,7 @@ def study_chart(
     for place, (name, value) in enumerate((dense or {}).items()):
         figure.add_hline(y=value, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
-            text=name,
-            font={"color": COLORS["dense"]},
+            text=words.in_figure(name),
             showarrow=False,
             x=place % 2,
             xref="paper",
@@ -239,8 +238,8 @@ def study_chart(
             x=places,
             y=rows[measure].tolist(),
             error_y={"array": deviation.tolist(), "visible": bool((deviation > 0).any()), "width": 3, "thickness": 1.5},
-            customdata=[[words] for words in _words_of(rows, against)],
-            name=name,
+            customdata=[[said] for said in _words_of(rows, against)],
+            name=words.in_figure(name),
             mode="lines+markers",
             line={"color": line.color, "width": 2, "dash": line.dash},
             marker={
@@ -250,7 +249,7 @@ def study_chart(
                 "line": {"width": 2, "color": line.color},
             },
             cliponaxis=False,
-            hovertemplate=f"<b>{name}</b><br>%{{customdata[0]}}<br>{of_measure} %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"<b>{words.in_figure(name)}</b><br>%{{customdata[0]}}<br>{of_measure} %{{y:.3g}}<extra></extra>",
         )
     return figure
 

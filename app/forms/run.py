@@ -17,6 +17,7 @@ from app import state, words
 from app.charts import layers as layer_charts
 from app.forms import settings, sources
 from app.forms.settings import LABELS
+from app.parts import live
 from app.tables import run as run_tables
 from app.work import engine
 from snows.config import (
@@ -292,9 +293,7 @@ def _sketch(text: str) -> None:
     except ValueError:
         return  # the bar says it
     picture = layer_charts.pattern_picture(run_tables.pattern_grid(pattern))
-    st.plotly_chart(
-        picture, key="pattern", config={"staticPlot": True}, alt=f"A made-up corner of a layer. {_pattern_words(text)}"
-    )
+    live.chart(picture, key="pattern", alt=f"A made-up corner of a layer. {_pattern_words(text)}")
     st.caption(
         "A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, faint ones become zero."
     )
@@ -439,6 +438,6 @@ def start_button(label: str, config: RunConfig | None, **more: Any) -> None:
         try:
             run_id = state.jobs().submit(config)
         except StoreError as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(words.plain(str(error)), icon=":material/error:")
         else:
             state.open_run(run_id)

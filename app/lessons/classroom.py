@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import state
 from app.charts import lessons as charts
-from app.parts import panels
+from app.parts import live
 
 MOST_CLASSES, MOST_GUESSES = 200, 1000
 _CODE = re.compile("[0-9a-f]{6}")
@@ -72,11 +72,10 @@ def _draw_guesses(code: str, lesson: str, guesses: Mapping[str, str], shown: boo
     st.markdown(f"**{total} {'guess' if total == 1 else 'guesses'}** in this class so far.")
     if (shown or st.toggle("Show them before I guess", key="lesson-class-shown")) and total:
         bars = {words: float(counts[name]) for name, words in guesses.items()}
-        panels.draw(
+        live.chart(
             charts.bars_chart(bars, "Guesses", dict.fromkeys(bars, "dense")),
-            True,
-            "class",
-            "; ".join(f"{words}: {count:g}" for words, count in bars.items()),
+            key="class",
+            alt="; ".join(f"{words}: {count:g}" for words, count in bars.items()),
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from app.charts import lessons as charts
 from app.charts import solver as solver_charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from app.tables import solver as solver_tables
 from snows.config import NM, PruneConfig, SolverConfig
 from snows.measures.names import number
@@ -232,8 +232,8 @@ def _draw(guess: str) -> None:
     height, axis = heights(stretch, bent)
     with right:
         paths = {name: way.points for name, way in found.items() if name in seen}
-        panels.draw(
-            charts.descent_chart(height, axis, axis, paths), True, "descent", "The valley from above, with each way down"
+        live.chart(
+            charts.descent_chart(height, axis, axis, paths), key="descent", alt="The valley from above, with each way down"
         )
     rows = [(name, len(way.points) - 1, way.gradients, way.products, number(way.loss)) for name, way in found.items()]
     st.dataframe(
@@ -246,12 +246,12 @@ def _draw(guess: str) -> None:
         "Conjugate gradient asks for as many products as it takes steps."
     )
     _draw_product(stretch, bent, (x, y))
-    st.subheader("The same on a real layer", anchor=False)
+    st.header("The same on a real layer", anchor=False)
     _draw_layer()
 
 
 def _draw_product(stretch: float, bent: bool, at: tuple[float, float]) -> None:
-    st.subheader("A product without the matrix", anchor=False)
+    st.header("A product without the matrix", anchor=False)
     left, right = st.columns([2, 3], gap="large")
     with left:
         epsilon = lesson.draw_number("Step of the difference", "epsilon", EPSILONS, 1e-4, lambda value: f"{value:.0e}")
@@ -278,11 +278,10 @@ def _layer_solves() -> pd.DataFrame:
 def _draw_layer() -> None:
     solves = _layer_solves()
     st.markdown(solver_tables.solves_said(solves))
-    panels.draw(
+    live.chart(
         solver_charts.solves_chart(solves, 1e-3),
-        True,
-        "layer-solves",
-        "What is left unsolved, by iteration, with and without a preconditioner",
+        key="layer-solves",
+        alt="What is left unsolved, by iteration, with and without a preconditioner",
     )
     st.caption(
         f"`{MODULE}` of the small ResNet at 1:8, {K_STEPS} operations ahead, on {IMAGES} pictures so that it takes no "

@@ -7,7 +7,6 @@ import streamlit as st
 
 from app import state
 from app.lessons import classroom
-from app.parts import live
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,6 @@ class Lesson:
 
 def draw(lesson: Lesson, name: str, number: int) -> None:
     """The lesson from top to bottom; what it shows comes once something is expected of it. `name`: its word in the address."""
-    live.prepare()
     st.title(f"{number}. {lesson.title}", anchor=False)
     st.markdown(lesson.idea)
     with st.container(border=True):
@@ -43,7 +41,7 @@ def draw(lesson: Lesson, name: str, number: int) -> None:
         st.caption(":material/lightbulb: Choose, and the lesson begins. A wrong guess teaches as much as a right one.")
     else:
         lesson.draw(guess)
-        st.subheader("A question", anchor=False)
+        st.header("A question", anchor=False)
         st.markdown(lesson.question)
         with st.expander("The answer", icon=":material/check:"):
             st.markdown(lesson.answer)

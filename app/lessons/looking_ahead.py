@@ -10,7 +10,7 @@ from torch import Tensor
 from app import words
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from snows.config import NM, PruneConfig
 from snows.method.objective import mean_squares
 from snows.method.problem import SiteProblem
@@ -92,11 +92,10 @@ def _draw(guess: str) -> None:
     places = [operations.index(node) for node in window.captured]
     others = [place for place in range(places[0], places[-1]) if place not in places]
     strip = charts.window_chart([graph.describe(node) for node in operations], places[0], places[-1], others)
-    panels.draw(
+    live.chart(
         strip,
-        True,
-        "strip",
-        f"The network's {len(operations)} operations in order; the layer and the {k_steps} after it are lit",
+        key="strip",
+        alt=f"The network's {len(operations)} operations in order; the layer and the {k_steps} after it are lit",
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -108,11 +107,10 @@ def _draw(guess: str) -> None:
     with right:
         names = ["the layer", *(f"+{k}" for k in range(1, DEPTH + 1))]
         errors = pd.DataFrame(rows, columns=["fit", "place", "error"])
-        panels.draw(
+        live.chart(
             charts.ahead_chart(errors, names, f"K = {k_steps}"),
-            True,
-            "ahead",
-            "Each fit's error at the layer and after it, by K",
+            key="ahead",
+            alt="Each fit's error at the layer and after it, by K",
         )
         st.caption(
             f"`{MODULE}` of the small ResNet at 1:8, fitted to {IMAGES} pictures so that it takes no longer than a second; "

@@ -10,7 +10,7 @@ from torch import Tensor
 from app import state
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from snows.method.rows import KeptWeights, RowBlocks, input_gram
 from snows.method.saliency import SCORERS
 from snows.method.sparsity import keep_highest, to_matrix
@@ -116,17 +116,16 @@ def _draw(guess: str) -> None:
         return
     found = neuron(cut, likeness)
     with right:
-        panels.draw(
+        live.chart(
             charts.values_chart(found.before[0].tolist(), found.after[0].tolist(), names),
-            True,
-            "neuron",
-            "The neuron's eight weights before, and refitted; those that are cut are open",
+            key="neuron",
+            alt="The neuron's eight weights before, and refitted; those that are cut are open",
         )
     with left:
         tiles = st.columns(2)
         tiles[0].metric("Error, just cut", f"{100 * float(found.cut):.3g} %", border=True)
         tiles[1].metric("Refitted", f"{100 * float(found.refitted):.3g} %", border=True)
-    st.subheader("The same on a real layer", anchor=False)
+    st.header("The same on a real layer", anchor=False)
     _draw_real()
 
 
@@ -148,15 +147,14 @@ def _draw_real() -> None:
     with right:
         methods = dict(zip(errors, ("none", "least-squares", "dense"), strict=True))
         labels = {"Refitted, had its inputs nothing in common": "… inputs unlike"}
-        panels.draw(
+        live.chart(
             charts.bars_chart(
                 {labels.get(n, n): e for n, e in errors.items()},
                 "Mean error of a neuron's output, %",
                 {labels.get(n, n): m for n, m in methods.items()},
             ),
-            True,
-            "real-refit",
-            "; ".join(f"{name}: {error:.3g} %" for name, error in errors.items()),
+            key="real-refit",
+            alt="; ".join(f"{name}: {error:.3g} %" for name, error in errors.items()),
         )
         st.caption(
             "The last bar: the same weights over inputs that have nothing in common. There each weight already is the "

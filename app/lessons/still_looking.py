@@ -10,7 +10,7 @@ from app import state
 from app.charts import attention as attention_charts
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from app.tables.play import share
 from snows.measures.attention import attention_maps, compare_maps, even_maps, map_tokens
 from snows.plans import levels
@@ -127,11 +127,10 @@ def _draw(guess: str) -> None:
         for column, (title, attended) in zip(st.columns(len(maps)), maps.items(), strict=True):
             column.markdown(f"**{title}**")
             with column:
-                panels.draw(
+                live.chart(
                     attention_charts.attention_picture(as_pixels(looks.pictures[which]), attended, limits, 0.6, height=180),
-                    True,
-                    f"looks-{title}",
-                    f"{title}: where the network looks on the {picture}",
+                    key=f"looks-{title}",
+                    alt=f"{title}: where the network looks on the {picture}",
                 )
         level = found.at(pattern)
         st.caption(
@@ -139,7 +138,7 @@ def _draw(guess: str) -> None:
             f"{100 * found.at(levels.DENSE).cut:.1f} % dense, {100 * level.cut:.1f} % just cut, {100 * level.refitted:.1f} "
             "% refitted."
         )
-    st.subheader("One number for it", anchor=False)
+    st.header("One number for it", anchor=False)
     left, right = st.columns([2, 3], gap="large")
     with left:
         scale = lesson.draw_choice("Scale", "scale", SCORES, "plain")
@@ -152,11 +151,10 @@ def _draw(guess: str) -> None:
     if scale == "rescaled":
         scores = {title: rescaled(score, floors[EVEN]) for title, score in scores.items()}
     with right:
-        panels.draw(
+        live.chart(
             charts.bars_chart(scores, "Attention preserved", METHODS),
-            True,
-            "preserved",
-            "; ".join(f"{title}: {score:.3g}" for title, score in scores.items()),
+            key="preserved",
+            alt="; ".join(f"{title}: {score:.3g}" for title, score in scores.items()),
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from app import state
 from app.charts import lessons as charts
 from app.lessons import lesson, making_up, networks
-from app.parts import panels
+from app.parts import live
 from snows.config import NM
 from snows.method.refinement import refine
 from snows.method.rows import input_gram
@@ -141,7 +141,7 @@ def _draw(guess: str) -> None:
     after = puzzle.refitted(row, kept) if complete else puzzle.weights[row] * kept
     with right:
         figure = charts.values_chart(puzzle.weights[row].tolist(), after.tolist(), names, PATTERN.m)
-        panels.draw(figure, True, "puzzle", "The neuron's twelve weights before, and refitted on your choice")
+        live.chart(figure, key="puzzle", alt="The neuron's twelve weights before, and refitted on your choice")
     with left:
         if complete:
             _draw_result(float(puzzle.errors(row, kept[None])), contests[row])
@@ -151,8 +151,10 @@ def _draw(guess: str) -> None:
         st.markdown(
             "**How alike the inputs are**", help="Two inputs that are alike can speak for each other: one of them is enough."
         )
-        panels.draw(
-            charts.likeness_chart(puzzle.likeness().numpy(), names, PATTERN.m), True, "alike", "Correlation of every two inputs"
+        live.chart(
+            charts.likeness_chart(puzzle.likeness().numpy(), names, PATTERN.m),
+            key="alike",
+            alt="Correlation of every two inputs",
         )
         st.caption(
             f"Twelve weights of `{MODULE}` at the middle of the kernel, on {IMAGES} pictures; the rest of the neuron "
@@ -182,11 +184,10 @@ def _draw_result(error: float, found: Contest) -> None:
         "You": 100 * error,
     }
     methods = {"Magnitude": "none", "Exchanges": "snows", "You": "least-squares"}
-    panels.draw(
+    live.chart(
         charts.bars_chart(errors, "Error after refitting, %", methods),
-        True,
-        "contest",
-        "; ".join(f"{name}: {value:.3g} %" for name, value in errors.items()),
+        key="contest",
+        alt="; ".join(f"{name}: {value:.3g} %" for name, value in errors.items()),
     )
     if is_best(error, found.best):
         st.markdown(":material/trophy: **The best of all 216.** Nobody can do better. Try another neuron.")

@@ -13,7 +13,7 @@ from app.charts import attention as attention_charts
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
 from app.lessons.networks import Opened
-from app.parts import panels
+from app.parts import live
 from snows.measures import metrics
 from snows.method.graph import Window
 from snows.method.operations import Values
@@ -163,7 +163,7 @@ def _draw(guess: str) -> None:
         figure = charts.removal_chart(
             pd.DataFrame(rows_tried, columns=["rule", "removed", "right"]), len(rest.labels), (removed, right_now)
         )
-        panels.draw(figure, True, "worth", "Right answers against the share of weights removed, as far as you tried")
+        live.chart(figure, key="worth", alt="Right answers against the share of weights removed, as far as you tried")
         st.caption(
             f"`{module}`, {mask.numel():,} weights. Each place you try leaves a mark. Computed now on {len(rest.labels)} "
             "pictures that the network was not trained on"
@@ -185,12 +185,12 @@ def _draw_answer(logits: Tensor, index: int, label: int) -> None:
         }
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.image(as_pixels(network.images.evaluation[index]), width=96, caption=network.model.class_names[label])
+        name = network.model.class_names[label]
+        st.image(as_pixels(network.images.evaluation[index]), width=96, caption=name, alt=f"A test picture: {name}")
         with st.container():
-            st.plotly_chart(
+            live.chart(
                 attention_charts.top_chart(frame, "none", label),
                 key="worth-answer",
-                config=panels.QUIET,
                 alt="The network's likeliest answers for the picture",
             )
 

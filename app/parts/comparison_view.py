@@ -42,8 +42,6 @@ def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) 
     """
     states = [entry.state for entry in compare.entries(runs)]
     is_active = bool(set(states) & set(ACTIVE))
-    if is_active:
-        live.prepare()
     # No fragment where none is active: the first click after a restart would be one of a part that nobody knows yet.
     (st.fragment(run_every=1)(_progress) if is_active else _progress)(key, runs, comparison, states)
 
@@ -85,7 +83,7 @@ def _curves(key: str, entries: Sequence[Entry]) -> None:
         losses, names, begun, MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
     )
     figure.update_layout(dragmode="zoom")
-    panels.draw(figure, True, f"curves-{key}", "Each run's error at every layer so far, overlaid")
+    live.chart(figure, key=f"curves-{key}", alt="Each run's error at every layer so far, overlaid")
 
 
 def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: list[Entry]) -> None:
@@ -112,7 +110,7 @@ def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: l
             try:
                 state.jobs().resume_comparison(comparison.id)
             except (RunTakenError, StoreError) as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 st.rerun()
 
@@ -138,7 +136,7 @@ def _member(entry: Entry) -> None:
                 args=(entry.run.id,),
             )
         elif entry.state == "failed":
-            st.caption(compare.problem(entry), width="stretch")
+            st.caption(words.plain(compare.problem(entry)), width="stretch")
 
 
 @st.cache_data(max_entries=512, show_spinner=False)

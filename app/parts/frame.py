@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import state, words
+from app.parts import live
 from app.tables import runs
 from snows.plans.words import name_of
 
@@ -32,6 +33,8 @@ _STYLE = """
 }
 </style>
 """
+# Streamlit writes white on any primary color; on the dark theme's, which is light, that cannot be read.
+_DARK_STYLE = '<style>[data-testid^="stBaseButton-primary"]:enabled, [data-tag] { color: #07111b }</style>'
 
 # A choice on a page changes its address, and is no step to go back by: Streamlit would make an entry of each. What a lesson
 # shows is a page of its own.
@@ -59,8 +62,9 @@ def navigation() -> "st.Page":
 
 def draw() -> None:
     """All but the menu: the pill at its right, and the history."""
-    st.html(_STYLE)
+    st.html(_STYLE + (_DARK_STYLE if st.context.theme.type == "dark" else ""))
     with st.container(key="frame"):
+        live.prepare()
         st.components.v2.component("history", js=_HISTORY, isolate_styles=False)(key="history", height=1)
         if state.active_runs():
             st.fragment(run_every=_POLL_SECONDS)(_draw_pill)()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
-from plotly.graph_objects import Figure
 
 from app import state, words
 from app.charts import layers as layer_charts
@@ -45,7 +44,6 @@ _BADGES: dict[str, tuple[Any, str]] = {
 _TILES = ("accuracy", "agreement", "density", "seconds")
 _POLL_SECONDS = 1.0
 _PICKER_WIDTH = 500  # shows a run's name to its end, which sets it apart
-QUIET = {"displayModeBar": False}
 
 # --- the view of a run ---
 
@@ -64,7 +62,6 @@ def run_view(run: Run, *, recorded: bool = False) -> None:
     if not recorded:
         state.inspect(run.id)
     if state.watch(run)[1] in ACTIVE:
-        live.prepare()
         st.fragment(run_every=_POLL_SECONDS)(_run_view)(run, True, recorded)
     else:
         # No fragment: a click that comes before the page was built anew, as after a restart, is one of a part nobody knows.
@@ -82,7 +79,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     progress = run_tables.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(words.plain(name_of(run)), anchor=False, width="content")
+        st.header(words.plain(name_of(run)), anchor=False, width="content")
         badge(run_state)
     where = f" in {words.counted(len(progress.sites), 'layer')}" if progress.sites else ""
     st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
@@ -102,7 +99,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         if run_state == "running":
             so_far.answers_so_far(run, config, progress.done)
         _look_inside(run)
-        _figures(events, config, progress, was_active)
+        _figures(events, config, progress)
     with st.expander("Settings of this run", icon=":material/settings:"):
         if st.button(
             "Use these settings for a new run",
@@ -157,7 +154,7 @@ def _finished(run: Run, config: RunConfig) -> None:
         figure = play_charts.result_bars(
             ending.bars(config.prune.update), MEASURES["accuracy" if ending.labelled else "agreement"].axis
         )
-        st.plotly_chart(figure, key="ending", config=QUIET, alt=ending.sentence())
+        live.chart(figure, key="ending", alt=ending.sentence())
     measured = [name for name in _TILES if name in metrics]
     for column, name in zip(st.columns(len(measured) or 1), measured, strict=False):
         measure, value, delta = MEASURES[name], metrics[name], None
@@ -210,17 +207,9 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         try:
             state.jobs().resume(run.id)
         except (RunTakenError, StoreError) as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(words.plain(str(error)), icon=":material/error:")
         else:
             st.rerun()
-
-
-def draw(figure: Figure, in_place: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
-    """A figure; one that changes by itself or by a click beside it, or can be clicked, is drawn `in_place`, see `live`."""
-    if in_place or on_click is not None:
-        live.chart(figure, key=f"live-{key}", alt=alt, on_click=on_click)
-    else:
-        st.plotly_chart(figure, key=key, config=QUIET, alt=alt)
 
 
 def _look_inside(run: Run) -> None:
@@ -247,20 +236,20 @@ def _strip(run: Run, events: list[Event], config: RunConfig, is_active: bool) ->
         st.switch_page(state.page("layers"), query_params={"run": run.id, "layer": layer})
 
 
-def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_live: bool = False) -> None:
+def _loss_chart(events: list[Event], config: RunConfig, sites: list[str]) -> None:
     figure = layer_charts.loss_chart(run_tables.site_losses(events), [words.layer(site) for site in sites], config.prune.update)
-    draw(figure, is_live, "losses", "Loss of each layer with the mask only, after least squares, and at the end")
+    live.chart(figure, key="losses", alt="Loss of each layer with the mask only, after least squares, and at the end")
 
 
-def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress, is_live: bool) -> None:
+def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress) -> None:
     solves = config.prune.update == "snows"
     losses, now = st.columns([3, 2], gap="large") if solves else (st.container(), None)
     with losses:
         st.markdown("**What each layer lost, and got back**")
-        _loss_chart(events, config, progress.sites, is_live)
+        _loss_chart(events, config, progress.sites)
     if now is not None:
         with now:
-            _solver(events, config, is_live)
+            _solver(events, config)
     st.markdown("**What happened**, newest first")
     st.dataframe(
         run_tables.log(events),
@@ -276,14 +265,14 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
     )
 
 
-def _solver(events: list[Event], config: RunConfig, is_live: bool) -> None:
+def _solver(events: list[Event], config: RunConfig) -> None:
     solved = run_tables.last_solved(events)
     if solved is None:
         st.caption("The solver has not begun.")
         return
     st.markdown(f"**The solver in** `{words.layer(solved.site)}`")
     figure = solver_charts.residual_chart(run_tables.cg_residuals(events), config.prune.solver.rtol)
-    draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    live.chart(figure, key="residuals", alt="Conjugate gradient's relative residual by iteration")
     st.caption("It changes this layer so that all of these compute what they did:")
     st.markdown(words.operations(solved.operations))
 
@@ -348,7 +337,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
             state.open_run(picked, page_name)
     st.markdown(sentence)
     if problem:
-        st.error(problem + " Or choose one above.", icon=":material/error:")
+        st.error(words.plain(problem) + " Or choose one above.", icon=":material/error:")
         return None
     if current is None:
         st.info("There is no run yet. Start one, and look at it here while it works.", icon=":material/info:")
@@ -378,7 +367,6 @@ def run_labels(runs: Mapping[str, Run]) -> dict[str, str]:
 def follow(run: Run, draw: Callable[[bool], None]) -> None:
     """Call `draw(is_live)`, and again every second while the run is active; when it ends, draw the whole page anew."""
     active = state.watch(run)[1] in ACTIVE
-    live.prepare()
 
     def draw_now() -> None:
         if active and state.watch(run)[1] not in ACTIVE:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from app import state
+from app import state, words
 from app.charts import attention as attention_charts
 from app.charts import play as play_charts
 from app.parts import live, pictures
@@ -67,7 +67,6 @@ def _probabilities(model: str, pattern: str, refitted: bool, images: np.ndarray)
 
 def play() -> None:
     """Pictures, slider, switch, curve and sentence."""
-    live.prepare()
     ready = engine.ready()
     st.fragment(run_every=None if ready else 1)(_play)(ready)
 
@@ -173,7 +172,7 @@ def _own_pictures() -> None:
             st.button("Put it away", icon=":material/close:", on_click=_put_away)
         st.button("Eight others", icon=":material/refresh:", on_click=_others)
     if problem := st.session_state.get(_PROBLEM):
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
 
 
 def _drawn(content: bytes | None) -> None:

@@ -61,6 +61,6 @@ def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.Mon
 
 
 def figures(app: AppTest) -> dict[str, dict]:
-    """The figures drawn in place (`app.parts.live`), by their description."""
+    """The figures of a page (`app.parts.live`), by their description."""
     drawn = [json.loads(element.proto.json) for element in app.get("bidi_component") if '"figure"' in element.proto.json]
     return {data["alt"]: json.loads(data["figure"]) for data in drawn}

@@ -1,6 +1,5 @@
 """The Compare page: its frames by hand, a comparison that is killed and resumed, and the page in every state."""
 
-import json
 import math
 import shutil
 import signal
@@ -362,8 +361,8 @@ class TestPage:
         app = open_compare(open_page)
         text = text_of(app)
         assert "What more images bring" in text
-        chart = next(c for c in app.get("plotly_chart") if "Calibration images" in c.proto.spec)
-        lines = [trace for trace in json.loads(chart.proto.spec)["data"] if trace["mode"] == "lines+markers"]
+        figure = next(figure for alt, figure in figures(app).items() if "calibration images" in alt)
+        lines = [trace for trace in figure["data"] if trace["mode"] == "lines+markers"]
         assert [line["name"] for line in lines] == ["SNOWS, refined mask, K = 3", "Least squares (OBS)"]
         assert [line["x"] for line in lines] == [pytest.approx([8, 16])] * 2
         assert [line["y"] for line in lines] == [pytest.approx([56.4, 75.6])] * 2
@@ -450,7 +449,7 @@ class TestPage:
         assert "the run's files are of another network" in text  # these hold no weights of it
         app = open_compare(open_page, view="layers")
         assert "How wrong each layer's own output is" in text_of(app)
-        assert len(app.get("plotly_chart")) == 3
+        assert len(figures(app)) == 3
 
     @pytest.mark.slow
     def test_the_runs_looked_into_are_those_of_the_address(self, open_page: OpenPage, store: RunStore) -> None:

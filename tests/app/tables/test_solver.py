@@ -1,6 +1,5 @@
 """What the Convergence page says of a run's solver: its frames by hand, and the page in every state."""
 
-import json
 import math
 import types
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from snows.measures.names import number
 from snows.method.solver import Status
 from snows.runs.store import Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import labelled
 from tests.snows.helpers import ALL, case, site_problem
 
@@ -389,8 +388,8 @@ class TestPage:
         ways = downhill.ways(30, True, (-2.0, 1.5))
         assert f"it takes {len(ways['Newton'].points) - 1} of them" in text
         assert "not there after 200 steps" in text
-        drawn = {chart.key: json.loads(chart.proto.spec)["data"] for chart in app.get("plotly_chart")}
-        newton = next(trace for trace in drawn["idea-True"] if trace.get("name") == "Newton")
+        drawn = next(figure for alt, figure in figures(app).items() if "of them" in alt)
+        newton = next(trace for trace in drawn["data"] if trace.get("name") == "Newton")
         assert newton["x"] == pytest.approx([x for x, _ in ways["Newton"].points])
         assert newton["y"] == pytest.approx([y for _, y in ways["Newton"].points])
 

@@ -22,7 +22,7 @@ from snows.events import RunFinished, RunStarted, SiteFinished
 from snows.plans.study import Outcome, expand
 from snows.runs.store import Comparison, Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import button, labels, text_of, until_ended
 
 IMAGES = 1000
@@ -371,10 +371,10 @@ class TestPage:
         text = text_of(app)
         assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 % (95 % interval" in text
         assert "**vit-fashion.** K = 10 has the best accuracy, 90.00 % (95" in text
-        assert len(app.get("plotly_chart")) == 4
+        assert len(figures(app)) == 4
         # The conditions stand in the title, and no figure compares times.
         assert "**Accuracy against K** · keep 2 of 4 weights (2:4) · 512 calibration images · one seed" in text
-        assert not any("Time" in chart.proto.spec for chart in app.get("plotly_chart"))
+        assert not any("Time" in json.dumps(figure) for figure in figures(app).values())
         assert app.dataframe[0].value["k"].tolist() == [3, 10]
         assert len(app.dataframe[1].value) == 6
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
@@ -383,7 +383,7 @@ class TestPage:
     def test_the_address_says_what_is_drawn(self, open_page: OpenPage, store: RunStore) -> None:
         finished_comparison(store)
         app = open_study(open_page, axis="share", loss="own_error")
-        titles = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+        titles = [figure["layout"] for figure in figures(app).values()]
         assert {layout["xaxis"]["title"]["text"] for layout in titles} == {"K ÷ operations of the network (%)"}
         assert titles[1]["yaxis"]["title"]["text"] == "Error ÷ target, layer"
 
@@ -407,7 +407,7 @@ class TestPage:
             "best, 95.00 % (93.5 to 96.2 %) at 512 images" in text
         )
         assert "The fewest images within the noise of the best" in text
-        layouts = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+        layouts = [figure["layout"] for figure in figures(app).values()]
         assert {layout["xaxis"]["title"]["text"] for layout in layouts} == {"Calibration images"}
         assert layouts[1]["yaxis"]["title"]["text"] == "Error ÷ target, held back"
 
