@@ -235,8 +235,7 @@ def _second_run(run: Run) -> Run | None:
         "Second run",
         options := ["", *others],
         width=300,
-        disabled=not others,
-        format_func=({"": "None"} | panels.run_labels(others)).__getitem__,
+        format_func=({"": "None" if others else "None yet"} | panels.run_labels(others)).__getitem__,
         help="Another run of the same network, beside this one."
         + ("" if others else " There is none yet: prune this network once more, with other settings."),
         **state.addressed("with", options, ""),

@@ -12,6 +12,7 @@ from app.charts.axes import LEAST_ROWS, LINE, ROW, log_axis, mark_rows, named_ro
 from app.charts.palette import COLORS, Line, Mark
 from snows.measures.names import MEASURES
 
+_LEAST_SPAN = 2  # points of a share; what chance moves shall not fill a figure
 _MOST_LEGEND = 3  # entries beside the plot; more go above it, a row each, and the figure grows
 
 
@@ -31,6 +32,12 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
         yaxis={"title": values.axis, "zeroline": False, "automargin": True},
         showlegend=False,
     )
+    reached = values.scale * points["y"].dropna()
+    if dense is not None:
+        reached = pd.concat([reached, pd.Series([values.scale * dense])])
+    if values.of_images and len(reached) and reached.max() - reached.min() < _LEAST_SPAN:
+        middle = (reached.max() + reached.min()) / 2
+        figure.update_yaxes(range=[middle - 0.6 * _LEAST_SPAN, middle + 0.6 * _LEAST_SPAN])
     front = points[points["best"]].sort_values("x")
     if len(front) > 1:
         figure.add_scatter(

@@ -402,7 +402,9 @@ def _bar(config: RunConfig | None, plan: "Plan | None", problem: str) -> None:
     st.html(_BAR_STYLE)
     told, button = st.columns([5, 1], vertical_alignment="center", gap="medium")
     with button:
-        start_button("Start", config, width="stretch", disabled=bool(problem) or config is None, key="start")
+        # Fields stand before it in the order of the keyboard, and what a run showed; one need not pass them.
+        disabled = bool(problem) or config is None
+        start_button("Start", config, width="stretch", disabled=disabled, key="start", shortcut="Ctrl+Enter")
     with told:
         if problem:
             # The remedy stands in the card that it is about.

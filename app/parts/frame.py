@@ -29,16 +29,18 @@ _STYLE = """
 }
 @media (max-width: 768px) {  /* where the menu is a drawer */
   .st-key-pill a { max-width: calc(100vw - 14rem); }
-  body:has([data-testid="stSidebar"][aria-expanded="true"]) .st-key-pill { visibility: hidden; }
+  body:has([data-testid="stSidebar"][data-collapsed="false"]) .st-key-pill { visibility: hidden; }
 }
 </style>
 """
 # Streamlit writes white on any primary color; on the dark theme's, which is light, that cannot be read.
 _DARK_STYLE = '<style>[data-testid^="stBaseButton-primary"]:enabled, [data-tag] { color: #07111b }</style>'
 
+_NARROW = 768  # pixels; below, Streamlit makes the menu a drawer, and leaves it open over the page that was chosen there
+
 # A choice on a page changes its address, and is no step to go back by: Streamlit would make an entry of each. What a lesson
 # shows is a page of its own.
-_HISTORY = """
+_BROWSER = """
 if (!window.oneEntryAPage) {
   window.oneEntryAPage = true;
   const push = history.pushState.bind(history);
@@ -47,9 +49,16 @@ if (!window.oneEntryAPage) {
     const here = new URL(location.href), there = new URL(address ?? here, here);
     return place(here) === place(there) ? history.replaceState(data, title, address) : push(data, title, address);
   };
+  const close = () => document.querySelector("[data-testid=stSidebarCollapseButton] button")?.click();
+  document.addEventListener("click", event => {
+    if (innerWidth < NARROW && event.target.closest("[data-testid=stSidebarNavLink]")) setTimeout(close);
+  });
+  document.addEventListener("keydown", event => {
+    if (innerWidth < NARROW && event.key === "Escape") close();
+  });
 }
 export default function () {}
-"""
+""".replace("NARROW", str(_NARROW))
 
 
 def navigation() -> "st.Page":
@@ -61,11 +70,11 @@ def navigation() -> "st.Page":
 
 
 def draw() -> None:
-    """All but the menu: the pill at its right, and the history."""
+    """All but the menu: the pill at its right, the history, and the drawer that closes."""
     st.html(_STYLE + (_DARK_STYLE if st.context.theme.type == "dark" else ""))
     with st.container(key="frame"):
         live.prepare()
-        st.components.v2.component("history", js=_HISTORY, isolate_styles=False)(key="history", height=1)
+        st.components.v2.component("history", js=_BROWSER, isolate_styles=False)(key="history", height=1)
         if state.active_runs():
             st.fragment(run_every=_POLL_SECONDS)(_draw_pill)()
 

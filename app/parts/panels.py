@@ -99,7 +99,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         if run_state == "running":
             so_far.answers_so_far(run, config, progress.done)
         _look_inside(run)
-        _figures(events, config, progress)
+        _figures(events, config, progress, folded=run_state == "running")
     with st.expander("Settings of this run", icon=":material/settings:"):
         if st.button(
             "Use these settings for a new run",
@@ -241,14 +241,14 @@ def _loss_chart(events: list[Event], config: RunConfig, sites: list[str]) -> Non
     live.chart(figure, key="losses", alt="Loss of each layer with the mask only, after least squares, and at the end")
 
 
-def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress) -> None:
+def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress, *, folded: bool) -> None:
     solves = config.prune.update == "snows"
     losses, now = st.columns([3, 2], gap="large") if solves else (st.container(), None)
     with losses:
         st.markdown("**What each layer lost, and got back**")
         _loss_chart(events, config, progress.sites)
     if now is not None:
-        with now:
+        with now, st.expander("The solver, step by step", expanded=not folded, icon=":material/trending_down:"):
             _solver(events, config)
     st.markdown("**What happened**, newest first")
     st.dataframe(
@@ -270,7 +270,7 @@ def _solver(events: list[Event], config: RunConfig) -> None:
     if solved is None:
         st.caption("The solver has not begun.")
         return
-    st.markdown(f"**The solver in** `{words.layer(solved.site)}`")
+    st.markdown(f"**Conjugate gradient in** `{words.layer(solved.site)}`")
     figure = solver_charts.residual_chart(run_tables.cg_residuals(events), config.prune.solver.rtol)
     live.chart(figure, key="residuals", alt="Conjugate gradient's relative residual by iteration")
     st.caption("It changes this layer so that all of these compute what they did:")

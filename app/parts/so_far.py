@@ -1,4 +1,4 @@
-"""Eight pictures with the answers of a run's network as it is pruned so far.
+"""Eight pictures with the answers of a run's network as it is pruned so far, and how many more it gets right.
 
 The network is the run's, loaded once beside the run and never traced: `torch.export` in this process would change the run's
 numbers. Its finished layers are read from the run's folder.
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     from snows.sources.models import LoadedModel
 
 _COUNT = 8
+_JUDGED = 300  # labelled test pictures, where the set brings them along: a quarter of a second beside a run
 # What a run leaves of a processor is enough to put eight pictures through a network of this size within a second or so.
 _MOST_PARAMETERS = 30_000_000
 
 
 @dataclass(frozen=True)
 class _Looked:
-    """A network and the pictures that it is shown, with what is to be said of where they are from. Nobody may change it."""
+    """A network and what it is shown, with what is to be said of where the first few are from. Nobody may change it.
+
+    `images`: (N, C, H, W), those that are drawn and then those that are only counted; `labels`: of the latter.
+    """
 
     model: "LoadedModel"
     images: "Tensor"
+    labels: np.ndarray
     addresses: list[str]
     words: list[str]
     whose: str
@@ -53,12 +58,14 @@ def _look(config_json: str) -> _Looked | None:
         import torch
 
         pixels, numbers = levels.pictures(0, _COUNT)
-        images = model.preprocess(torch.from_numpy(pixels)[:, None])
+        others, labels = levels.labelled_pictures(_JUDGED)
+        images = model.preprocess(torch.from_numpy(np.concatenate([pixels, others]))[:, None])
         words = [f"Test picture {number}" for number in numbers]
-        return _Looked(model, images, [attention_charts.picture_address(p) for p in pixels], words, "Test pictures")
+        return _Looked(model, images, labels, [attention_charts.picture_address(p) for p in pixels], words, "Test pictures")
     preview = data.preview(config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, _COUNT)
     addresses = [attention_charts.picture_address(data.as_pixels(image), longest_edge=112) for image in preview.images]
-    return _Looked(model, preview.images, addresses, preview.words, "Pictures that it is fitted on")
+    none = np.empty(0, dtype=np.int64)
+    return _Looked(model, preview.images, none, addresses, preview.words, "Pictures that it is fitted on")
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -74,8 +81,8 @@ def _probabilities(config_json: str, path: Path, done: int) -> np.ndarray:
 
 
 def answers_so_far(run: Run, config: RunConfig, done: int) -> None:
-    """The pictures, and under each what the network takes it for with its first `done` layers pruned. Nothing where the engine
-    is not there yet, or the network is too large to be run beside the run."""
+    """The pictures, and under each what the network takes it for with its first `done` layers pruned; its accuracy so far.
+    Nothing where the engine is not there yet, or the network is too large to be run beside the run."""
     if not engine.ready():
         return
     asked = config.model_dump_json()
@@ -86,9 +93,11 @@ def answers_so_far(run: Run, config: RunConfig, done: int) -> None:
         dense, now = (_probabilities(asked, run.path, layers) for layers in (0, done))
     except (InputError, RuntimeError, OSError):
         return  # the run itself says what is wrong with its network or its images
-    answers = play_tables.answers(now, dense, looked.model.class_names)
+    count = len(looked.addresses)
+    answers = play_tables.answers(now[:count], dense[:count], looked.model.class_names)
     same = sum(answer.was is None for answer in answers)
-    st.markdown(f"**What it answers so far**: {same} of {len(answers)} as the dense network does")
+    right = play_tables.right_so_far(now[count:], dense[count:], looked.labels)
+    st.markdown(f"**What it answers so far**: {same} of {count} as the dense network does{right}")
     shown = [
         pictures.Shown(
             address,

@@ -130,7 +130,7 @@ class TestRunStates:
     @pytest.mark.parametrize(
         ("name", "words", "offered"),
         [
-            ("running", ["Layer 8 of 21: layer2.0.conv2", "The solver in", "layer2.0.conv2"], "Cancel"),
+            ("running", ["Layer 8 of 21: layer2.0.conv2", "Conjugate gradient in", "layer2.0.conv2"], "Cancel"),
             ("queued", ["starts when the run before it has ended"], "Cancel"),
             ("failed", ["Layer layer2.0.conv1 was given a NaN", "7 of 21 layers are finished and kept"], "Resume"),
             ("cancelled", ["You cancelled this run", "7 of 21 layers are finished and kept"], "Resume"),
