@@ -12,12 +12,13 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st  # noqa: E402
 
-from app import state  # noqa: E402
+from app import state, texts  # noqa: E402
 from app.parts import frame  # noqa: E402
 from app.work import engine  # noqa: E402
 from snows.process import prepare  # noqa: E402
 
 prepare()
+texts.locale = lambda: st.context.locale
 st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), layout="wide")
 
 

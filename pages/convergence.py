@@ -71,8 +71,8 @@ def draw_idea() -> None:
         )
         within, across = st.columns(2, gap="large")
         for place, bent, names, says in (
-            (within, False, ("Conjugate gradient", "Gradient descent"), _within_said),
-            (across, True, ("Newton", "Gradient descent"), _across_said),
+            (within, False, ("conjugate", "descent"), _within_said),
+            (across, True, ("newton", "descent"), _across_said),
         ):
             ways = downhill.known_ways(_NARROW, bent, _START)
             height, axis = downhill.heights(_NARROW, bent)
@@ -94,15 +94,15 @@ def draw_idea() -> None:
 
 def _within_said(steps: dict[str, int]) -> str:
     return (
-        f"Conjugate gradient is at the bottom after {words.counted(steps['Conjugate gradient'], 'iteration')}, as many as "
-        f"there are weights; always straight down takes {steps['Gradient descent']} steps."
+        f"Conjugate gradient is at the bottom after {words.counted(steps['conjugate'], 'iteration')}, as many as "
+        f"there are weights; always straight down takes {steps['descent']} steps."
     )
 
 
 def _across_said(steps: dict[str, int]) -> str:
     return (
-        f"Each Newton step sees only the bend where it stands, so it takes {steps['Newton']} of them; always straight down is "
-        f"not there after {steps['Gradient descent']} steps."
+        f"Each Newton step sees only the bend where it stands, so it takes {steps['newton']} of them; always straight down is "
+        f"not there after {steps['descent']} steps."
     )
 
 
