@@ -1,10 +1,10 @@
 """Where things are kept: the URL (which run), the session (events read so far), the process (the job manager). Typed.
 
-The inputs of a form keep themselves, see `form.kept`.
+What a form's fields hold is kept by `app.forms.run`: in the session, and on the Prune page in the address as well.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import streamlit as st
 from pydantic import ValidationError
 
+from app.forms import settings
 from app.work.jobs import JobManager
 from app.work.planning import Planner
 from snows.config import RunConfig
@@ -26,25 +27,30 @@ ROOT = Path(__file__).resolve().parent.parent
 # The runs that come with the app. Nobody can change or delete them.
 RECORDED = RunStore(ROOT / "assets" / "runs")
 
-# The pages in the order of the navigation, with their title and icon; the file and the address are the name.
+# The pages in the order of work, with their title and icon; the file and the address are the name.
 PAGES = {
     "overview": ("Start", ":material/home:"),
     "prune": ("Prune", ":material/ac_unit:"),
-    "compare": ("Compare", ":material/balance:"),
-    "study": ("K study", ":material/stacked_line_chart:"),
     "layers": ("Layers", ":material/layers:"),
     "convergence": ("Convergence", ":material/trending_down:"),
     "attention": ("Attention", ":material/visibility:"),
+    "compare": ("Methods", ":material/balance:"),
+    "study": ("K", ":material/stacked_line_chart:"),
     "lessons": ("Lessons", ":material/school:"),
     "runs": ("Runs", ":material/folder_open:"),
 }
+# The menu's parts that are lists of pages; every other page stands in it by itself.
+MENU = {"Inspect": ("layers", "convergence", "attention"), "Compare": ("compare", "study")}
 WITH_ENGINE = {"compare", "layers", "convergence", "attention", "lessons"}  # what cannot be shown before the engine is imported
 # What a page's address goes on saying when one comes back to the page, or opens another run there.
 KEPT = {
     "overview": {"kept", "values", "network", "pictures"},
     "attention": {"image", "with", "query", "block", "head", "patch", "measure"},
-    "runs": {"find", "state", "tag", "marked"},
+    "runs": {"find", "state", "tag", "marked", "group", "column"},
+    "prune": set(settings.NAMES),
 }
+# What pages that look into a run have in common: chosen on one, it is chosen on the others.
+SHARED = {"layers": {"layer"}, "convergence": {"layer"}}
 # What an address can say: a text, a switch, or several texts.
 Said = str | bool | list[str]
 Choice = TypeVar("Choice", str, bool, list[str])
@@ -81,6 +87,13 @@ def store() -> RunStore:
     return RunStore(default_root())
 
 
+def active_runs() -> list[tuple[Run, str]]:
+    """Of the newest fifty runs those that work or wait, with their state: those at work first, and of those that wait the
+    next."""
+    states = [(run, run.state()) for run in reversed(store().list()[:50])]
+    return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: pair[1] != "running")
+
+
 def recorded_runs() -> RunStore:
     """The runs that come with the app."""
     return RECORDED
@@ -97,11 +110,13 @@ class Address:
 
     A fragment that is run every second may bring the browser's address and widgets from before the last click with it. So what
     is known here counts, and a widget that was given another value than its user's is a new one, whose turn is in its key.
-    `given` are the values that widgets were given last: one that reports just that was not used.
+    `shared` is what pages have in common, see `SHARED`. `given` are the values that widgets were given last: one that reports
+    just that was not used.
     """
 
     page: str = ""
     pages: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    shared: dict[str, list[str]] = field(default_factory=dict)
     recalled: set[str] = field(default_factory=set)
     turns: dict[str, int] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
@@ -123,9 +138,15 @@ def read_address(page_name: str) -> None:
         return
     address.turns = {name: turn + 1 for name, turn in address.turns.items()}
     address.recalled = set()
+    known = {name: address.values[name] for name in address.values.keys() & KEPT.get(page_name, set())}
+    for name in SHARED.get(page_name, ()):
+        if name in parameters:
+            address.shared[name] = parameters[name]
+        elif name in address.shared:
+            known[name] = address.shared[name]
     if before != (page_name, parameters.get("run")) and parameters.keys() <= {"run"}:
-        address.recalled = address.values.keys() & KEPT.get(page_name, set())
-    recalled = {name: address.values[name] for name in address.recalled}
+        address.recalled = set(known)
+    recalled = {name: known[name] for name in address.recalled}
     address.pages[page_name] = parameters | recalled
     if recalled:
         st.query_params.from_dict(address.values)
@@ -136,9 +157,19 @@ def asked_all(name: str) -> list[str]:
     return list(_address().values.get(name, ()))
 
 
+def said(names: Iterable[str]) -> dict[str, list[str]]:
+    """All that the address says under `names`, as a link would have to."""
+    return {name: texts for name in names if (texts := asked_all(name))}
+
+
 def asked(name: str) -> str | None:
     """What the address says under `name`."""
     return next(reversed(asked_all(name)), None)
+
+
+def shared(name: str) -> str | None:
+    """What was chosen under `name`, of `SHARED`, on any page that has it."""
+    return next(iter(_address().shared.get(name, ())), None)
 
 
 def is_recalled(name: str) -> bool:
@@ -153,10 +184,25 @@ def say(name: str, value: Said, default: Said = "") -> None:
     address.recalled.discard(name)
     if value == default:
         texts = []
+    if name in SHARED.get(address.page, ()):
+        address.shared.pop(name, None)
+        if texts:
+            address.shared[name] = list(texts)
     if texts != asked_all(name):
         address.values.pop(name, None)
         if texts:
             address.values[name] = list(texts)
+        st.query_params.from_dict(address.values)
+
+
+def say_all(said: Mapping[str, str], names: Collection[str]) -> None:
+    """Let the address say just this of `names`, in one step of the browser's history."""
+    address = _address()
+    address.recalled -= set(names)
+    if said != {name: asked(name) for name in names if asked(name) is not None}:
+        for name in names:
+            address.values.pop(name, None)
+        address.values.update({name: [text] for name, text in said.items()})
         st.query_params.from_dict(address.values)
 
 
@@ -211,6 +257,16 @@ def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "", 
             write(st.session_state[key])
 
     return {"key": key, "on_change": changed}
+
+
+def inspect(run_id: str) -> None:
+    """Let the pages that look into a run show this one, until another is opened."""
+    st.session_state["inspected"] = run_id
+
+
+def inspected() -> str | None:
+    """The run that was started, opened or looked into last in this session."""
+    return st.session_state.get("inspected")
 
 
 def open_run(run_id: str | None, page_name: str = "prune") -> None:

@@ -1,7 +1,9 @@
 """How pages say what is on them: a layer's, a pattern's and an operation's name, and what is counted."""
 
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from snows.config import NM, Dense, Unstructured
@@ -29,9 +31,34 @@ def layer(site: str) -> str:
     return site.removesuffix(".weight")
 
 
+# What Streamlit makes something of once Markdown is read, so that no backslash helps: colors and the like, emoji, addresses,
+# arrows and dashes.
+_STYLES = "red|orange|yellow|green|blue|violet|gr[ae]y|rainbow|primary|small|material/|streamlit"
+_JOINED = re.compile(rf"(?<=:)(?={_STYLES}|//|[\w+-]+:)|(?<=[<>~-])(?=[-=>])|(?<=www)(?=\.)|(?<=@)(?=\w)")
+_MARKS = re.compile(r"([\\`*_\[\]<>$~!&])")
+_AT_THE_START = re.compile(r"^(\s*\d*)([.)#+-])")
+
+
 def plain(text: str) -> str:
-    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image."""
-    return re.sub(r"([\\`*_\[\]<>$~])", r"\\\1", text)
+    """A text that somebody made, such as a run's name, to be shown as it is where Markdown is read: it fetches no image and
+    makes no link. Unseen joiners keep apart what would be read as one sign."""
+    marked = _MARKS.sub(r"\\\1", _JOINED.sub("\N{WORD JOINER}", text))
+    return _AT_THE_START.sub(r"\1\\\2", marked)
+
+
+def in_figure(text: str) -> str:
+    """The same for a figure, which reads a little HTML, and in hover texts `%{…}`."""
+    return html.escape(text, quote=False).replace("{", "&#123;")
+
+
+def without_paths(text: str, paths: Iterable[str] = ()) -> str:
+    """The text without the folders of the machine that the app runs on; a file or the last folder keeps its name. `paths`: some
+    that may hold blanks."""
+    text = re.sub(r"(?<![\w.])~?/(?:[^\s'\"]*/)?\.uploads/[0-9a-f]+/", "", text)
+    for path in sorted(filter(lambda path: "/" in path, paths), key=len, reverse=True):
+        for form in (str(Path(path).expanduser()), path):
+            text = text.replace(form, Path(path).name)
+    return re.sub(r"(?<![\w.:/~])(?:~|\.)?/(?:[^\s'\"(),;:]+/)+", "", text)
 
 
 def pattern_words(pattern: NM | Unstructured | Dense) -> str:

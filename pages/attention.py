@@ -16,7 +16,7 @@ import streamlit as st
 
 from app import state, words
 from app.charts import attention as attention_charts
-from app.parts import gallery, panels
+from app.parts import gallery, live, panels
 from app.parts.own_pictures import (
     LARGEST_UPLOAD,
     MOST_IMAGES,
@@ -180,7 +180,7 @@ def _image_controls() -> None:
 def _strip(columns: list[Column], offered: list[int] | None) -> None:
     """The images to choose from, one's own first."""
     for problem in st.session_state.get("upload problems", ()):
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
     pictures = [gallery.Thumbnail(OWN + name, own.address, f"Your own: {name}") for name, own in own_pictures().items()]
     if offered:
         inspection = columns[0].inspection
@@ -235,16 +235,14 @@ def _second_run(run: Run) -> Run | None:
         "Second run",
         options := ["", *others],
         width=300,
-        disabled=not others,
-        format_func=({"": "None"} | panels.run_labels(others)).__getitem__,
+        format_func=({"": "None" if others else "None yet"} | panels.run_labels(others)).__getitem__,
         help="Another run of the same network, beside this one."
         + ("" if others else " There is none yet: prune this network once more, with other settings."),
         **state.addressed("with", options, ""),
     )
     if wanted is not None and wanted not in others:
-        st.error(
-            f"There is no run {wanted!r} of {config.model} to compare with. Choose another.", icon=":material/error:", width=400
-        )
+        problem = f"There is no run {wanted!r} of {config.model} to compare with. Choose another."
+        st.error(words.plain(problem), icon=":material/error:", width=400)
     return others[picked] if picked else None
 
 
@@ -265,7 +263,7 @@ def _columns(run: Run, second: Run | None, is_live: bool) -> list[Column]:
 
 def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tuple[int, int], float]:
     """Block, head (None: their mean), query, patch (from 1), and the map's opacity."""
-    from app.tables.attention import ONE_PATCH, ROLLOUT
+    from app.tables.attention import ONE_PATCH, ROLLOUT, holding
 
     query, head = None, None
     if questions.queries:
@@ -285,6 +283,12 @@ def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tupl
         if questions.stages
         else "A transformer looks at the image once a block, the first one first. Rollout goes through all of them."
     )
+    # Once: from the layer that was looked into on another page to its block.
+    layer = state.shared("layer")
+    if layer is not None and layer != st.session_state.get("attention-layer"):
+        if (of_layer := holding(blocks, layer)) is not None and not through_all:
+            state.choose("block", of_layer, blocks[-1])
+        st.session_state["attention-layer"] = layer
     shared: dict[str, Any] = {"width": 220, "help": about_block, **state.addressed("block", blocks, blocks[-1])}
     name = "Stage" if questions.stages else "Block"
     if len(blocks) > 1:
@@ -391,16 +395,15 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
     marked = patch if query == attention_tables.ONE_PATCH else None
     height = 300 if len(seen_images) == 1 else 210
     for seen in seen_images:
-        st.caption(seen.caption)
+        st.caption(words.plain(seen.caption))
         places = st.columns(len(columns))
         drawn: list[np.ndarray | None] = [*seen.maps] or [None] * len(columns)
         for place, column, look, values in zip(places, columns, seen.looks, drawn, strict=True):
             key, names = f"{seen.image}-{column.name}", column.inspection.model.class_names
             with place:
                 st.markdown(f"**{words.plain(column.name)}**")
-                panels.draw(
+                live.chart(
                     attention_charts.attention_picture(seen.pixels, values, limits, opacity, marked, height),
-                    True,
                     key=f"{key}-map",
                     alt=f"{seen.caption}: where this network looks: {column.name}",
                     on_click=_patch_asker(grid, questions) if (grid := questions.grid(block)) is not None else None,
@@ -409,9 +412,8 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
                 if top.empty:
                     st.caption("No answer: the network's outputs are not numbers (NaN).")
                     continue
-                panels.draw(
+                live.chart(
                     attention_charts.top_chart(top, column.method, seen.label),
-                    True,
                     key=f"{key}-top",
                     alt=f"{seen.caption}: the five likeliest classes: {column.name}",
                 )
@@ -427,7 +429,7 @@ def _maps(columns: list[Column], questions: "Questions", chosen: list[str]) -> t
     if seen_images and questions.mapped:
         with st.container(width=440):
             title = "Activity, in all pictures" if questions.stages else "Share of the attention, in all pictures"
-            panels.draw(attention_charts.map_scale(limits, title), True, key="scale", alt=f"Color scale: {title}")
+            live.chart(attention_charts.map_scale(limits, title), key="scale", alt=f"Color scale: {title}")
     return (block, head) if questions.mapped else None
 
 
@@ -438,9 +440,9 @@ def _refused(image: str, error: InputError, inspection: "Inspection") -> None:
 
     name = image.removeprefix(OWN)
     if name not in own_pictures():
-        st.error(str(error), icon=":material/error:")
+        st.error(words.plain(str(error)), icon=":material/error:")
         return
-    st.error(f"{name} does not suit the network: {error}.", icon=":material/error:")
+    st.error(words.plain(f"{name} does not suit the network: {error}."), icon=":material/error:")
     if inspection.model.name in BUNDLED:
 
         def convert() -> None:
@@ -459,7 +461,7 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
     """Dense against each pruned network, over many images. `block_and_head`: the block and head whose maps are on the page."""
     from app.tables import attention as attention_tables
 
-    st.subheader("Over many images, how alike do they look?", anchor=False)
+    st.header("Over many images, how alike do they look?", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         measure = st.segmented_control(
             "Similarity",
@@ -500,9 +502,8 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
             help=f"{score.title}: {score.meaning} A point an image; the diamond is their mean, the bar holds the middle 80 % "
             "of them.",
         )
-        panels.draw(
+        live.chart(
             attention_charts.preservation_chart(preserved, {column.name: column.method for column in columns[1:]}, spreads),
-            True,
             key="preserved",
             alt="Preserved attention of each image, by network",
         )
@@ -519,9 +520,8 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
                 help="The mean over images of each one's score. Below it the scores between which the middle 80 % of them lie.",
             )
             st.caption(attention_tables.overlap_said(preserved[preserved["network"] == column.name]))
-            panels.draw(
+            live.chart(
                 attention_charts.similarity_map(tables[column.name], limits, block_and_head),
-                True,
                 key=f"alike-{column.name}",
                 alt=f"Similarity to the dense network, by block and head: {column.name}",
                 on_click=_opener(questions) if block_and_head is not None else None,
@@ -531,8 +531,8 @@ def _alike(columns: list[Column], questions: "Questions", block_and_head: tuple[
     st.caption(f"{measure} similarity to the dense network by {parts}, 1 = alike.{click}")
     with st.container(width=440):
         title = f"{measure} similarity"
-        panels.draw(
-            attention_charts.map_scale(limits, title, of_similarity=True), True, key="alike-scale", alt=f"Color scale: {title}"
+        live.chart(
+            attention_charts.map_scale(limits, title, of_similarity=True), key="alike-scale", alt=f"Color scale: {title}"
         )
 
 
@@ -585,13 +585,17 @@ def _page(run: Run, is_live: bool) -> None:
         try:
             columns = _columns(run, second, is_live)
         except InputError as error:
-            st.info(str(error), icon=":material/info:", width=500)
+            st.info(words.plain(str(error)), icon=":material/info:", width=500)
             return
         try:
             offered = _offered(columns)
         except InputError as error:  # the networks are here, the run's images are not
             offered = None
-            st.warning(f"{error} Images of your own can be looked at meanwhile.", icon=":material/warning:", width=500)
+            st.warning(
+                f"{words.plain(str(error))} Images of your own can be looked at meanwhile.",
+                icon=":material/warning:",
+                width=500,
+            )
         _image_controls()
     inspection = columns[0].inspection
     if is_live:
@@ -600,7 +604,7 @@ def _page(run: Run, is_live: bool) -> None:
     _strip(columns, offered)
     questions = _questions(run.path, run.created(), inspection)
     if questions.note:
-        st.caption(f":material/info: {questions.note}")
+        st.caption(f":material/info: {words.plain(questions.note)}")
     chosen = [image for image in chosen_images() if offered is not None or image.startswith(OWN)]
     block_and_head = _maps(columns, questions, chosen)
     if questions.blocks and offered is not None:

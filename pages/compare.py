@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from app import state, words
 from app.charts import compare as compare_charts
 from app.forms import comparison as comparison_form
-from app.parts import comparison_view, panels
+from app.parts import comparison_view, live, panels
 from app.parts.looks import answer_view, attention_view, depth_view, layer_view, speed_view
 from app.tables import compare, study
 from app.tables.compare import Entry
@@ -98,7 +98,7 @@ def show() -> None:
     body, settings, example = st.container(), st.container(), st.container()
     with body:
         if now.problem:
-            st.error(now.problem, icon=":material/error:")
+            st.error(words.plain(now.problem), icon=":material/error:")
         if now.key in (MARKED, CHOSEN):
             pick_runs(now)
         if now.key != NEW:
@@ -139,7 +139,8 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
         go(picked)
     st.markdown(
         "Runs on the same images side by side: what each keeps of the network, and what it costs. The best of a column bears "
-        f"{BEST}, and what is within the noise of it {LEVEL}."
+        f"{BEST}, and what is within the noise of it {LEVEL}: of those that are of use, which keep half of what the dense "
+        "network has over chance."
     )
 
 
@@ -222,7 +223,8 @@ def table(rows: list[Row]) -> None:
             "Method": st.column_config.TextColumn("Method", width=230),
             **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
         },
-        alt="The runs and their measures, best of each column marked",
+        placeholder="",
+        alt="The dense network and the runs with their measures, best of each column marked",
     )
     if verdict := compare.verdict(rows):
         st.markdown(verdict)
@@ -244,9 +246,10 @@ def tradeoffs(rows: list[Row]) -> None:
         with place:
             st.markdown(f"**{heading}**")
             figure = compare_charts.tradeoff_chart(points, cost, value, dense=compare.dense_value(rows, value), log=log)
-            panels.draw(figure, False, f"tradeoff-{cost}", alt)
+            live.chart(figure, key=f"tradeoff-{cost}", alt=alt)
     if len(rows) > 1:
         legend(rows)
+    st.caption("Times are as they were measured: whatever else the machine did meanwhile made them longer.")
 
 
 def legend(rows: list[Row]) -> None:
@@ -267,7 +270,7 @@ def legend(rows: list[Row]) -> None:
         for name, mark in drawn
     ]
     st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
-    st.caption("The line joins what no other run beats in both at once (the Pareto front): the sensible choices.")
+    st.caption("The line joins what no other run beats in both at once (the Pareto front), from the first that is of use.")
 
 
 def by_images(entries: list[Entry]) -> None:
@@ -286,16 +289,16 @@ def by_images(entries: list[Entry]) -> None:
         height=320,
     )
     st.markdown("**What more images bring**")
-    panels.draw(figure, False, "by-images", f"{MEASURES[measure].axis} against calibration images")
+    live.chart(figure, key="by-images", alt=f"{MEASURES[measure].axis} against calibration images")
     st.caption("Filled: within the noise of the best of its line. Ringed: the fewest images that are.")
 
 
 # --- a closer look ---
 
 VIEWS = {
-    "layers": "Layers",
-    "answers": "Answers",
     "depth": "Representations",
+    "answers": "Answers",
+    "layers": "Layers",
     "attention": "Attention",
     "speed": "Size and speed",
 }
@@ -308,7 +311,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
         list(VIEWS),
         format_func=VIEWS.__getitem__,
         required=True,
-        **state.addressed("view", list(VIEWS), "layers"),
+        **state.addressed("view", list(VIEWS), "depth"),
     )
     assert view is not None  # it is required
     looked_at = entries
@@ -338,7 +341,7 @@ def closer(entries: list[Entry], rows: list[Row]) -> None:
             view
         ](looked_at)
     except InputError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(words.plain(str(error)), icon=":material/error:")
 
 
 show()

@@ -10,9 +10,11 @@ import streamlit as st
 from plotly.graph_objects import Figure
 
 from app import state, words
+from app.charts import lessons as lesson_charts
 from app.charts import palette
 from app.charts import solver as solver_charts
-from app.parts import panels
+from app.lessons import downhill
+from app.parts import live, panels
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
 from app.tables.layers import block
@@ -53,6 +55,57 @@ _COLUMNS = {
 }
 
 
+# --- what all of this is ---
+
+_START, _NARROW = (-2.0, 1.5), 30
+
+
+def draw_idea() -> None:
+    """The solver at work in a valley of two weights, with the numbers of lesson 4."""
+    with st.expander("What is this?", icon=":material/help:"):
+        st.markdown(
+            "To fit a layer is to walk to the bottom of a valley: its loss, over as many dimensions as it has weights. Here is "
+            "one of two weights, seen from above, with the steps drawn in. A **Newton step** goes to where the bottom would be "
+            "if the valley bent the same everywhere. **Conjugate gradient** finds that place in a few iterations, one "
+            "**curvature product** each, and what it has left to go is the **residual**: all of it, 1, where it begins."
+        )
+        within, across = st.columns(2, gap="large")
+        for place, bent, names, says in (
+            (within, False, ("conjugate", "descent"), _within_said),
+            (across, True, ("newton", "descent"), _across_said),
+        ):
+            ways = downhill.known_ways(_NARROW, bent, _START)
+            height, axis = downhill.heights(_NARROW, bent)
+            steps = {name: len(ways[name].points) - 1 for name in names}
+            with place:
+                st.markdown(
+                    "**Newton steps** in a valley that bends" if bent else "**Within one Newton step**, in an even valley"
+                )
+                figure = lesson_charts.descent_chart(height, axis, axis, {name: ways[name].points for name in names})
+                live.chart(figure, key=f"idea-{bent}", alt=says(steps))
+                st.caption(says(steps))
+        st.page_link(
+            state.page("lessons"),
+            label="Lesson 4: drag the start, and try each way",
+            icon=":material/school:",
+            query_params={"lesson": "downhill"},
+        )
+
+
+def _within_said(steps: dict[str, int]) -> str:
+    return (
+        f"Conjugate gradient is at the bottom after {words.counted(steps['conjugate'], 'iteration')}, as many as "
+        f"there are weights; always straight down takes {steps['descent']} steps."
+    )
+
+
+def _across_said(steps: dict[str, int]) -> str:
+    return (
+        f"Each Newton step sees only the bend where it stands, so it takes {steps['newton']} of them; always straight down is "
+        f"not there after {steps['descent']} steps."
+    )
+
+
 # --- what the run recorded ---
 
 
@@ -75,10 +128,9 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
             icon=":material/info:",
         )
     automatic, why = _automatic(sites, steps, events, is_live)
-    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites:
-        st.warning(
-            f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below.", icon=":material/info:"
-        )
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in sites and not state.is_recalled("layer"):
+        problem = f"This run prunes no layer {linked_layer!r}; here is {automatic}. Choose another below."
+        st.warning(words.plain(problem), icon=":material/info:")
     picked = state.chosen("layer", sites, "")
     if layer_in_view.get("picked", picked) != picked:
         st.rerun()
@@ -87,7 +139,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
     compared, detail = st.columns([3, 2], gap="large") if solves else (None, st.container())
     if compared is not None:
         with compared:
-            _compared(steps, list(sites), config, name, is_live)
+            _compared(steps, list(sites), config, name)
     with detail:
         st.selectbox(
             "Layer",
@@ -98,7 +150,7 @@ def draw_run(run: Run, config: RunConfig, layer_in_view: dict[str, str | None], 
             "else the one that took the most iterations.",
         )
         if solves:
-            _detail(events, config, sites[name], is_live)
+            _detail(events, config, sites[name])
         st.page_link(
             state.page("layers"),
             label="Its window, mask and weights",
@@ -171,7 +223,7 @@ def _pick(name: str) -> None:
     state.choose("layer", name, "")
 
 
-def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str, is_live: bool) -> None:
+def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: str) -> None:
     by = st.segmented_control(
         "All Newton steps by",
         list(solver_tables.MEASURES),
@@ -190,21 +242,21 @@ def _compared(steps: pd.DataFrame, names: list[str], config: RunConfig, name: st
         names,
         measure.axis,
         log=measure.log,
+        span=[1.0] if by == "Residual" else (),  # where every solve begins
         limit=limits.get(by),
         blocks=[block(layer) for layer in names],
         chosen=names.index(name),
     )
-    panels.draw(
+    live.chart(
         figure,
-        is_live,
-        "steps",
-        f"{measure.axis}, for each layer and Newton step",
-        lambda _, row: _pick(names[min(max(round(row), 0), len(names) - 1)]),
+        key="steps",
+        alt=f"{measure.axis}, for each layer and Newton step",
+        on_click=lambda _, row: _pick(names[min(max(round(row), 0), len(names) - 1)]),
     )
     st.caption(f"{measure.help} Within a layer the first Newton step is on top. Click a row to look into its layer.")
 
 
-def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) -> None:
+def _detail(events: list[Event], config: RunConfig, site: str) -> None:
     ended = solver_tables.outcome(events, site)
     if ended is not None:
         first = ended.losses.get("least_squares", ended.losses["mask_only"])
@@ -218,16 +270,17 @@ def _detail(events: list[Event], config: RunConfig, site: str, is_live: bool) ->
         return
     st.markdown(
         "**What is left unsolved**, by iteration",
-        help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line is a Newton step.",
+        help="Conjugate gradient solves each Newton step's linear system iteration by iteration. A line and a band are a "
+        "Newton step: before its first iteration all of its gradient is left, 1.",
     )
     figure = solver_charts.residual_chart(directions, config.prune.solver.rtol)
-    panels.draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    live.chart(figure, key="residuals", alt="Conjugate gradient's relative residual by iteration")
     st.markdown(
         "**Curvature** along each direction",
         help="How strongly the loss bends along that iteration's direction p, with the damping. C is the curvature matrix, "
         "which is never formed. A value at or below zero cuts the solve, and is not drawn.",
     )
-    panels.draw(solver_charts.curvature_chart(directions), is_live, "curvatures", "Curvature along each direction by iteration")
+    live.chart(solver_charts.curvature_chart(directions), key="curvatures", alt="Curvature along each direction by iteration")
 
 
 def _table(steps: pd.DataFrame, name: str) -> None:
@@ -335,7 +388,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
                     with slot, st.spinner(f"Computing on {images} images …", show_time=True):
                         results[key] = check.compute(state.inspection(run).problem(site, images))
                 except InputError as error:
-                    slot.error(str(error), icon=":material/error:")
+                    slot.error(words.plain(str(error)), icon=":material/error:")
             if key in results:
                 slot.markdown(check.say(results[key]))
                 _show(check, results[key], name, config)
@@ -343,7 +396,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
 
 def _show(check: Check, result: pd.DataFrame, name: str, config: RunConfig) -> None:
     if check.figure is not None:
-        st.plotly_chart(check.figure(result, config), key=f"checked-{name}", config=panels.QUIET, alt=check.title)
+        live.chart(check.figure(result, config), key=f"checked-{name}", alt=check.title)
         return
     st.dataframe(
         result,
@@ -365,6 +418,7 @@ run = panels.inspected_run(
     "Did the solver do its work?",
     "How conjugate gradient and Newton steps went in each layer, and what to change where they did not.",
 )
+draw_idea()
 if run is not None and (config := state.config_of(run)) is not None:
     layer_in_view: dict[str, str | None] = {}
     panels.follow(run, partial(draw_run, run, config, layer_in_view))

@@ -9,7 +9,7 @@ import streamlit as st
 from app import state, words
 from app.charts import layers as layer_charts
 from app.charts import palette
-from app.parts import panels
+from app.parts import live, panels
 from app.tables import layers
 from app.tables import run as run_tables
 from snows.config import InputError, RunConfig
@@ -30,12 +30,15 @@ def draw_run(run: Run, is_live: bool) -> None:
     names = [words.layer(site) for site in progress.sites]
     few, many = run_tables.left_dense(progress.skipped)
     known = [*names, *few]
-    if (linked_layer := state.asked("layer")) is not None and linked_layer not in known:
-        st.warning(f"This run has no layer {linked_layer!r}; here is its first. Choose another below.", icon=":material/info:")
+    if (linked_layer := state.asked("layer")) is not None and linked_layer not in known and not state.is_recalled("layer"):
+        st.warning(
+            f"This run has no layer {words.plain(repr(linked_layer))}; here is its first. Choose another below.",
+            icon=":material/info:",
+        )
     picked = state.chosen("layer", known, names[0])
     errors = layers.window_errors(events)
     relative, stage = _controls(config, run_state, progress, set(errors["stage"]))
-    _overview(events, errors, config, names, relative, stage, picked, is_live)
+    _overview(events, errors, config, names, relative, stage, picked)
     _left_dense(few, many)
     st.space("small")
     st.selectbox(
@@ -43,7 +46,7 @@ def draw_run(run: Run, is_live: bool) -> None:
         known,
         width=400,
         help="Those that were pruned, in network order, then those left dense. A click on a row above chooses one, too.",
-        **state.addressed("layer", known, names[0]),
+        **state.linked("layer", picked, lambda layer: state.say("layer", layer)),
     )
     if picked in few:
         st.info(f"`{picked}` was left dense: {few[picked].rstrip('.')}.", icon=":material/lock:")
@@ -62,7 +65,9 @@ def draw_run(run: Run, is_live: bool) -> None:
     try:
         detail = _detail(run.path, finished.site, finished.time)
     except InputError as error:
-        st.warning(f"{error} Until then the layer's mask and weights cannot be shown.", icon=":material/error:")
+        st.warning(
+            f"{words.plain(str(error))} Until then the layer's mask and weights cannot be shown.", icon=":material/error:"
+        )
         return
     _weights(detail, picked, config)
     with channels:  # last, because it takes the longest
@@ -111,13 +116,12 @@ def _overview(
     relative: bool,
     stage: str,
     picked: str,
-    is_live: bool,
 ) -> None:
     blocks = [layers.block(name) for name in names]
     chosen = names.index(picked) if picked in names else None
 
     def choose(_: float, row: float) -> None:
-        state.choose("layer", names[min(max(round(row), 0), len(names) - 1)], names[0])
+        state.choose("layer", names[min(max(round(row), 0), len(names) - 1)], "")
 
     losses, windows = st.columns([3, 2], gap="medium")
     with losses:
@@ -132,11 +136,11 @@ def _overview(
             chosen=chosen,
             held_back=layers.window_losses(events, relative, held_back=True),
         )
-        panels.draw(figure, is_live, "window-losses", "Error of each layer's window, by stage", choose)
+        live.chart(figure, key="window-losses", alt="Error of each layer's window, by stage", on_click=choose)
     with windows:
         st.markdown("**Where along the window the error grows or heals**")
         figure = layer_charts.window_chart(errors, names, stage, config.prune.update, blocks=blocks, chosen=chosen)
-        panels.draw(figure, is_live, "window-errors", "Relative error at each operation of each layer's window", choose)
+        live.chart(figure, key="window-errors", alt="Relative error at each operation of each layer's window", on_click=choose)
     st.caption(
         "A layer's **window** is the layer and the operations right after it, n₀, n₁ and so on: its weights were fitted so "
         "that all of these compute what they did. Shaded bands are the network's blocks. Click a row to look into its layer."
@@ -259,7 +263,7 @@ def _window(errors: pd.DataFrame, held_back: pd.DataFrame, config: RunConfig, re
         title=MEASURES["relative_loss" if relative else "loss"].axis,
         held_back=unseen,
     )
-    panels.draw(figure, True, "operations", "Error at each operation of the layer's window")
+    live.chart(figure, key="operations", alt="Error at each operation of the layer's window")
 
 
 def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
@@ -267,10 +271,12 @@ def _channels(run: Run, finished: SiteFinished, config: RunConfig) -> None:
     try:
         errors = _channel_errors(run.path, finished.site, finished.time)
     except InputError as error:
-        st.warning(f"{error} Until then the error of each channel cannot be measured.", icon=":material/error:")
+        st.warning(
+            f"{words.plain(str(error))} Until then the error of each channel cannot be measured.", icon=":material/error:"
+        )
         return
     figure = layer_charts.channel_chart(errors, config.prune.update)
-    panels.draw(figure, True, "channels", "Relative error of each output channel of the layer")
+    live.chart(figure, key="channels", alt="Relative error of each output channel of the layer")
     st.caption(f"Of the layer alone (n₀), measured just now on {layers.CHANNEL_IMAGES} of the calibration images.")
 
 
@@ -281,13 +287,13 @@ def _weights(detail: layers.SiteDetail, name: str, config: RunConfig) -> None:
         obeys = {True: ":material/verified: It obeys its pattern.", False: ":material/error: It breaks its pattern.", None: ""}
         st.caption(f"{obeys[detail.obeys]} {detail.compliance}")
         figure = layer_charts.mask_picture(*layers.mask_panels(detail.mask)).update_layout(uirevision=name)
-        panels.draw(figure, True, "mask", "Which weights are kept")
+        live.chart(figure, key="mask", alt="Which weights are kept")
         positions = "One picture a kernel position; they zoom together. " if detail.mask.ndim == 4 else ""
         st.caption(f"Filled: kept. Faint: zero. {positions}Drag to zoom in, double-click to zoom out.")
     with values:
         st.markdown("**Its weights**, before and after")
         figure = layer_charts.weights_chart(detail.histogram, config.prune.update)
-        panels.draw(figure, True, "weights", "Histograms of the layer's weights")
+        live.chart(figure, key="weights", alt="Histograms of the layer's weights")
         st.markdown("**Weights that moved most**")
         number = st.column_config.NumberColumn(format="%.3g")
         st.dataframe(

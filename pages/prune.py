@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import state
+from app import state, words
 from app.forms import run as form
 from app.parts import panels
 from snows.config import RunConfig
@@ -22,17 +22,15 @@ with heading:
 view, settings, recorded = st.container(), st.container(), st.container()
 with view:
     if problem:
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
     if run is not None:
         panels.run_view(run, recorded=state.is_recorded(run))
         st.divider()
         st.header("Another run", anchor=False)
     else:
-        st.markdown(
-            "Choose a network, which of its weights stay, and what those become. Then start, and watch it layer by layer."
-        )
+        st.markdown("Choose a network, which of its weights stay, and how those are refitted. Then start, and watch it.")
 with settings:
-    form.draw((state.config_of(run) if run else None) or RunConfig())
+    form.draw((state.config_of(run) if run else None) or RunConfig(), pinned=run is None)
 with recorded:
     if run is None:
         panels.recorded_run()

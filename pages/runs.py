@@ -13,7 +13,9 @@ from app import state, take_along, words
 from app.forms import run as form
 from app.parts import panels
 from app.tables import runs
+from app.work import views
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
+from snows.measures.names import MEASURES
 from snows.plans.words import name_of
 from snows.runs import archive
 from snows.runs.store import ACTIVE, TRASH_SECONDS, Labels, Run, StoreError
@@ -47,15 +49,16 @@ def show() -> None:
     st.markdown("Every run with its settings and its result. Tick one to name it, open it, take it along, or run it again.")
     undo_bar()
     if problem := st.session_state.pop("runs-problem", ""):
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
     table, chosen = st.container(), st.container()
     with table:
         every = runs.table(state.store().list(), state.recorded_runs().list())
         matching = runs.filtered(every, *filters(every))
+        by, columns = layout()
         states = matching["state"].map(runs.base_state).tolist()
         st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(draw_table)(
-            matching["id"].tolist(), states, len(matching) < len(every)
+            matching["id"].tolist(), states, len(matching) < len(every), by, columns
         )
     with chosen:
         ticked(state.asked_all("run"))
@@ -81,7 +84,56 @@ def filters(every: pd.DataFrame) -> tuple[str, list[str], list[str], bool]:
     )
 
 
-def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
+def layout() -> tuple[str, list[str]]:
+    """How the table is laid out: by what runs are put together, and which columns it has. Drawn with the saved views."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        by = st.selectbox(
+            "Group by",
+            options := ["", *runs.GROUPS],
+            format_func=lambda name: COLUMNS[name]["label"] if name else "Nothing",
+            width=160,
+            **state.addressed("group", options, ""),
+        )
+        with st.popover("Columns", icon=":material/view_column:"):
+            columns = st.pills(
+                "Columns of the table",
+                list(TITLES),
+                selection_mode="multi",
+                format_func=TITLES.__getitem__,
+                **state.addressed("column", list(TITLES), list(USUAL)),
+            )
+        saved_views()
+    return by, [name for name in TITLES if name in columns]
+
+
+def saved_views() -> None:
+    """Filters, grouping and columns under a name, to come back to."""
+    saved = views.read(state.store().root)
+    number = st.session_state.setdefault("views-saved", 0)
+    with st.popover("Saved views", icon=":material/bookmarks:", key=f"views-{number}"):
+        if not saved:
+            st.caption("None yet. A view is what is looked for, how it is grouped, and which columns are shown.")
+        for name, said in saved.items():
+            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+                st.page_link(state.page("runs"), label=words.plain(name), icon=":material/bookmark:", query_params=said)
+                if st.button("Remove", icon=":material/close:", type="tertiary", key=f"remove-view-{name}"):
+                    keep(views.remove, name)
+        called = st.text_input("Name of what is shown now", max_chars=60, key=f"view-name-{number}", placeholder="Best at 1:8")
+        if st.button("Save this view", icon=":material/save:", disabled=not called.strip(), key=f"save-view-{number}"):
+            keep(views.save, called.strip(), state.said(VIEWED))
+
+
+def keep(act: Callable[..., None], *what: Any) -> None:
+    """Change the saved views; why that failed is said when the page is drawn next."""
+    try:
+        act(state.store().root, *what)
+    except OSError as error:
+        st.session_state["runs-problem"] = f"The view was not kept: {error.strerror}. Make room or check the folder's rights."
+    st.session_state["views-saved"] += 1
+    st.rerun()
+
+
+def draw_table(ids: list[str], states: list[str], filtered: bool, by: str, columns: list[str]) -> None:
     existing = [run for run_id in ids if (run := find(run_id)) is not None]
     own, recorded = [r for r in existing if not state.is_recorded(r)], [r for r in existing if state.is_recorded(r)]
     table = runs.table(own, recorded)
@@ -95,24 +147,37 @@ def draw_table(ids: list[str], states: list[str], filtered: bool) -> None:
             st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return
     opened = state.asked_all("run")
-    ticks = [place for place, run_id in enumerate(ids) if run_id in opened]
+    picked: list[str] = []
+    groups = runs.grouped(table, by)
+    for common, rows in groups:
+        if common:
+            best = (
+                f" · best accuracy {MEASURES['accuracy'].say(rows['accuracy'].max())}" if rows["accuracy"].notna().any() else ""
+            )
+            st.markdown(f"**{words.plain(common)}** · {words.counted(len(rows), 'run')}{best}")
+        picked += _draw_rows(rows, opened, common, [name for name in columns if name != by or name == "state"])
+    if set(picked) != {run_id for run_id in ids if run_id in opened}:
+        state.say("run", picked)
+        st.rerun()
+
+
+def _draw_rows(rows: pd.DataFrame, opened: list[str], group: str, columns: list[str]) -> list[str]:
+    """One table; the runs that are ticked in it."""
+    ids = rows["id"].tolist()
     # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
-    picked = st.dataframe(
-        panels.said(table),
-        key=f"runs-{state.turn('run')}-{hash(tuple(ids))}",
+    places = st.dataframe(
+        panels.said(rows),
+        key=f"runs-{state.turn('run')}-{hash((group, *ids))}",
         on_select="rerun",
         selection_mode="multi-row",
-        selection_default={"selection": {"rows": ticks}},
+        selection_default={"selection": {"rows": [place for place, run_id in enumerate(ids) if run_id in opened]}},
         hide_index=True,
-        column_order=[name for name in ORDER if name != "tags" or table["tags"].map(bool).any()],
-        column_config=COLUMNS | panels.measure_columns(table, WIDTHS),
+        column_order=[name for name in columns if name != "tags" or rows["tags"].map(bool).any()],
+        column_config=COLUMNS | panels.measure_columns(rows, WIDTHS),
         placeholder="",
-        alt="All runs",
+        alt=f"Runs: {group}" if group else "All runs",
     )["selection"]["rows"]
-    now = [ids[place] for place in picked]
-    if set(now) != {ids[place] for place in ticks}:
-        state.say("run", now)
-        st.rerun()
+    return [ids[place] for place in places]
 
 
 COLUMNS: dict[str, Any] = {
@@ -125,9 +190,17 @@ COLUMNS: dict[str, Any] = {
     "compare": st.column_config.CheckboxColumn("Marked", width=70, help="Marked to be compared."),
     "tags": st.column_config.ListColumn("Tags"),
     "id": st.column_config.TextColumn("Id", width=170),
+    "k": st.column_config.NumberColumn("K", width=50, help="How many operations ahead a layer looks."),
+    "images": st.column_config.NumberColumn("Calibration images", width=135, format="localized"),
+    "seed": st.column_config.NumberColumn("Seed", width=60),
 }
 WIDTHS = {"accuracy": 85, "accuracy_masked": 145, "change": 100, "agreement": 92, "density": 105, "seconds": 95}
-ORDER = ("name", "network", "pattern", "method", "state", *WIDTHS, "made", "compare", "tags", "id")
+# In their order; those of `USUAL` are shown where nobody chose.
+USUAL = ("name", "network", "pattern", "method", "state", *WIDTHS, "made", "compare", "tags", "id")
+ORDER = ("name", "network", "pattern", "method", "k", "images", "seed", "state", *WIDTHS)
+ORDER += ("divergence", "packed_bytes", "num_products", "made", "compare", "tags", "id")
+TITLES = {name: MEASURES[name].title if name in MEASURES else COLUMNS[name]["label"] for name in ORDER}
+VIEWED = ("find", "state", "tag", "marked", "group", "column")  # what a saved view says
 
 
 # --- what can be done ---
@@ -144,7 +217,9 @@ def ticked(ids: list[str]) -> None:
     runs_by_id = {run_id: find(run_id) for run_id in ids}
     for run_id, run in runs_by_id.items():
         if run is None:
-            st.error(f"There is no run {run_id!r}. It may have been deleted: see below.", icon=":material/error:")
+            st.error(
+                f"There is no run {words.plain(repr(run_id))}. It may have been deleted: see below.", icon=":material/error:"
+            )
     match [run for run in runs_by_id.values() if run is not None]:
         case []:
             st.caption("Tick the box at the left of a run to see what can be done with it, or several to mark or delete them.")
@@ -166,7 +241,7 @@ def details(run: Run) -> None:
         return
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.subheader(words.plain(name_of(run)), anchor=False, width="content")
+            st.header(words.plain(name_of(run)), anchor=False, width="content")
             panels.badge(run_state)
         st.caption(
             f"{run.id} · made {panels.when(run)}"
@@ -260,7 +335,7 @@ def relabel(run: Run, **changes: Any) -> None:
 def together(ticked_runs: list[Run]) -> None:
     own = [run for run in ticked_runs if not state.is_recorded(run)]
     with st.container(border=True):
-        st.subheader(words.counted(len(ticked_runs), "run") + " ticked", anchor=False)
+        st.header(words.counted(len(ticked_runs), "run") + " ticked", anchor=False)
         if len(own) < len(ticked_runs):
             st.caption("Those that came with the app cannot be marked or deleted; they are left as they are.")
         active = [run for run in own if run.state() in ACTIVE]
@@ -288,12 +363,12 @@ def again(run: Run, config: RunConfig) -> None:
     path_column, value_column, go = st.columns([4, 4, 2], vertical_alignment="bottom")
     path = path_column.selectbox("Change", list(CHANGES), format_func=lambda p: CHANGES[p][0], key=f"change-{run.id}")
     current = runs.setting(config, path)
-    _, values, words = CHANGES[path]
+    _, values, called = CHANGES[path]
     value = value_column.selectbox(
-        f"From {words.get(str(current), str(current))} to",
+        f"From {words.plain(called.get(str(current), str(current)))} to",
         [str(v) for v in values if str(v) != str(current)],
         None,
-        format_func=lambda v: words.get(v, v),
+        format_func=lambda v: called.get(v, v),
         accept_new_options=True,
         placeholder="Choose, or type another",
         key=f"value-{run.id}-{path}",
@@ -301,7 +376,7 @@ def again(run: Run, config: RunConfig) -> None:
     try:
         changed = None if value is None else runs.with_change(config, path, value)
     except ValidationError as error:
-        st.error(explain(error), icon=":material/error:")
+        st.error(words.plain(explain(error)), icon=":material/error:")
         changed = None
     if go.button(
         "Set it up",
@@ -394,7 +469,7 @@ def import_form() -> None:
                     state.store(), upload or Path(typed.strip()).expanduser(), taken=taken, as_copy=as_copy
                 )
             except InputError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 st.session_state["runs-imported"] = number + 1
                 state.choose("run", run.id, "")

@@ -13,7 +13,7 @@ from app import state, words
 from app.charts import compare as compare_charts
 from app.charts import palette
 from app.forms import study as study_form
-from app.parts import comparison_view, panels
+from app.parts import comparison_view, live, panels
 from app.tables import study
 from app.tables.study import AGAINST, DRAWN, LOSSES, Study
 from snows.measures.names import MEASURES
@@ -38,7 +38,7 @@ def show() -> None:
     with body:
         if key != comparison_key:
             st.error(
-                f"There is no study {comparison_key!r}. Its runs may have been deleted. Choose another above.",
+                f"There is no study {words.plain(repr(comparison_key))}. Its runs may have been deleted. Choose another above.",
                 icon=":material/error:",
             )
         if key in comparisons:
@@ -78,8 +78,8 @@ def heading(comparisons: Mapping[str, Comparison], recorded: list[Run], key: str
         go(picked)
     st.markdown(
         "**K** is how many operations after a layer its weights must also reproduce. The same network is pruned with several "
-        "K, all else equal: what each brings, what it costs, and which is enough. Or with several numbers of calibration "
-        "images: how many a fit needs until it carries over to others."
+        "K, all else equal: what each brings, what it costs, and which cannot be told from the best. Or with several numbers "
+        "of calibration images: how many a fit needs until it carries over to others."
     )
 
 
@@ -98,9 +98,12 @@ def curves(runs: list[Run]) -> None:
     for name, advice in zip(study_of_runs.names, study_of_runs.advice, strict=True):
         if advice is not None:
             whose = f"**{words.plain(name)}.** " if len(study_of_runs.names) > 1 else ""
-            icon = ":gray[:material/hourglass_empty:] So far:" if so_far else ":green[:material/check_circle:]"
-            st.markdown(f"{icon} {whose}{advice.reason}")
+            done = ":green[:material/check_circle:]" if advice.settled else ":blue[:material/straighten:]"
+            icon = ":gray[:material/hourglass_empty:] So far:" if so_far else done
+            st.markdown(f"{icon} {whose}{words.plain(advice.reason)}")
     points, lines = study.points(study_of_runs), study.marks(study_of_runs)
+    of_measure, of_axis = MEASURES[study_of_runs.measure].title, "K" if against == "k" else AGAINST[against][2]
+    st.markdown(f"**{of_measure} against {of_axis}** · {words.plain(' · '.join(study.conditions(study_of_runs)))}")
     first, second = st.columns([3, 2], gap="large")
     with first:
         if len(known) > 1:
@@ -123,13 +126,17 @@ def curves(runs: list[Run]) -> None:
         assert loss is not None  # it is required
         figure(points, lines, loss, against, height=372)
         st.caption(MEASURES[loss].meaning)
-    for measure, column in zip(("seconds", "memory"), st.columns(2, gap="large"), strict=True):
+    for measure, column in zip(("num_products", "memory"), st.columns(2, gap="large"), strict=True):
         with column:
             if points[measure].notna().any():
                 figure(points, lines, measure, against)
                 st.caption(MEASURES[measure].meaning)
             else:
-                st.caption("These runs have no memory on record; newer ones do.")
+                st.caption(f"These runs have no {MEASURES[measure].title.lower()} on record; newer ones do.")
+    st.caption(
+        "Time is not compared: it depends on what else the machine did while a run worked. It is below, as it was measured. "
+        "What K costs on any machine are curvature products."
+    )
     table(study_of_runs, AGAINST[against][0])
     numbers(points)
 
@@ -162,12 +169,16 @@ def figure(
     drawn = compare_charts.study_chart(
         points, lines, name, against=against, title=title, dense=dense, height=height, legend=legend
     )
-    panels.draw(drawn, False, f"study-{name}", f"{MEASURES[name].axis} against {words}")
+    live.chart(drawn, key=f"study-{name}", alt=f"{MEASURES[name].axis} against {words}")
 
 
 def table(study_of_runs: Study, axis: str) -> None:
     of_k = axis == "k"
-    st.markdown("**Which K is enough**, and how it relates to the depth of the network" if of_k else "**How many are enough**")
+    st.markdown(
+        "**The smallest K within the noise of the best**, and how it relates to the depth of the network"
+        if of_k
+        else "**The fewest images within the noise of the best**"
+    )
     of_networks = study.table(study_of_runs)
     st.dataframe(
         panels.said(of_networks),
@@ -176,10 +187,10 @@ def table(study_of_runs: Study, axis: str) -> None:
         column_config={
             "network": st.column_config.TextColumn("Network" if of_k else "Method", width="medium"),
             "operations": st.column_config.NumberColumn("Operations", help="How many the network has of those that K counts."),
-            "k": st.column_config.NumberColumn("K that is enough", help="The smallest within the noise of the best."),
+            "k": st.column_config.NumberColumn("Smallest K", help="Within the noise of the best."),
             "share": st.column_config.NumberColumn("Share of the operations", format="%.3g %%"),
             **panels.measure_columns(of_networks),
-            "images": st.column_config.NumberColumn("Images that are enough", help="The fewest within the noise of the best."),
+            "images": st.column_config.NumberColumn("Fewest images", help="Within the noise of the best."),
             "best_images": st.column_config.NumberColumn("Best number", help="The one with the highest value, noise or not."),
             "best_k": st.column_config.NumberColumn("Best K", help="The one with the highest value, noise or not."),
         },
@@ -195,6 +206,9 @@ def numbers(points: pd.DataFrame) -> None:
     with st.expander("All points in numbers", icon=":material/table:"):
         measures = [name for name in DRAWN if points[name].notna().any()]
         titles = {name: st.column_config.NumberColumn(MEASURES[name].axis, format="%.4g") for name in measures}
+        if "seconds" in titles:
+            as_measured = "As it was measured, whatever else the machine did meanwhile."
+            titles["seconds"] = st.column_config.NumberColumn(MEASURES["seconds"].axis, format="%.4g", help=as_measured)
         st.dataframe(
             points[["curve", "k", "share", "images", *measures]],
             hide_index=True,

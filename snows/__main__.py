@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from snows.cli.comparisons import compare_command, slug, study_command
 from snows.cli.flags import PRUNE_FLAGS, RUN_FLAGS, SOLVER_FLAGS, add_flags, add_overrides, add_root, add_switches
-from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail
+from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
     bundle_data_command,
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         return fail(explain(error), BAD_INPUT)
     except ValueError as error:
-        return fail(str(error), BAD_INPUT)
+        return fail(with_flags(error), BAD_INPUT)
     except StoreError as error:
         return fail(str(error), FAILED)
     except BrokenPipeError:

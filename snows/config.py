@@ -8,6 +8,7 @@ Every constraint is checked here, once. `explain` turns a failed check into a se
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,14 @@ CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 
 class InputError(ValueError):
-    """The input is at fault, not the program. The message says what happened, why, and what to do."""
+    """The input is at fault, not the program. The message says what happened, why, and what to do.
+
+    `in_shell`: what to type for it in a shell. It is said there alone; a browser has fields and buttons.
+    """
+
+    def __init__(self, message: str = "", *, in_shell: str = "") -> None:
+        super().__init__(message)
+        self.in_shell = in_shell
 
 
 def first_line(error: Exception) -> str:
@@ -341,8 +349,9 @@ _FIELD_SENTENCES = {
 }
 
 
-def explain(error: ValidationError) -> str:
-    """One sentence a problem, naming the field, what it must be and what was given."""
+def explain(error: ValidationError, labels: Mapping[str, str] | None = None) -> str:
+    """One sentence a problem, naming the field, what it must be and what was given. `labels`: what fields are called where it
+    is read, by their path."""
     sentences = []
     for problem in error.errors():
         if problem["type"] == "value_error":
@@ -354,5 +363,5 @@ def explain(error: ValidationError) -> str:
         field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense"))
         sentence = _FIELD_SENTENCES.get(problem["type"])  # other messages may hold braces of their own
         rule = sentence.format(**problem.get("ctx", {})) if sentence else problem["msg"]
-        sentences.append(f"{field} {rule}, but is {problem['input']!r}.")
+        sentences.append(f"{(labels or {}).get(field, field)} {rule}, but is {problem['input']!r}.")
     return " ".join(sentences)

@@ -22,7 +22,15 @@ STAIR = [
     {"__main__"},
 ]
 # Within the app: no Streamlit, and nothing that imports it.
-WITHOUT_STREAMLIT = ["app/charts", "app/tables", "app/work", "app/words.py", "app/report.py", "app/take_along.py"]
+WITHOUT_STREAMLIT = [
+    "app/charts",
+    "app/tables",
+    "app/work",
+    "app/words.py",
+    "app/texts.py",
+    "app/report.py",
+    "app/take_along.py",
+]
 
 
 def imports(path: Path) -> set[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
+from app import words
 from app.charts.axes import named_rows, new_figure
 from app.charts.palette import COLORS
 from snows.measures.names import MEASURES
@@ -109,8 +110,9 @@ _LONGEST_CLASS = 24
 def top_chart(top: pd.DataFrame, method: str, label: int | None = None) -> go.Figure:
     """A network's likeliest classes. `top`: columns index, class, probability. `label`: the index of the right one."""
     names = [name.partition(",")[0] for name in top["class"]]
-    words = [
-        f"{'<b>' if index == label else ''}{name if len(name) <= _LONGEST_CLASS else name[: _LONGEST_CLASS - 1] + '…'}"
+    names = [words.in_figure(name if len(name) <= _LONGEST_CLASS else name[: _LONGEST_CLASS - 1] + "…") for name in names]
+    texts = [
+        f"{'<b>' if index == label else ''}{name}"
         f"  {'under 0.1' if probability < 1e-3 else f'{100 * probability:.3g}'} %{'</b>' if index == label else ''}"
         for index, name, probability in zip(top["index"], names, top["probability"], strict=True)
     ]
@@ -127,11 +129,11 @@ def top_chart(top: pd.DataFrame, method: str, label: int | None = None) -> go.Fi
         y=list(range(len(top))),
         orientation="h",
         marker={"color": COLORS[method], "opacity": 0.35},
-        customdata=top["class"].tolist(),
+        customdata=[words.in_figure(name) for name in top["class"]],
         hovertemplate="%{customdata}: %{x:.3g}<extra></extra>",
     )
     figure.add_scatter(
-        x=[0.01] * len(top), y=list(range(len(top))), text=words, mode="text", textposition="middle right", hoverinfo="skip"
+        x=[0.01] * len(top), y=list(range(len(top))), text=texts, mode="text", textposition="middle right", hoverinfo="skip"
     )
     return figure
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from app import words
+
 LINE = "rgba(128, 136, 146, 0.45)"
 BAND, _CHOSEN = "rgba(128, 136, 146, 0.09)", "rgba(31, 127, 196, 0.20)"
 KEPT = "#5F7F99"
@@ -28,14 +30,18 @@ def new_figure(height: int, **layout: object) -> go.Figure:
 
 
 def log_axis(values: list[float], title: str) -> dict[str, Any]:
-    """A log axis over the positive `values`, labeled at 1, 2, 5 where it spans little, at powers of ten where it spans much."""
+    """A log axis over the positive `values`, labeled at powers of ten where it spans much, finer where it spans little."""
     positive = [value for value in values if value > 0 and math.isfinite(value)] or [1e-3, 1.0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
     pad = 0.06 * (high - low) or 0.3
-    digits = (1, 2, 5) if high - low < 2 else (1,)
     every = math.ceil((high - low) / 6) or 1
     decades = range(math.floor(low - pad), math.ceil(high + pad) + 1)
-    ticks = [digit * 10.0**decade for decade in decades if decade % every == 0 for digit in digits]
+    ticks: list[float] = []
+    coarse = (1, 2, 5) if high - low < 2 else (1,)
+    for digits in (coarse, range(1, 10), [1 + tenth / 10 for tenth in range(90)]):
+        ticks = [digit * 10.0**decade for decade in decades if decade % every == 0 for digit in digits]
+        if sum(low - pad <= math.log10(tick) <= high + pad for tick in ticks) >= 2:
+            break
     return {
         "type": "log",
         "title": title,
@@ -53,7 +59,7 @@ def named_rows(names: Sequence[str], margin: float = 0.6, **more: object) -> dic
     return {
         "range": [len(names) - 1 + margin, -margin],
         "tickvals": list(range(len(names))),
-        "ticktext": list(names),
+        "ticktext": [words.in_figure(name) for name in names],
         "showgrid": False,
         "zeroline": False,
         "automargin": True,
@@ -64,7 +70,7 @@ def named_rows(names: Sequence[str], margin: float = 0.6, **more: object) -> dic
 def rows_axis(layers: list[str], chosen: int | None) -> dict[str, object]:
     """An axis of one row a layer, downwards; the chosen one's name is bold."""
     step = math.ceil(len(layers) / _MOST_ROWS_NAMED) or 1
-    names = [f"<b>{name}</b>" if row == chosen else name for row, name in enumerate(layers)]
+    names = [f"<b>{name}</b>" if row == chosen else name for row, name in enumerate(map(words.in_figure, layers))]
     return named_rows(layers) | {
         "tickmode": "array",
         "tickvals": list(range(0, len(layers), step)),

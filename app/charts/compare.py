@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from app import words
 from app.charts.axes import LEAST_ROWS, LINE, ROW, log_axis, mark_rows, named_rows, new_figure, rows_axis
 from app.charts.palette import COLORS, Line, Mark
 from snows.measures.names import MEASURES
 
+_LEAST_SPAN = 2  # points of a share; what chance moves shall not fill a figure
 _MOST_LEGEND = 3  # entries beside the plot; more go above it, a row each, and the figure grows
 
 
@@ -30,6 +32,12 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
         yaxis={"title": values.axis, "zeroline": False, "automargin": True},
         showlegend=False,
     )
+    reached = values.scale * points["y"].dropna()
+    if dense is not None:
+        reached = pd.concat([reached, pd.Series([values.scale * dense])])
+    if values.of_images and len(reached) and reached.max() - reached.min() < _LEAST_SPAN:
+        middle = (reached.max() + reached.min()) / 2
+        figure.update_yaxes(range=[middle - 0.6 * _LEAST_SPAN, middle + 0.6 * _LEAST_SPAN])
     front = points[points["best"]].sort_values("x")
     if len(front) > 1:
         figure.add_scatter(
@@ -43,7 +51,6 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
         figure.add_hline(y=values.scale * dense, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
             text="dense network",
-            font={"color": COLORS["dense"]},
             showarrow=False,
             x=1,
             xref="paper",
@@ -58,10 +65,10 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
             y=[values.scale * row.y],
             error_x={"array": [x_deviation], "visible": x_deviation > 0, "width": 3, "thickness": 1.5},
             error_y={"array": [y_deviation], "visible": y_deviation > 0, "width": 3, "thickness": 1.5},
-            name=row.label,
+            name=words.in_figure(row.label),
             mode="markers",
             marker={"color": row.color, "symbol": row.symbol, "size": 12, "line": {"width": 2, "color": row.color}},
-            hovertemplate=f"<b>{row.label}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
+            hovertemplate=f"<b>{words.in_figure(row.label)}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
             f"{costs.title}: {costs.say(row.x, row.x_deviation)}<extra></extra>",
         )
     return figure
@@ -99,7 +106,7 @@ def side_by_side_chart(
         figure.add_scatter(
             x=rows["value"].tolist(),
             y=rows["index"].tolist(),
-            name=label,
+            name=words.in_figure(label),
             mode="lines+markers",
             line={"color": mark.color, "width": 1},
             opacity=0.85,
@@ -118,7 +125,7 @@ def sizes_chart(sizes: pd.DataFrame) -> go.Figure:
     figure = new_figure(
         height=54 * len(names) + 90,
         xaxis={"title": "Size (MB)", "rangemode": "tozero", "zeroline": False, "automargin": True},
-        yaxis={"range": [len(names) - 0.5, -0.5], "tickvals": list(range(len(names))), "ticktext": names, "automargin": True},
+        yaxis=named_rows(names, margin=0.5),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
         bargap=0.25,
     )
@@ -212,8 +219,7 @@ def study_chart(
     for place, (name, value) in enumerate((dense or {}).items()):
         figure.add_hline(y=value, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
-            text=name,
-            font={"color": COLORS["dense"]},
+            text=words.in_figure(name),
             showarrow=False,
             x=place % 2,
             xref="paper",
@@ -239,8 +245,8 @@ def study_chart(
             x=places,
             y=rows[measure].tolist(),
             error_y={"array": deviation.tolist(), "visible": bool((deviation > 0).any()), "width": 3, "thickness": 1.5},
-            customdata=[[words] for words in _words_of(rows, against)],
-            name=name,
+            customdata=[[said] for said in _words_of(rows, against)],
+            name=words.in_figure(name),
             mode="lines+markers",
             line={"color": line.color, "width": 2, "dash": line.dash},
             marker={
@@ -250,7 +256,7 @@ def study_chart(
                 "line": {"width": 2, "color": line.color},
             },
             cliponaxis=False,
-            hovertemplate=f"<b>{name}</b><br>%{{customdata[0]}}<br>{of_measure} %{{y:.3g}}<extra></extra>",
+            hovertemplate=f"<b>{words.in_figure(name)}</b><br>%{{customdata[0]}}<br>{of_measure} %{{y:.3g}}<extra></extra>",
         )
     return figure
 

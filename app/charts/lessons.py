@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from app.charts.axes import LINE, log_axis, named_rows, new_figure
 from app.charts.palette import COLORS
+from app.texts import choices, text
 
 _LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"}
 
@@ -29,8 +30,8 @@ def removal_chart(tried: pd.DataFrame, total: int, now: tuple[float, int]) -> go
     """
     figure = new_figure(
         height=300,
-        xaxis=_fixed(title="Weights of the layer removed, %", range=[-3, 103], zeroline=False),
-        yaxis=_fixed(title=f"Right answers, of {total}", range=[0, 1.05 * total], zeroline=False),
+        xaxis=_fixed(title=text("worth.chart_x"), range=[-3, 103], zeroline=False),
+        yaxis=_fixed(title=text("worth.chart_y", total=total), range=[0, 1.05 * total], zeroline=False),
         legend=_LEGEND,
         showlegend=True,
     )
@@ -46,7 +47,7 @@ def removal_chart(tried: pd.DataFrame, total: int, now: tuple[float, int]) -> go
             line={"color": COLORS["none"], "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 8},
             name=str(rule),
-            hovertemplate="%{x:.3g} % removed: %{y} right",
+            hovertemplate=text("worth.chart_point"),
         )
     figure.add_scatter(
         x=[now[0]],
@@ -71,7 +72,7 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
         bargap=0.25,
         bargroupgap=0.05,
         xaxis=_named(names, showgrid=False),
-        yaxis=_fixed(title="Weight", zeroline=True, zerolinecolor=LINE),
+        yaxis=_fixed(title=text("figures.weight"), zeroline=True, zerolinecolor=LINE),
         legend=_LEGEND,
     )
     places = list(range(len(before)))
@@ -79,7 +80,7 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
     figure.add_bar(
         x=places,
         y=list(before),
-        name="Before",
+        name=text("figures.before"),
         marker={
             "color": [COLORS["dense"] if stays else "rgba(0,0,0,0)" for stays in kept],
             "line": {"color": COLORS["dense"], "width": 1.5},
@@ -87,7 +88,11 @@ def values_chart(before: Sequence[float], after: Sequence[float], names: Sequenc
         hovertemplate="%{y:.3g}",
     )
     figure.add_bar(
-        x=places, y=list(after), name="Refitted", marker={"color": COLORS["least-squares"]}, hovertemplate="%{y:.3g}"
+        x=places,
+        y=list(after),
+        name=text("figures.refitted"),
+        marker={"color": COLORS["least-squares"]},
+        hovertemplate="%{y:.3g}",
     )
     if groups:
         for place in range(groups, len(before), groups):
@@ -142,8 +147,10 @@ def window_chart(operations: Sequence[str], site: int, last: int, others: Sequen
         customdata=list(operations),
         hovertemplate="%{customdata}<extra></extra>",
     )
-    figure.add_annotation(x=0, y=0, yshift=-12, xanchor="left", text="picture", showarrow=False)
-    figure.add_annotation(x=len(operations) - 1, y=0, yshift=-12, xanchor="right", text="answer", showarrow=False)
+    figure.add_annotation(x=0, y=0, yshift=-12, xanchor="left", text=text("ahead.picture"), showarrow=False)
+    figure.add_annotation(
+        x=len(operations) - 1, y=0, yshift=-12, xanchor="right", text=text("ahead.answer_end"), showarrow=False
+    )
     return figure
 
 
@@ -152,7 +159,7 @@ def ahead_chart(errors: pd.DataFrame, places: Sequence[str], chosen: str) -> go.
     figure = new_figure(
         height=320,
         xaxis=_named(places, range=[-0.3, len(places) - 0.7], showgrid=False),
-        yaxis=_fixed(**log_axis(errors["error"].tolist(), "Error ÷ size of what it should be")),
+        yaxis=_fixed(**log_axis(errors["error"].tolist(), text("ahead.chart_y"))),
         legend=_LEGEND,
     )
     symbols, dashes = ("diamond", "circle", "square", "triangle-up", "star"), ("solid", "dot", "dash", "dashdot", "longdash")
@@ -176,11 +183,11 @@ def ahead_chart(errors: pd.DataFrame, places: Sequence[str], chosen: str) -> go.
 def descent_chart(
     heights: np.ndarray, x: Sequence[float], y: Sequence[float], paths: Mapping[str, Sequence[tuple[float, float]]]
 ) -> go.Figure:
-    """A valley from above, and the ways down it. `heights` (len(y), len(x))."""
+    """A valley from above, and the ways down it, by their keys in the texts. `heights` (len(y), len(x))."""
     figure = new_figure(
         height=380,
-        xaxis=_fixed(title="First weight", range=[min(x), max(x)], showgrid=False, zeroline=False),
-        yaxis=_fixed(title="Second weight", range=[min(y), max(y)], showgrid=False, zeroline=False),
+        xaxis=_fixed(title=text("downhill.chart_x"), range=[min(x), max(x)], showgrid=False, zeroline=False),
+        yaxis=_fixed(title=text("downhill.chart_y"), range=[min(y), max(y)], showgrid=False, zeroline=False),
         legend=_LEGEND,
     )
     figure.add_contour(
@@ -195,11 +202,12 @@ def descent_chart(
         hoverinfo="skip",
     )
     looks = {
-        "Gradient descent": (COLORS["none"], "circle-open", "dot"),
-        "Newton": (COLORS["sparsegpt"], "square", "dash"),
-        "Conjugate gradient": (COLORS["snows"], "circle", "solid"),
-        "… with a preconditioner": (COLORS["least-squares"], "diamond", "dashdot"),
+        "descent": (COLORS["none"], "circle-open", "dot"),
+        "newton": (COLORS["sparsegpt"], "square", "dash"),
+        "conjugate": (COLORS["snows"], "circle", "solid"),
+        "preconditioned": (COLORS["least-squares"], "diamond", "dashdot"),
     }
+    names = choices("downhill.ways", looks)
     for name, path in paths.items():
         color, symbol, dash = looks[name]
         figure.add_scatter(
@@ -208,7 +216,7 @@ def descent_chart(
             mode="lines+markers",
             line={"color": color, "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 8},
-            name=name,
+            name=names[name],
             hovertemplate="(%{x:.3g}, %{y:.3g})",
         )
     return figure
@@ -228,8 +236,8 @@ def likeness_chart(alike: np.ndarray, names: Sequence[str], groups: int) -> go.F
         zmax=1,
         xgap=1,
         ygap=1,
-        colorbar={"title": "alike", "thickness": 10, "tickvals": [-1, 0, 1]},
-        hovertemplate="%{x} and %{y}: %{z:.2f}<extra></extra>",
+        colorbar={"title": text("which.alike_scale"), "thickness": 10, "tickvals": [-1, 0, 1]},
+        hovertemplate=f"{text('which.alike_point')}<extra></extra>",
     )
     for edge in range(groups, len(names), groups):
         figure.add_vline(x=edge - 0.5, line={"color": LINE, "width": 1.5})

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from app.charts.axes import LINE, named_rows, new_figure
 from app.charts.palette import COLORS, SYMBOLS
+from app.texts import choices, text
 
-_LINES = {"cut": ("just cut", "none", "dash"), "refitted": ("cut and refitted", "snows", "solid")}
+_LINES = {"cut": ("none", "dash"), "refitted": ("snows", "solid")}
 
 
 def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing: float) -> go.Figure:
@@ -24,7 +25,7 @@ def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing:
         xaxis={
             "type": "log",
             "range": ends,
-            "title": "Weights kept (%)",
+            "title": text("play.curve_x"),
             "tickvals": kept,
             "ticktext": [f"{value:.3g}" for value in kept],
             "showgrid": False,
@@ -33,7 +34,7 @@ def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing:
             "fixedrange": True,
         },
         yaxis={
-            "title": "Accuracy (%)",
+            "title": text("play.curve_y"),
             "range": [0, 112],
             "tickvals": [0, 20, 40, 60, 80, 100],
             "zeroline": False,
@@ -44,14 +45,22 @@ def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing:
     )
     figure.add_hline(y=100 * guessing, line={"color": LINE, "dash": "dot", "width": 1})
     figure.add_annotation(
-        text="guessing", showarrow=False, x=1, xref="paper", xanchor="right", y=100 * guessing, yanchor="top", yshift=-1
+        text=text("play.guessing"),
+        showarrow=False,
+        x=1,
+        xref="paper",
+        xanchor="right",
+        y=100 * guessing,
+        yanchor="top",
+        yshift=-1,
     )
-    for column, (label, method, dash) in _LINES.items():
+    labels, points = choices("play.lines", _LINES), choices("play.points", _LINES)
+    for column, (method, dash) in _LINES.items():
         accuracies = (100 * levels[column]).tolist()
         figure.add_scatter(
             x=kept,
             y=accuracies,
-            name=label,
+            name=labels[column],
             mode="lines+markers",
             line={"color": COLORS[method], "width": 3, "dash": dash},
             marker={
@@ -60,14 +69,14 @@ def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing:
                 "size": 9,
                 "line": {"width": 2, "color": COLORS[method]},
             },
-            hovertemplate="%{y:.1f} % right with %{x:.3g} % of the weights, " + label + "<extra></extra>",
+            hovertemplate=f"{points[column]}<extra></extra>",
         )
     # Where the curves are farthest from each other and from the dot's own number.
     figure.add_annotation(
-        text="cut and refitted", showarrow=False, x=math.log10(kept[2]), y=100 * levels["refitted"][2], yshift=-16
+        text=labels["refitted"], showarrow=False, x=math.log10(kept[2]), y=100 * levels["refitted"][2], yshift=-16
     )
     steep = math.sqrt(kept[1] * kept[2]), 50 * (levels["cut"][1] + levels["cut"][2])
-    figure.add_annotation(text="just cut", showarrow=False, x=math.log10(steep[0]), y=steep[1], xanchor="left", xshift=12)
+    figure.add_annotation(text=labels["cut"], showarrow=False, x=math.log10(steep[0]), y=steep[1], xanchor="left", xshift=12)
     here = levels[levels["pattern"] == pattern].iloc[0]
     column = "refitted" if refitted else "cut"
     value = 100 * here[column]
@@ -81,7 +90,7 @@ def accuracy_curve(levels: pd.DataFrame, pattern: str, refitted: bool, guessing:
             "size": 22,
             "line": {
                 "width": 4,
-                "color": COLORS["dense"] if pattern == levels["pattern"].iloc[0] else COLORS[_LINES[column][1]],
+                "color": COLORS["dense"] if pattern == levels["pattern"].iloc[0] else COLORS[_LINES[column][0]],
             },
         },
         hoverinfo="skip",

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.charts.axes import LINE, ROW, log_axis, mark_rows, named_rows, new_figure, rows_axis
+from app.charts.axes import BAND, LINE, ROW, log_axis, mark_rows, named_rows, new_figure, rows_axis
 from app.charts.palette import COLORS, TROUBLE
 
 
 def _iterations_chart(directions: pd.DataFrame, column: str, title: str, span: Sequence[float] = ()) -> go.Figure:
-    """A value of every conjugate-gradient iteration in a layer, a line a Newton step. The axis spans also `span`."""
+    """A value of every conjugate-gradient iteration in a layer, a line and a band a Newton step. The axis spans also `span`."""
     figure = new_figure(
         height=260,
+        margin={"l": 8, "r": 12, "t": 24, "b": 8},
         xaxis={"title": "Conjugate-gradient iteration", "rangemode": "tozero", "showgrid": False, "automargin": True},
         yaxis=log_axis([*span, *directions[column]], title),
         showlegend=False,
@@ -28,7 +29,29 @@ def _iterations_chart(directions: pd.DataFrame, column: str, title: str, span: S
             name=f"Newton step {step}",
             hovertemplate="iteration %{x}: %{y:.3g}",
         )
+    _step_bands(figure, directions)
     return figure
+
+
+def _step_bands(figure: go.Figure, directions: pd.DataFrame) -> None:
+    """A band behind the iterations of each Newton step, every second one shaded, with the step's number above it."""
+    begin = 0.0
+    for place, (step, rows) in enumerate(directions.groupby("step")):
+        end = float(rows["iteration"].max())
+        if place % 2 == 0:
+            shape = {"type": "rect", "x0": begin, "x1": end, "yref": "paper", "y0": 0, "y1": 1}
+            figure.add_shape(**shape, fillcolor=BAND, line={"width": 0}, layer="below")
+        figure.add_annotation(
+            text=f"Newton step {step}" if place == 0 else str(step),
+            font={"color": COLORS["dense"]},
+            showarrow=False,
+            x=begin if place == 0 else (begin + end) / 2,
+            xanchor="left" if place == 0 else "center",
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+        )
+        begin = end
 
 
 def _tolerance(figure: go.Figure, rtol: float) -> go.Figure:
@@ -48,8 +71,14 @@ def _tolerance(figure: go.Figure, rtol: float) -> go.Figure:
 
 
 def residual_chart(residuals: pd.DataFrame, rtol: float) -> go.Figure:
-    """Conjugate gradient's residual in a layer, a line a Newton step. `residuals`: columns layer, step, iteration, residual."""
-    return _tolerance(_iterations_chart(residuals, "residual", "Residual ÷ gradient", [rtol]), rtol)
+    """Conjugate gradient's residual in a layer, a line a Newton step. `residuals`: columns layer, step, iteration, residual.
+
+    Each begins at 1, since before its first iteration all of the gradient is left.
+    """
+    begins = residuals.groupby("step", as_index=False).first()
+    begins = begins.assign(iteration=begins["iteration"] - 1, residual=1.0)
+    whole = pd.concat([begins, residuals]).sort_values(["step", "iteration"], kind="stable") if len(residuals) else residuals
+    return _tolerance(_iterations_chart(whole, "residual", "Residual ÷ gradient", [rtol, 1.0]), rtol)
 
 
 # --- inside a run: its solver ---
@@ -69,6 +98,7 @@ def steps_chart(
     title: str,
     *,
     log: bool = True,
+    span: Sequence[float] = (),
     limit: tuple[float, str] | None = None,
     blocks: Sequence[str] = (),
     chosen: int | None = None,
@@ -76,9 +106,9 @@ def steps_chart(
     """All Newton steps of a run by one measure, on the rows of `loss_chart`; within a row the first step is on top.
 
     `marks`: columns index, layer, step, part, value, trouble. Of two parts the first is open and the last filled. What is in
-    trouble is a cross. `limit`: a line, and what it is.
+    trouble is a cross. `limit`: a line, and what it is. The axis spans also `span`.
     """
-    values = [*marks["value"], *([limit[0]] if limit else [])]
+    values = [*span, *marks["value"], *([limit[0]] if limit else [])]
     axis: dict[str, object] = log_axis(values, title) if log else {"title": title, "rangemode": "tozero", "zeroline": False}
     parts, troubled = list(dict.fromkeys(marks["part"])), marks["trouble"] != ""
     figure = new_figure(
@@ -171,7 +201,7 @@ def solves_chart(solves: pd.DataFrame, rtol: float) -> go.Figure:
     figure = new_figure(
         height=260,
         xaxis={"title": "Conjugate-gradient iteration", "rangemode": "tozero", "showgrid": False, "automargin": True},
-        yaxis=log_axis([rtol, *solves["residual"]], "Residual ÷ gradient"),
+        yaxis=log_axis([rtol, 1.0, *solves["residual"]], "Residual ÷ gradient"),
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
     )
     for (name, rows), dash in zip(solves.groupby("preconditioner", sort=False), ("solid", "dot"), strict=False):

@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import state, words
 from app.forms import run as form
 from app.forms import sources
+from app.forms.settings import LABELS
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import duration
 from snows.plans.comparisons import METHODS, Method, combinations, expand
@@ -19,6 +20,8 @@ from snows.runs.store import StoreError
 
 T = TypeVar("T")
 _KEPT: dict[str, Any] = {"persist_state": "session"}
+# What is checked here may be a part of a config, whose fields have no path.
+_LABELS = LABELS | {path.rpartition(".")[2]: label for path, label in LABELS.items()}
 
 
 def draw(on_start: Callable[[str], None]) -> None:
@@ -33,14 +36,14 @@ def draw(on_start: Callable[[str], None]) -> None:
 
 
 def frame(
-    words: str, inputs: Callable[[], T], configs: Callable[[T], list[RunConfig]], on_start: Callable[[str], None]
+    sentence: str, inputs: Callable[[], T], configs: Callable[[T], list[RunConfig]], on_start: Callable[[str], None]
 ) -> None:
     """Any form of a comparison. `inputs` draws the fields and returns what they hold, `configs` makes the runs of that; what it
     raises is shown."""
     form.prepare(RunConfig())
 
     def drawn() -> None:
-        st.markdown(words)
+        st.markdown(sentence)
         settings, outcome = st.columns([5, 4], gap="large")
         with settings:
             wanted = inputs()
@@ -48,9 +51,9 @@ def frame(
             try:
                 runs = configs(wanted)
             except ValidationError as error:
-                st.error(explain(error), icon=":material/error:")
+                st.error(words.plain(explain(error, _LABELS)), icon=":material/error:")
             except ValueError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 _sum_up(runs, on_start)
 
@@ -212,7 +215,7 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
         try:
             planned = {model: _plan(config.model_dump_json()) for model, config in dearest.items()}
         except (InputError, RuntimeError) as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(words.plain(str(error)), icon=":material/error:")
             return
         left, right = st.columns(2)
         left.metric(
@@ -237,6 +240,6 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
             try:
                 comparison = state.jobs().submit_comparison(configs)
             except StoreError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 on_start(comparison)

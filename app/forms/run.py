@@ -1,10 +1,13 @@
-"""The form of a run's settings, what they come to, and Start.
+"""The form of a run's settings: three cards, and a bar that says what they come to and starts it.
 
-One widget a setting, its key the setting's path in the config, so that form and config cannot drift apart; the solver's part is
-drawn from the config's own fields and their descriptions.
+One widget a setting, its key the setting's path in the config (`app.forms.settings`); the solver's part is drawn from the
+config's own fields and their descriptions. What differs from the form as it was opened stands in the page's address.
 """
 
-from typing import Any, get_args
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
 
 import streamlit as st
 from pydantic import ValidationError
@@ -12,8 +15,11 @@ from pydantic.fields import FieldInfo
 
 from app import state, words
 from app.charts import layers as layer_charts
-from app.forms import sources
+from app.forms import settings, sources
+from app.forms.settings import LABELS
+from app.parts import live
 from app.tables import run as run_tables
+from app.work import engine
 from snows.config import (
     MASKS,
     REFINEMENTS,
@@ -26,8 +32,11 @@ from snows.config import (
     explain,
     parse_pattern,
 )
-from snows.measures.names import duration, size
-from snows.runs.store import ACTIVE, StoreError
+from snows.measures.names import duration_range, size
+from snows.runs.store import StoreError
+
+if TYPE_CHECKING:
+    from snows.runs.estimate import Plan
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
 MASK_WORDS = {
@@ -53,70 +62,138 @@ TARGET_WORDS = {
 }
 
 
-def _flatten(content: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        flat |= _flatten(value, f"{prefix}.{name}") if isinstance(value, dict) else {f"{prefix}.{name}": value}
-    return flat
-
-
-def _form_values(config: RunConfig) -> dict[str, Any]:
-    content = config.model_dump(exclude={"name": True, "prune": {"pattern", "overrides"}})
-    content["class_names"] = "\n".join(config.class_names)
-    content["prune"]["pattern"] = str(config.prune.pattern)
-    content["prune"]["overrides"] = "\n".join(f"{site} = {pattern}" for site, pattern in config.prune.overrides.items())
-    return _flatten(content, "form")
+_SAID = "form said"
+# Streamlit leaves room there for a chat; a phone's window has none to give away.
+_BAR_STYLE = """<style>
+[data-testid="stBottomBlockContainer"] { padding-top: 0.5rem; padding-bottom: 0.75rem; }
+@media (max-width: 640px) { .st-key-bar p { font-size: 0.85rem; line-height: 1.4; } }
+</style>"""
+_PLANS, _MOST_PLANS = "plans", 8
+_MOST_OPERATIONS = 8  # of a window that a card shows
 
 
 def fill(config: RunConfig) -> None:
     """Put a run's settings into the form. Call it before the form is drawn: in a callback."""
-    st.session_state.update(_form_values(config))
-
-
-def _form_config() -> RunConfig:
-    nested: dict[str, Any] = {}
-    for key in _form_values(RunConfig()):
-        *parents, name = key.split(".")[1:]
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        value = st.session_state[key]
-        inner[name] = None if value == "" else value
-    if nested["prune"]["update"] != "snows":
-        nested["prune"]["sweeps"] = 1  # the field is out of use, as K is
-    nested["prune"]["overrides"] = (nested["prune"]["overrides"] or "").splitlines()
-    return RunConfig.model_validate(nested)
+    st.session_state.update(settings.values(config))
 
 
 def prepare(default: RunConfig) -> None:
     """Fill a form that this session has not touched yet."""
-    for key, value in _form_values(default).items():
+    for key, value in settings.values(default).items():
         st.session_state.setdefault(key, value)
 
 
 def current() -> RunConfig:
     """What the form holds, on whatever page it was filled; see `prepare`. Raises `ValidationError`."""
-    return _form_config()
+    return settings.config(_fields())
 
 
-def draw(default: RunConfig) -> None:
-    """Every setting of a run, what they come to, and Start. `default` fills a form that this session has not touched yet."""
+def _fields() -> dict[str, Any]:
+    return {key: st.session_state[key] for key in settings.DEFAULTS}
+
+
+def draw(default: RunConfig, *, pinned: bool) -> None:
+    """Every setting of a run, what they come to, and Start. `default` fills a form that this session has not touched yet.
+    `pinned`: whether the bar stays at the bottom of the window, or ends the form."""
+    _recall(default)
     prepare(default)
-    ready = sources.engine_ready()
-    st.fragment(run_every=None if ready else 1)(_form)(ready)
+    ready = engine.ready()
+    place = st.container()
+    bar = (st.bottom if pinned else st).container(border=True, key="bar")
+    with place:
+        st.fragment(run_every=None if ready else 1)(_form)(ready, default, bar)
 
 
-def _form(was_ready: bool) -> None:
-    if sources.engine_ready() and not was_ready:
+def _recall(default: RunConfig) -> None:
+    """Take over what the address says, unless it is what the form wrote there."""
+    said = {name: text for name in settings.NAMES if (text := state.asked(name)) is not None}
+    if said != st.session_state.get(_SAID, {}):
+        st.session_state.update(settings.from_address(said, settings.values(default)))
+        st.session_state[_SAID] = said
+
+
+def _remember(default: RunConfig) -> None:
+    """Say in the address what is not as it was when the form was opened."""
+    st.session_state[_SAID] = said = settings.to_address(_fields(), settings.values(default))
+    state.say_all(said, settings.NAMES)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where in the cards is shown what is known only when all of them are filled in."""
+
+    network: Any
+    images: Any
+    layers: Any
+    coverage: Any
+    window: Any
+    window_choice: Any
+
+
+def _form(was_ready: bool, default: RunConfig, bar: Any) -> None:
+    if engine.ready() and not was_ready:
         st.rerun()  # once: now all networks can be offered, and looked up
-    settings, outcome = st.columns([5, 4], gap="large")
-    with settings:
-        config, problem = _settings()
-    with outcome:
-        if config is None:
-            st.error(problem, icon=":material/error:")
-        else:
-            _outcome(config)
+    first, second, third = st.columns(3, gap="medium")
+    with first.container(border=True, height="stretch"):
+        network, images, prepared = _network_and_images()
+    with second.container(border=True, height="stretch"):
+        layers, coverage = _what_stays()
+    with third.container(border=True, height="stretch"):
+        window, window_choice = _how_refitted()
+    _remember(default)
+    # Last, when all is set that bears on it; shown above, where it belongs.
+    places = _Places(network, images, layers, coverage, window, window_choice)
+    with bar:
+        try:
+            config = current()
+        except ValidationError as error:
+            problem = explain(error, LABELS)
+            with places.network:
+                st.error(words.plain(problem), icon=":material/error:")
+            _bar(None, None, problem)
+            return
+        with prepared:
+            sources.preparation(config)
+        plan, problem = _looked_at(config, places)
+        _bar(config, plan, problem)
+
+
+def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
+    """What the run would do, shown in the cards; or why it cannot work."""
+    with places.network:
+        problem = sources.network(config)
+    with places.images:
+        sources.downloads(config)
+        problem = problem or sources.images(config)
+    if problem:
+        return None, problem
+    try:
+        plan = _plan(config.model_dump_json())
+        st.session_state[_PLANS] = dict(
+            [*st.session_state.get(_PLANS, {}).items(), (config.model_dump_json(), plan)][-_MOST_PLANS:]
+        )
+    except (InputError, RuntimeError) as error:
+        with places.layers if config.prune.mask not in MASKS else places.network:
+            return None, sources.refused(str(error), config)
+    with places.layers:
+        layers, weights = words.counted(len(plan.sites), "layer"), words.counted(len(plan.skipped), "weight")
+        st.markdown(f"**{layers} will be pruned**, {weights} kept dense")
+    with places.coverage:
+        st.dataframe(run_tables.coverage(plan), hide_index=True, height=240, alt="Each weight: pruned, or why it stays dense")
+    if plan.warning:
+        with places.images:
+            st.warning(words.plain(plan.warning), icon=":material/image_search:")
+    if config.prune.update == "snows" and plan.sites:
+        with places.window:
+            _window(plan, places.window_choice)
+    if not plan.sites:
+        return (
+            plan,
+            "No layer of this network can be pruned so. The list of layers, under “More”, says why; try another pattern.",
+        )
+    if not engine.ready():
+        return plan, "The engine is being loaded. That takes a few seconds."
+    return plan, ""
 
 
 def _kept(path: str) -> dict[str, Any]:
@@ -124,10 +201,14 @@ def _kept(path: str) -> dict[str, Any]:
     return {"key": f"form.{path}", "persist_state": "session"}
 
 
-def _choice(label: str, path: str, options: tuple[str, ...], words: dict[str, str], **more: Any) -> str:
+def _choice(path: str, options: tuple[str, ...], words: Callable[[str], str], **more: Any) -> str:
     value = st.session_state[f"form.{path}"]
     options = options if value in options else (*options, value)
-    return st.selectbox(label, options, format_func=lambda name: words.get(name, name), **_kept(path), **more)
+    return st.selectbox(LABELS[path], options, format_func=words, **_kept(path), **more)
+
+
+def _number(path: str, step: float, **more: Any) -> None:
+    st.number_input(LABELS[path], step=step, **_kept(path), **more)
 
 
 def _pattern_words(text: str) -> str:
@@ -137,226 +218,228 @@ def _pattern_words(text: str) -> str:
         return text
 
 
-def _settings() -> tuple[RunConfig | None, str]:
-    """Draw the settings. Returns what they come to, or why they come to nothing."""
-    st.subheader("Network and images", anchor=False)
-    sources.presets(fill)
+def _named(names: dict[str, str]) -> Callable[[str], str]:
+    return lambda name: names.get(name, name)
+
+
+def _heading(number: int, title: str) -> None:
+    st.header(f"{number}\N{EN SPACE}{title}", anchor=False)
+
+
+def _network_and_images() -> tuple[Any, Any, Any]:
+    _heading(1, "Network and images")
+    sources.network_choice()
+    network = st.container(gap="small")
     _choice(
-        "Network",
-        "model",
-        sources.model_names(),
-        sources.MODELS,
-        accept_new_options=True,
-        help="Type a part of a name to search all of timm's and torchvision's networks: `resnet50`, `vit base 224`.",
-    )
-    network = st.container()
-    sources.own_weights()
-    data = st.session_state["form.data"]
-    _choice(
-        "Images",
         "data",
         tuple(sources.DATA),
-        {name: sources.data_words(name) for name in (*sources.DATA, data)},
-        accept_new_options=True,
-        help="The bundled images, a data set to download, or the path of a folder with images of your own.",
+        sources.data_words,
+        help="The images that come with the app, or a data set to download. Pictures of your own are brought under “More”.",
     )
-    sources.own_images()
-    images = st.container()
-    left, right = st.columns(2)
-    left.number_input(
-        "Calibration images",
-        step=64,
-        **_kept("num_calibration"),
-        help="The kept weights are fitted on these. More is steadier and slower.",
-    )
-    right.number_input(
-        "Evaluation images",
-        step=1000,
-        **_kept("num_evaluation"),
-        help="The network is measured on these before and after. None of them is fitted on.",
-    )
+    images = st.container(gap="small")
+    with st.expander("More: how many, your own, presets"):
+        left, right = st.columns(2)
+        with left:
+            _number("num_calibration", 64, help="The kept weights are fitted on these. More is steadier and slower.")
+        with right:
+            _number(
+                "num_evaluation", 1000, help="The network is measured on these before and after. None of them is fitted on."
+            )
+        sources.presets(fill)
+        sources.own_weights()
+        sources.own_images()
+        prepared = st.container()
+    return network, images, prepared
 
-    st.subheader("Which weights stay", anchor=False)
-    patterns = {text: _pattern_words(text) for text in (*PATTERNS, st.session_state["form.prune.pattern"])}
+
+def _what_stays() -> tuple[Any, Any]:
+    _heading(2, "What stays")
     _choice(
-        "Pattern",
         "prune.pattern",
         PATTERNS,
-        patterns,
+        _pattern_words,
         accept_new_options=True,
         help="N:M keeps N of every M neighboring weights, which some hardware runs faster. A percentage removes that share, "
         "wherever it lies. Type any other: `3:8`, `85%`, `85% global`.",
     )
-    _choice(
-        "Mask",
-        "prune.mask",
-        MASKS,
-        MASK_WORDS,
-        accept_new_options=True,
-        help="The rule that picks the weights to keep. Or type the path of a `.safetensors` file: its zeros are the mask.",
-    )
-    st.checkbox(
-        "Prune the classifier too",
-        **_kept("prune.prune_classifier"),
-        help=PruneConfig.model_fields["prune_classifier"].description,
-    )
-
-    with st.expander("Layers with a pattern of their own", icon=":material/layers:"):
+    _choice("prune.mask", MASKS, _mask_words, help="The rule that picks the weights to keep. Or bring a mask, under “More”.")
+    _sketch(st.session_state["form.prune.pattern"])
+    layers = st.container(gap="small")
+    with st.expander("More: single layers, a mask of your own"):
+        st.checkbox(
+            LABELS["prune.prune_classifier"],
+            **_kept("prune.prune_classifier"),
+            help=PruneConfig.model_fields["prune_classifier"].description,
+        )
         st.text_area(
-            "One layer a line",
+            LABELS["prune.overrides"],
             placeholder="layer1.0.conv1 = dense\nlayer3.2.conv2 = 1:8",
             **_kept("prune.overrides"),
-            help="A layer's name as in the table of layers, then its pattern, or `dense` to leave it as it is.",
+            help="One a line: a layer's name as in the list below, then its pattern, or `dense` to leave it as it is.",
         )
+        sources.mask_file()
+        st.markdown("**Which layers, and why not the others**")
+        coverage = st.container()
+    return layers, coverage
 
-    st.subheader("What the kept weights become", anchor=False)
+
+def _mask_words(name: str) -> str:
+    return MASK_WORDS.get(name, f"Of the file {name.rpartition('/')[2]}")
+
+
+def _sketch(text: str) -> None:
+    try:
+        pattern = parse_pattern(text)
+    except ValueError:
+        return  # the bar says it
+    picture = layer_charts.pattern_picture(run_tables.pattern_grid(pattern))
+    live.chart(picture, key="pattern", alt=f"A made-up corner of a layer. {_pattern_words(text)}")
+    st.caption(
+        "A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, faint ones become zero."
+    )
+
+
+def _how_refitted() -> tuple[Any, Any]:
+    _heading(3, "How it is refitted")
     update = _choice(
-        "Update",
         "prune.update",
         UPDATES,
-        UPDATE_WORDS,
+        _named(UPDATE_WORDS),
         help="How the kept weights make up for the removed ones. No labels, no training.",
     )
-    refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS
-    _choice(
-        "Mask refinement",
-        "prune.refine",
-        REFINEMENTS,
-        REFINE_WORDS,
-        disabled=not refined,
-        help=PruneConfig.model_fields["refine"].description,
-    )
-    left, middle, right = st.columns([1, 1, 2])
-    middle.number_input(
-        "Sweeps",
-        step=1,
+    _number(
+        "prune.k_steps",
+        1,
         disabled=update != "snows",
-        **_kept("prune.sweeps"),
-        help=PruneConfig.model_fields["sweeps"].description,
+        help="How many operations after this layer should still compute what they did. 0: this layer alone. Only SNOWS looks "
+        "ahead.",
     )
-    left.number_input(
-        "K",
-        step=1,
-        disabled=update != "snows",
-        **_kept("prune.k_steps"),
-        help="How many operations after this layer should still compute what they did. 0: this layer alone.",
-    )
-    with right:
-        _choice("Target", "prune.targets", TARGETS, TARGET_WORDS, help="What the layer's output is fitted to.")
-
-    left, _ = st.columns(2)
-    left.number_input(
-        "Ridge",
-        step=1.0,
-        format="%g",
-        disabled=update == "none",
-        **_kept("prune.ridge"),
-        help=PruneConfig.model_fields["ridge"].description,
-    )
-    with st.expander("Solver settings", icon=":material/tune:"):
-        for name, setting in SolverConfig.model_fields.items():
-            _solver_setting(name, setting)
-    with st.expander("Device, precision, seed, images held back", icon=":material/memory:"):
+    window = st.container(gap="small")
+    with st.expander("More: mask refinement, sweeps, target, solver"):
+        refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS
+        _choice(
+            "prune.refine",
+            REFINEMENTS,
+            _named(REFINE_WORDS),
+            disabled=not refined,
+            help=PruneConfig.model_fields["refine"].description,
+        )
+        _choice("prune.targets", TARGETS, _named(TARGET_WORDS), help="What the layer's output is fitted to.")
         left, right = st.columns(2)
-        left.text_input(
-            "Device", help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.", **_kept("prune.device")
-        )
+        with left:
+            _number("prune.sweeps", 1, disabled=update != "snows", help=PruneConfig.model_fields["sweeps"].description)
         with right:
-            _choice("Precision", "prune.precision", ("float32", "float64"), {}, help="`float64` is slower, for checking.")
-        left.number_input("Batch size", step=32, help="Images a forward pass, at the most.", **_kept("prune.batch_size"))
-        left.number_input(
-            "Memory for a layer, GB", step=0.5, help=PruneConfig.model_fields["memory"].description, **_kept("prune.memory")
-        )
-        right.number_input("Seed", step=1, help="The same seed gives the same result.", **_kept("prune.seed"))
-        left.number_input(
-            "Images held back",
-            step=16,
-            **_kept("num_held_back"),
-            help=RunConfig.model_fields["num_held_back"].description,
-        )
-        st.checkbox(
-            "Re-estimate batch-norm statistics at the end",
-            **_kept("prune.batch_norm_reestimate"),
-            help="Helps a mask without an update; after dense targets it lowered accuracy in our trials.",
-        )
-    # Last, when all is set that bears on it; shown above, where it belongs.
-    try:
-        config = _form_config()
-    except ValidationError as error:
-        return None, explain(error)
-    with network:
-        sources.network(config)
-    with images:
-        sources.downloads(config)
-        sources.images(config)
-    return config, ""
+            help_words = PruneConfig.model_fields["ridge"].description
+            _number("prune.ridge", 1.0, format="%g", disabled=update == "none", help=help_words)
+        with st.popover("Solver", icon=":material/tune:", width="stretch"):
+            for name, setting in SolverConfig.model_fields.items():
+                _solver_setting(name, setting)
+        with st.popover("Device, precision, seed", icon=":material/memory:", width="stretch"):
+            _machine()
+        choice = st.container()
+    return window, choice
+
+
+def _machine() -> None:
+    st.text_input(
+        LABELS["prune.device"],
+        help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.",
+        **_kept("prune.device"),
+    )
+    _choice("prune.precision", ("float32", "float64"), str, help="`float64` is slower, for checking.")
+    _number("prune.batch_size", 32, help="Images a forward pass, at the most.")
+    _number("prune.memory", 0.5, help=PruneConfig.model_fields["memory"].description)
+    _number("prune.seed", 1, help="The same seed gives the same result.")
+    _number("num_held_back", 16, help=RunConfig.model_fields["num_held_back"].description)
+    st.checkbox(
+        LABELS["prune.batch_norm_reestimate"],
+        **_kept("prune.batch_norm_reestimate"),
+        help="Helps a mask without an update; after dense targets it lowered accuracy in our trials.",
+    )
 
 
 def _solver_setting(name: str, setting: FieldInfo) -> None:
-    path, label = f"prune.solver.{name}", words.words(name).capitalize()
+    path = f"prune.solver.{name}"
     if options := get_args(setting.annotation):
-        _choice(label, path, options, {option: words.words(option).capitalize() for option in options})
+        _choice(path, options, lambda option: words.words(option).capitalize())
     elif setting.annotation is int:
-        st.number_input(label, step=1, **_kept(path))
+        _number(path, 1)
     else:
-        st.number_input(label, step=setting.default / 2, format="%.3g", **_kept(path))
+        _number(path, setting.default / 2, format="%.3g")
     st.caption(setting.description or "")
 
 
-@st.cache_data(max_entries=32, show_spinner="Reading the network…")
+@st.cache_data(max_entries=32, show_spinner="Working out time and memory…")
 def _plan(config_json: str) -> Any:
     return state.planner().plan(RunConfig.model_validate_json(config_json))
 
 
-def _outcome(config: RunConfig) -> None:
-    with st.container(border=True):
-        st.markdown(f"**{words.pattern_words(config.prune.pattern)}**")
-        picture = layer_charts.pattern_picture(run_tables.pattern_grid(config.prune.pattern))
-        st.plotly_chart(picture, key="pattern", config={"staticPlot": True}, alt="A small grid of kept and pruned weights")
-        st.caption(
-            "A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, faint ones become zero."
-        )
-    try:
-        plan = _plan(config.model_dump_json())
-    except (InputError, RuntimeError) as error:
-        st.error(str(error), icon=":material/error:")
-        return
+def planned(config: RunConfig) -> "Plan | None":
+    """What was worked out for a run of this config, if this session has seen its form."""
+    return st.session_state.get(_PLANS, {}).get(config.model_dump_json())
+
+
+def _window(plan: "Plan", choice: Any) -> None:
     names = [words.layer(site.name) for site in plan.sites]
-    with st.container(border=True):
-        layers, weights = words.counted(len(names), "layer"), words.counted(len(plan.skipped), "weight")
-        st.markdown(f"**{layers} will be pruned**, {weights} kept dense")
-        with st.expander("Which, and why not the others"):
-            st.dataframe(
-                run_tables.coverage(plan), hide_index=True, height=280, alt="Each weight: pruned, or why it stays dense"
-            )
-        if config.prune.update == "snows" and names:
-            chosen = st.selectbox(
-                "The window of",
-                names,
-                key="form.window",
-                persist_state="session",
-                help="The layer, and the K operations after it whose values are kept as they were.",
-            )
-            site = plan.sites[names.index(chosen) if chosen in names else 0]
-            st.markdown(words.operations(site.operations))
-    if plan.warning:
-        st.warning(words.plain(plan.warning), icon=":material/image_search:")
-    with st.container(border=True):
-        time_needed, memory = st.columns(2)
-        time_needed.metric("Time, about", duration(plan.seconds))
-        memory.metric("Memory, about", size(plan.bytes))
-        start_button("Start", config, width="stretch", disabled=not names)
-        active = sum(run.state() in ACTIVE for run in state.store().list()[:50])
-        if active:
-            st.caption(f"{active} in work or waiting; this run would wait its turn.")
+    if st.session_state.get("form.window") not in names:
+        st.session_state["form.window"] = names[0]
+    chosen = choice.selectbox(
+        "The layer shown above",
+        names,
+        key="form.window",
+        persist_state="session",
+        help="Which layer's window the card shows: the layer, and the K operations after it.",
+    )
+    operations = plan.sites[names.index(chosen)].operations
+    st.caption(f"`{chosen}`, for one, is fitted so that these still compute what they did:")
+    st.markdown(words.operations(operations[:_MOST_OPERATIONS]))
+    if (rest := len(operations) - _MOST_OPERATIONS) > 0:
+        st.caption(f"and {words.counted(rest, 'operation')} after them")
 
 
-def start_button(label: str, config: RunConfig, **more: Any) -> None:
+def _bar(config: RunConfig | None, plan: "Plan | None", problem: str) -> None:
+    """What will be done, what it takes, and Start; or why it cannot start."""
+    st.html(_BAR_STYLE)
+    told, button = st.columns([5, 1], vertical_alignment="center", gap="medium")
+    with button:
+        # Fields stand before it in the order of the keyboard, and what a run showed; one need not pass them.
+        disabled = bool(problem) or config is None
+        start_button("Start", config, width="stretch", disabled=disabled, key="start", shortcut="Ctrl+Enter")
+    with told:
+        if problem:
+            # The remedy stands in the card that it is about.
+            reason = re.split(r"(?<=[.!?])\s+(?=[A-Z])", problem, maxsplit=1)[0]
+            st.markdown(f":material/block: **It cannot start.** {words.plain(reason)}")
+        elif config is not None and plan is not None:
+            _told(config, plan)
+
+
+def _told(config: RunConfig, plan: "Plan") -> None:
+    update = UPDATE_WORDS[config.prune.update].partition(":")[0]
+    parts = [
+        f"**{words.plain(sources.model_words(config.model))}**",
+        _pattern_words(str(config.prune.pattern)).replace("Keep", "keep", 1),
+        words.counted(len(plan.sites), "layer"),
+        f"{update}, K = {config.prune.k_steps}" if config.prune.update == "snows" else update.lower(),
+        f"about **{duration_range(*plan.range)}**",
+        f"**{size(plan.bytes)}** of memory",
+    ]
+    st.markdown(" · ".join(parts))
+    notes = []
+    if plan.busy:
+        notes.append("This machine is busy with other work, so it may well take longer.")
+    if active := len(state.active_runs()):
+        notes.append(f"{active} in work or waiting; this run would wait its turn.")
+    if notes:
+        st.caption(" ".join(notes))
+
+
+def start_button(label: str, config: RunConfig | None, **more: Any) -> None:
     """A button that queues a run and goes to watch it."""
-    if st.button(label, type="primary", icon=":material/play_arrow:", **more):
+    if st.button(label, type="primary", icon=":material/play_arrow:", **more) and config is not None:
         try:
             run_id = state.jobs().submit(config)
         except StoreError as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(words.plain(str(error)), icon=":material/error:")
         else:
             state.open_run(run_id)

@@ -1,10 +1,10 @@
 """The form's choice of network and images: by name, from a preset, or brought along; with all that can be known beforehand.
 
 What is brought goes to the runs' folder (`snows.sources.uploads`) and into the form as its path, so that a run's config says
-it all.
+it all. What cannot work is returned as a sentence, for the bar that would start it.
 """
 
-import sys
+import html
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ import streamlit as st
 
 from app import words
 from app.charts import attention as attention_charts
-from app.work import fetching
+from app.forms.settings import LABELS
+from app.parts.finder import Option, finder
+from app.work import engine, fetching
 from snows.config import InputError, RunConfig
 from snows.measures.names import size
 from snows.plans.presets import PRESETS, wanted
@@ -37,6 +39,12 @@ DATA = {
     "oxford-pets": "Oxford-IIIT Pets",
     "flowers-102": "Oxford Flowers-102",
 }
+# Where others lie that a newcomer may have heard of, before anything is typed.
+_WELL_KNOWN = (
+    *("torchvision:resnet50", "torchvision:vit_b_16", "timm:mobilenetv3_large_100"),
+    *("timm:efficientnet_lite0", "timm:convnext_tiny", "timm:deit_small_patch16_224"),
+)
+_FOUND = 30  # names; who needs more types another word
 _THUMBNAILS = 8
 _POLL_SECONDS = 0.5
 _NO_PRESET = "My own choice"
@@ -47,19 +55,18 @@ def _downloads() -> fetching.Downloads:
     return fetching.Downloads(fetching.fetch)
 
 
-def engine_ready() -> bool:
-    """Whether the engine and its catalogue are imported. A first page does not wait for them, but is drawn again then."""
-    known = getattr(sys.modules.get("snows.sources.models"), "every_name", None)
-    return known is not None and known.cache_info().currsize > 0
-
-
 def model_names() -> tuple[str, ...]:
     """Every network there is, once the catalogue is imported."""
-    if not engine_ready():
+    if not engine.ready():
         return tuple(MODELS)
     from snows.sources import models
 
     return (*MODELS, *(name for name in models.every_name() if name not in MODELS))
+
+
+def model_words(name: str) -> str:
+    """A network as a person knows it."""
+    return MODELS.get(name, name)
 
 
 def data_words(name: str) -> str:
@@ -67,7 +74,60 @@ def data_words(name: str) -> str:
     path = Path(name)
     if ".uploads" in path.parts:
         return f"{path.name}, brought by you"
-    return DATA.get(name, name)
+    return DATA.get(name, path.name or name)
+
+
+def in_browser(sentence: str, config: RunConfig) -> str:
+    """A sentence of the engine without the folders of the machine that it runs on."""
+    return words.without_paths(sentence, [config.data, config.checkpoint or "", config.prune.mask])
+
+
+# --- the network's name ---
+
+
+def find(text: str) -> tuple[list[Option], str]:
+    """The networks that have all the words of `text`, and what there is beyond those that are shown."""
+    if not engine.ready():
+        options = [name for name in MODELS if all(word in f"{name} {MODELS[name]}".lower() for word in text.lower().split())]
+        return [_option(name) for name in options], "All others can be searched in a few seconds, once the engine is loaded."
+    from snows.sources import models
+
+    every = models.every_name()
+    if not text.split():
+        options = [*MODELS, *(name for name in _WELL_KNOWN if name in set(every))]
+        return [_option(name) for name in options], f"Type to search all {len(every):,} networks."
+    options = models.search(text, len(every), MODELS)
+    if not options:
+        return [], "No network has all of these words. Try fewer, or a part of one."
+    rest = len(options) - _FOUND
+    return [_option(name) for name in options[:_FOUND]], f"… and {rest:,} more. Type another word." if rest > 0 else ""
+
+
+def _option(name: str) -> Option:
+    return Option(name, MODELS.get(name, name), name if name in MODELS else "")
+
+
+def network_choice() -> None:
+    """The field that finds a network."""
+
+    def chosen(name: str) -> None:
+        st.session_state["form.model"] = name
+        st.session_state["found a network"] = True
+
+    def drawn() -> None:
+        if st.session_state.pop("found a network", False):
+            st.rerun()  # all that follows from it
+        finder(
+            LABELS["model"],
+            _option(st.session_state["form.model"]),
+            find,
+            key="network",
+            on_pick=chosen,
+            placeholder="vit base 224",
+            help="Any words of its name, in any order.",
+        )
+
+    st.fragment(drawn)()
 
 
 # --- presets ---
@@ -127,29 +187,52 @@ def _outline(model: str, checkpoint: str | None, class_names: tuple[str, ...], c
         return _Outline(*known(None, ()), error.reason, error.mismatches)
 
 
-def network(config: RunConfig) -> None:
-    """What is known of the network before it is loaded: size, input, preparation, weights, and whether the checkpoint fits."""
-    if not engine_ready():
+def network(config: RunConfig) -> str:
+    """What is known of the network before it is loaded: its size, its input, and whether the checkpoint fits. Returns why it
+    cannot be pruned, or nothing."""
+    if not engine.ready():
         st.caption("The network's size and input are shown once the engine is loaded, in a few seconds.")
+        return ""
+    try:
+        outline = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
+    except InputError as error:
+        return refused(str(error), config)
+    shape = " x ".join(map(str, outline.input_size))
+    st.caption(f"**{outline.parameters:,} parameters** · images of {shape} · {len(outline.class_names):,} classes")
+    if outline.mismatches or outline.reason:
+        reason = in_browser(outline.reason, config)
+        problem = (
+            f"The checkpoint does not fit in {words.counted(len(outline.mismatches), 'tensor')}. {reason}"
+            if outline.mismatches
+            else reason
+        )
+        st.warning(words.plain(problem), icon=":material/rule:")
+        if outline.mismatches:
+            rows = pd.DataFrame(outline.mismatches[:500], columns=["tensor", "in your file", "in the network"])
+            height = min(36 * (len(rows) + 1), 220)
+            st.dataframe(rows, hide_index=True, height=height, alt="Each tensor in which the checkpoint and the network differ")
+        return problem
+    return ""
+
+
+def refused(sentence: str, config: RunConfig) -> str:
+    """Show a sentence of the engine on what cannot work, as a browser's user reads it, and return it."""
+    problem = in_browser(sentence, config)
+    st.error(words.plain(problem), icon=":material/error:")
+    return problem
+
+
+def preparation(config: RunConfig) -> None:
+    """How the network prepares an image, and what it knows."""
+    if not engine.ready():
         return
     try:
         outline = _outline(config.model, config.checkpoint, config.class_names, _changed(config.checkpoint))
     except InputError:
-        return  # the plan beside the form says it
-    shape = " x ".join(map(str, outline.input_size))
-    st.caption(f"**{outline.parameters:,} parameters** · images of {shape} · {len(outline.class_names):,} classes")
-    with st.expander("How it prepares an image, and its classes", icon=":material/crop:"):
-        st.markdown(outline.preprocessing + ".")
-        class_names = ", ".join(outline.class_names[:40]) + (", …" if len(outline.class_names) > 40 else "")
-        st.caption(class_names or "It has no classes.")
-    if outline.mismatches:
-        rows = pd.DataFrame(outline.mismatches[:500], columns=["tensor", "in your file", "in the network"])
-        st.warning(
-            f"The checkpoint does not fit in {words.counted(len(outline.mismatches), 'tensor')}. {outline.reason}",
-            icon=":material/rule:",
-        )
-        height = min(36 * (len(rows) + 1), 220)
-        st.dataframe(rows, hide_index=True, height=height, alt="Each tensor in which the checkpoint and the network differ")
+        return
+    st.markdown("**How it prepares an image, and its classes**")
+    class_names = ", ".join(outline.class_names[:40]) + (", …" if len(outline.class_names) > 40 else "")
+    st.caption(f"{outline.preprocessing}. {words.plain(class_names) or 'It has no classes'}.")
 
 
 def _changed(path: str | None) -> float:
@@ -162,16 +245,6 @@ def _changed(path: str | None) -> float:
 def own_weights() -> None:
     """Bring a checkpoint, and say what its outputs mean."""
 
-    def brought() -> None:
-        from snows.sources import uploads
-
-        file = st.session_state["checkpoint-upload"]
-        if file is None:
-            return
-        with _told("checkpoint-told"):
-            path = uploads.keep_checkpoint(default_root(), file, file.name)
-            st.session_state["form.checkpoint"] = str(path)
-
     with st.popover("Your own weights", icon=":material/upload_file:"):
         st.markdown(
             "Weights of the network chosen above: safetensors, or what `torch.save` wrote, with all that a training keeps "
@@ -180,12 +253,13 @@ def own_weights() -> None:
         st.file_uploader(
             "Checkpoint",
             key="checkpoint-upload",
-            on_change=brought,
+            on_change=_brought,
+            args=("checkpoint", "checkpoint"),
             max_upload_size=2000,
         )
         _tell("checkpoint-told")
         st.text_input(
-            "Or its path on this machine",
+            "Or its path, where it lies on the machine that runs this app",
             placeholder="The published weights",
             key="form.checkpoint",
             persist_state="session",
@@ -229,9 +303,9 @@ def own_images() -> None:
             summary += f" in {len(pictures.classes)} folders"
         if pictures.left_out:
             summary += f"; {left_out_words(pictures.left_out)}"
+        # The sentence below the pictures says which of them calibrate.
         if st.session_state["form.num_calibration"] > pictures.count // 2:
             st.session_state["form.num_calibration"] = max(1, pictures.count // 2)
-            summary += ". Half of them calibrate; the result is measured on the others"
         st.session_state["images-told"] = ("info", f"Took in {summary}.")
 
     from snows.sources import uploads
@@ -253,8 +327,46 @@ def own_images() -> None:
             on_change=brought,
             args=("folder-upload",),
         )
-        st.caption(f"{uploads.LIMITS} A folder on this machine need not be uploaded: type its path under Images.")
+        st.caption(uploads.LIMITS)
     _tell("images-told")
+
+    def typed() -> None:
+        if path := st.session_state["images-path"].strip():
+            st.session_state["form.data"] = path
+
+    st.text_input(
+        "Or a folder's path, where it lies on the machine that runs this app",
+        key="images-path",
+        on_change=typed,
+        placeholder="~/pictures",
+    )
+
+
+def mask_file() -> None:
+    """Bring a mask: what is zero in it is removed."""
+
+    st.file_uploader(
+        "A mask of your own",
+        type=["safetensors"],
+        key="mask-upload",
+        on_change=_brought,
+        args=("mask", "prune.mask"),
+        help="A saved mask of this network, or weights of it that are pruned: what is zero in them is removed.",
+    )
+    _tell("mask-told")
+
+
+def _brought(what: str, setting: str) -> None:
+    """Take in the file of weights that was dropped as `what`, and let the form name it."""
+    from snows.sources import uploads
+
+    file = st.session_state[f"{what}-upload"]
+    if file is None:
+        return
+    with _told(f"{what}-told"):
+        if what == "mask" and not file.name.endswith(".safetensors"):
+            raise InputError(f"{file.name} is not a safetensors file. Save the mask, or the pruned weights, as one.")
+        st.session_state[f"form.{setting}"] = str(uploads.keep_checkpoint(default_root(), file, file.name))
 
 
 @contextmanager
@@ -270,13 +382,22 @@ def _told(key: str) -> Iterator[None]:
 def _tell(key: str) -> None:
     match st.session_state.get(key):
         case ("error", sentence):
-            st.error(sentence, icon=":material/error:")
+            st.error(words.plain(words.without_paths(sentence)), icon=":material/error:")
         case ("info", sentence):
-            st.caption(f":material/check: {sentence}")
+            st.caption(f":material/check: {words.plain(sentence)}")
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """At the images: addresses of the first ones with what is in them, and what is to be said of them all."""
+
+    pictures: list[tuple[str, str]]
+    summary: str
+    notes: list[str]
 
 
 @st.cache_data(max_entries=16, show_spinner="Looking at the images…")
-def _preview(config_json: str, changed: float) -> tuple[list[str], list[str], str, list[str]]:
+def _look(config_json: str, changed: float) -> _Looked:
     from snows.sources import data, models
 
     config = RunConfig.model_validate_json(config_json)
@@ -284,33 +405,44 @@ def _preview(config_json: str, changed: float) -> tuple[list[str], list[str], st
     preview = data.preview(
         config.data, model, config.num_calibration, config.num_evaluation, config.prune.seed, count=_THUMBNAILS
     )
-    measured = "labels give an accuracy" if preview.labelled else "no labels: agreement and divergence instead of accuracy"
-    summary = f"{preview.num_calibration:,} to calibrate with, {preview.num_evaluation:,} to measure on · {measured}"
-    pictures = [attention_charts.picture_address(data.as_pixels(image), longest_edge=128) for image in preview.images]
-    return pictures, preview.words, summary, preview.notes
+    measured = (
+        "Labels give an accuracy."
+        if preview.labelled
+        else "Without labels there is no accuracy, only agreement with the dense network."
+    )
+    addresses = [attention_charts.picture_address(data.as_pixels(image), longest_edge=96) for image in preview.images]
+    return _Looked(list(zip(addresses, preview.words, strict=True)), f"{preview.division} {measured}", preview.notes)
 
 
-def images(config: RunConfig) -> None:
-    """The first images as the network will get them, and how many there are."""
-    if not engine_ready() or not _here(config.data):
-        return
+def images(config: RunConfig) -> str:
+    """The first images as the network will get them, and which calibrate and which measure. Returns why they do not do, or
+    nothing."""
+    if not engine.ready():
+        return ""
+    from snows.sources import data, models
     from snows.sources.downloads import DownloadError
 
     try:
+        if not _here(config.data):
+            data.check_count(config.data, models.outline(config.model), config.num_calibration)
+            return ""
         # What does not bear on the images must not have them read again.
         relevant = config.model_copy(update={"prune": RunConfig().prune.model_copy(update={"seed": config.prune.seed})})
-        pictures, words, summary, notes = _preview(relevant.model_dump_json(), _changed(config.data))
+        looked = _look(relevant.model_dump_json(), _changed(config.data))
     except (DataError, DownloadError) as error:
-        st.error(str(error), icon=":material/image_not_supported:")
-        return
+        return refused(str(error), config)
     except InputError:
-        return  # the network is at fault, and the plan beside the form says how
-    with st.container(horizontal=True, gap="small"):
-        for picture, word in zip(pictures, words, strict=True):
-            st.image(picture, caption=word.partition(",")[0][:14], width=64)
-    st.caption(f"As the network gets them. {summary}.")
-    for note in notes:
-        st.caption(f":material/info: {note}")
+        return ""  # the network is at fault, and says so itself
+    cells = "".join(
+        f'<img src="{address}" alt="{html.escape(word)}" title="{html.escape(word)}" '
+        'style="width: 40px; height: 40px; object-fit: cover; border-radius: 5px; image-rendering: pixelated">'
+        for address, word in looked.pictures
+    )
+    st.html(f'<div style="display: flex; flex-wrap: wrap; gap: 5px">{cells}</div>')
+    st.caption(words.plain(looked.summary))
+    for note in looked.notes:
+        st.caption(f":material/info: {words.plain(in_browser(note, config))}")
+    return ""
 
 
 def _here(name: str) -> bool:
@@ -324,7 +456,7 @@ def _here(name: str) -> bool:
 
 def downloads(config: RunConfig) -> None:
     """What the run would have to fetch first, each with its size, a button to fetch it now, and how far that is."""
-    if not engine_ready():
+    if not engine.ready():
         return
     try:
         items = [item for item in wanted(config) if not item.here]
@@ -334,12 +466,12 @@ def downloads(config: RunConfig) -> None:
         _download(item.name, f"{item.what}, {size(item.num_bytes)}")
 
 
-def _download(name: str, words: str) -> None:
+def _download(name: str, what: str) -> None:
     seen = _downloads().look(name)
     active = seen is not None and seen.active
     if not active:
         if seen is not None and seen.error:
-            st.error(seen.error, icon=":material/cloud_off:")
+            st.error(words.plain(words.without_paths(seen.error)), icon=":material/cloud_off:")
         with st.container(horizontal=True, vertical_alignment="center"):
             st.button(
                 "Download now",
@@ -349,7 +481,7 @@ def _download(name: str, words: str) -> None:
                 args=(name,),
                 help="A run fetches it by itself when it starts; this lets you see it before.",
             )
-            st.caption(f"{words}, not on this machine yet", width="content")
+            st.caption(f"{what}, not on this machine yet", width="content")
         return
 
     def follow() -> None:
@@ -358,9 +490,7 @@ def _download(name: str, words: str) -> None:
             st.rerun()
         share = min(now.done / now.total, 1.0) if now.total else 0.0
         so_far = f"{size(now.done)}" + (f" of {size(now.total)}" if now.total else "")
-        text = (
-            f"Downloading {now.what or words}: {so_far}" if not now.total or now.done < now.total else f"Unpacking {now.what}"
-        )
+        text = f"Downloading {now.what or what}: {so_far}" if not now.total or now.done < now.total else f"Unpacking {now.what}"
         bar, button = st.columns([5, 1], vertical_alignment="bottom")
         bar.progress(share, text=text)
         button.button("Stop", icon=":material/close:", key=f"stop-{name}", on_click=_downloads().stop, args=(name,))

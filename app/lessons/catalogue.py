@@ -4,10 +4,5 @@ from app.lessons import downhill, looking_ahead, making_up, still_looking, which
 from app.lessons.lesson import Lesson
 
 LESSONS: dict[str, Lesson] = {
-    "worth": worth.LESSON,
-    "others": making_up.LESSON,
-    "ahead": looking_ahead.LESSON,
-    "downhill": downhill.LESSON,
-    "which": which_stay.LESSON,
-    "looks": still_looking.LESSON,
+    module.LESSON.name: module.LESSON for module in (worth, making_up, looking_ahead, downhill, which_stay, still_looking)
 }

@@ -11,7 +11,8 @@ import streamlit as st
 
 from app import state
 from app.charts import lessons as charts
-from app.parts import panels
+from app.parts import live
+from app.texts import text
 
 MOST_CLASSES, MOST_GUESSES = 200, 1000
 _CODE = re.compile("[0-9a-f]{6}")
@@ -43,8 +44,8 @@ class Classes:
             return Counter(guess for (of, _), guess in self._guesses.get(code, {}).items() if of == lesson)
 
 
-def is_code(text: str | None) -> TypeGuard[str]:
-    return text is not None and _CODE.fullmatch(text) is not None
+def is_code(asked: str | None) -> TypeGuard[str]:
+    return asked is not None and _CODE.fullmatch(asked) is not None
 
 
 # --- what is drawn ---
@@ -69,14 +70,13 @@ def draw(lesson: str, guesses: Mapping[str, str], guess: str | None) -> None:
 def _draw_guesses(code: str, lesson: str, guesses: Mapping[str, str], shown: bool) -> None:
     counts = _classes().counts(code, lesson)
     total = counts.total()
-    st.markdown(f"**{total} {'guess' if total == 1 else 'guesses'}** in this class so far.")
-    if (shown or st.toggle("Show them before I guess", key="lesson-class-shown")) and total:
+    st.markdown(text("class.one" if total == 1 else "class.many", count=total))
+    if (shown or st.toggle(text("class.early"), key="lesson-class-shown")) and total:
         bars = {words: float(counts[name]) for name, words in guesses.items()}
-        panels.draw(
-            charts.bars_chart(bars, "Guesses", dict.fromkeys(bars, "dense")),
-            True,
-            "class",
-            "; ".join(f"{words}: {count:g}" for words, count in bars.items()),
+        live.chart(
+            charts.bars_chart(bars, text("class.axis"), dict.fromkeys(bars, "dense")),
+            key="class",
+            alt="; ".join(f"{words}: {count:g}" for words, count in bars.items()),
         )
 
 
@@ -84,12 +84,12 @@ def draw_invitation(lesson: str) -> None:
     """A link that opens the lesson for a class."""
     code = state.asked("class")
     if not is_code(code):
-        st.markdown("Everybody who opens the link guesses for themselves; all guesses appear as bars, without names.")
+        st.markdown(text("class.about"))
         st.button(
-            "Make a link",
+            text("class.make"),
             icon=":material/group_add:",
             on_click=lambda: state.say("class", secrets.token_hex(3)),
         )
         return
-    st.markdown("Give this link to the class. Guesses are kept in this app's memory until it is stopped.")
+    st.markdown(text("class.link"))
     st.code(f"{(st.context.url or '').partition('?')[0]}?lesson={lesson}&class={code}", language=None)

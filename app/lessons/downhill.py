@@ -13,13 +13,16 @@ from torch import Tensor
 from app.charts import lessons as charts
 from app.charts import solver as solver_charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from app.tables import solver as solver_tables
+from app.texts import Later, choices, text
 from snows.config import NM, PruneConfig, SolverConfig
 from snows.measures.names import number
 from snows.method.solver import LineSearchResult, Operator, cg, line_search, newton_cg
 
 STRETCHES = (1, 3, 10, 30, 100)
+SHAPES = ("even", "bent")
+COLUMNS = ("way", "steps", "gradients", "products", "height")
 PLACES = tuple(x / 2 for x in range(-4, 5))
 EPSILONS = tuple(10.0**-e for e in range(1, 13))
 DESCENT_STEPS, NEWTON_STEPS, CG_STEPS = 200, 20, 20
@@ -162,10 +165,10 @@ def newton_with_products(valley: Valley, start: Tensor) -> Way:
 
 
 WAYS: dict[str, Callable[[Valley, Tensor], Way]] = {
-    "Gradient descent": gradient_descent,
-    "Newton": newton,
-    "Conjugate gradient": newton_with_products,
-    "… with a preconditioner": lambda valley, start: newton_with_products(Valley(valley.stretch, valley.bent, True), start),
+    "descent": gradient_descent,
+    "newton": newton,
+    "conjugate": newton_with_products,
+    "preconditioned": lambda valley, start: newton_with_products(Valley(valley.stretch, valley.bent, True), start),
 }
 
 
@@ -188,7 +191,7 @@ def difference_error(
 def truth() -> str:
     """Which guess is right: how many steps more gradient descent takes than conjugate gradient where the lesson begins."""
     found = ways(30, False, (-2.0, 1.5))
-    ratio = len(found["Gradient descent"].points) / len(found["Conjugate gradient"].points)
+    ratio = len(found["descent"].points) / len(found["conjugate"].points)
     return "many" if ratio > 5 else "few" if ratio > 1.5 else "same"
 
 
@@ -196,74 +199,74 @@ def truth() -> str:
 
 
 @st.cache_data(max_entries=512, show_spinner=False)
-def _ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+def known_ways(stretch: float, bent: bool, start: tuple[float, float]) -> dict[str, Way]:
+    """As `ways`, computed once."""
     return ways(stretch, bent, start)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _heights(stretch: float, bent: bool) -> tuple[np.ndarray, list[float]]:
+def heights(stretch: float, bent: bool) -> tuple[np.ndarray, list[float]]:
+    """The valley on a grid, and the places of the grid's lines on both axes."""
     axis = torch.linspace(*SPAN, 61, dtype=torch.float64)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     return Valley(stretch, bent).height(grid).numpy(), axis.tolist()
 
 
 def _draw(guess: str) -> None:
-    found = _ways(30, False, (-2.0, 1.5))
+    found = known_ways(30, False, (-2.0, 1.5))
     steps = {name: len(way.points) - 1 for name, way in found.items()}
     lesson.draw_outcome(
         LESSON,
         guess,
         truth(),
-        f"In a valley thirty times as steep across as along, steepest descent takes {steps['Gradient descent']} steps to "
-        f"the bottom, conjugate gradient {steps['Conjugate gradient']}.",
+        text("downhill.outcome", descent=steps["descent"], conjugate=steps["conjugate"]),
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
-        x = lesson.draw_number("Start, first weight", "x", PLACES, -2)
-        y = lesson.draw_number("Start, second weight", "y", PLACES, 1.5)
-        stretch = lesson.draw_number(
-            "How narrow the valley is", "stretch", STRETCHES, 30, help="How much more it bends across than along."
+        x = lesson.draw_number(text("downhill.x"), "x", PLACES, -2)
+        y = lesson.draw_number(text("downhill.y"), "y", PLACES, 1.5)
+        stretch = lesson.draw_number(text("downhill.stretch"), "stretch", STRETCHES, 30, help=text("downhill.stretch_help"))
+        bent = lesson.draw_choice(text("downhill.shape"), "shape", choices("downhill.shapes", SHAPES), "even") == "bent"
+        names = choices("downhill.ways", WAYS)
+        seen = st.pills(
+            text("downhill.way"),
+            list(names),
+            selection_mode="multi",
+            format_func=names.__getitem__,
+            wrap=True,
+            default=list(names),
+            key="lesson-ways",
         )
-        bent = lesson.draw_choice("Shape", "shape", {"even": "Even", "bent": "Bent"}, "even") == "bent"
-        seen = st.pills("Ways down", list(WAYS), selection_mode="multi", wrap=True, default=list(WAYS), key="lesson-ways")
-    found = _ways(stretch, bent, (x, y))
-    heights, axis = _heights(stretch, bent)
+    found = known_ways(stretch, bent, (x, y))
+    height, axis = heights(stretch, bent)
     with right:
         paths = {name: way.points for name, way in found.items() if name in seen}
-        panels.draw(
-            charts.descent_chart(heights, axis, axis, paths), True, "descent", "The valley from above, with each way down"
-        )
-    rows = [(name, len(way.points) - 1, way.gradients, way.products, number(way.loss)) for name, way in found.items()]
+        live.chart(charts.descent_chart(height, axis, axis, paths), key="descent", alt=text("downhill.chart"))
+    rows = [(names[name], len(way.points) - 1, way.gradients, way.products, number(way.loss)) for name, way in found.items()]
     st.dataframe(
-        pd.DataFrame(rows, columns=["Way", "Steps", "Gradients", "Hessian products", "Height at its end"]),
+        pd.DataFrame(rows, columns=list(choices("downhill.columns", COLUMNS).values())),
         hide_index=True,
-        alt="What each way down asked for, and where it ended",
+        alt=text("downhill.table"),
     )
-    st.caption(
-        "Newton asks for the whole matrix: here two products, one a weight; a layer of 18,000 weights would take 18,000. "
-        "Conjugate gradient asks for as many products as it takes steps."
-    )
+    st.caption(text("downhill.note"))
     _draw_product(stretch, bent, (x, y))
-    st.subheader("The same on a real layer", anchor=False)
+    st.header(text("lessons.real"), anchor=False)
     _draw_layer()
 
 
 def _draw_product(stretch: float, bent: bool, at: tuple[float, float]) -> None:
-    st.subheader("A product without the matrix", anchor=False)
+    st.header(text("downhill.product"), anchor=False)
     left, right = st.columns([2, 3], gap="large")
     with left:
-        epsilon = lesson.draw_number("Step of the difference", "epsilon", EPSILONS, 1e-4, lambda value: f"{value:.0e}")
+        epsilon = lesson.draw_number(text("downhill.epsilon"), "epsilon", EPSILONS, 1e-4, lambda value: f"{value:.0e}")
     exact, difference, error = difference_error(stretch, bent, at, epsilon)
     with right:
-        st.metric("Two gradients against the exact product, relative difference", number(error), border=True)
-        st.caption(
-            f"At the start, along (1, -1). Exact: ({exact[0]:.6g}, {exact[1]:.6g}). From two gradients: "
-            f"({difference[0]:.6g}, {difference[1]:.6g}). Too short a step drowns in rounding; in a bent valley too long a "
-            "one leaves the neighbourhood."
-        )
+        st.metric(text("downhill.difference"), number(error), border=True)
+        found, near = (f"({pair[0]:.6g}, {pair[1]:.6g})" for pair in (exact, difference))
+        st.caption(text("downhill.difference_note", exact=found, difference=near))
 
 
-@st.cache_data(show_spinner="Solving one Newton step of a real layer twice …")
+@st.cache_data(show_spinner=Later("downhill.solving"))
 def _layer_solves() -> pd.DataFrame:
     network = networks.opened("resnet20-fashion")
     config = PruneConfig(
@@ -276,46 +279,12 @@ def _layer_solves() -> pd.DataFrame:
 def _draw_layer() -> None:
     solves = _layer_solves()
     st.markdown(solver_tables.solves_said(solves))
-    panels.draw(
+    live.chart(
         solver_charts.solves_chart(solves, 1e-3),
-        True,
-        "layer-solves",
-        "What is left unsolved, by iteration, with and without a preconditioner",
+        key="layer-solves",
+        alt=text("downhill.layer_chart"),
     )
-    st.caption(
-        f"`{MODULE}` of the small ResNet at 1:8, {K_STEPS} operations ahead, on {IMAGES} pictures so that it takes no "
-        "longer than a second: 4,608 weights to fit, and their matrix of 21 million numbers is never formed. The "
-        "preconditioner is the factors of lesson 2."
-    )
+    st.caption(text("downhill.layer_note", module=MODULE, k=K_STEPS, images=IMAGES))
 
 
-LESSON = lesson.Lesson(
-    title="Downhill without a matrix",
-    idea="To fit weights is to walk to the bottom of a valley. How a valley bends says where the bottom is, and one can "
-    "ask for that in one direction at a time, without ever writing the whole matrix down.",
-    prediction="A valley is thirty times as steep across as along. How many more steps does *always straight down* take "
-    "than *conjugate gradient*, which remembers where it came from?",
-    guesses={"same": "About as many", "few": "Two to five times as many", "many": "More than five times as many"},
-    draw=_draw,
-    question="Make the valley round (narrowness 1) and then narrow (100). Which ways get longer, and which do not?",
-    answer="Steepest descent zigzags: in a narrow valley *down* points across it. Newton knows how the valley bends and "
-    "goes to the bottom of an even one at once. Conjugate gradient needs at most as many products as there are weights, "
-    "two here, and far fewer where the valley is nearly round. A preconditioner makes it rounder; in a bent valley each "
-    "Newton step sees only the bend where it stands.",
-    formula=r"""Near a point the loss is $L + g\cdot p + \tfrac12\,p\cdot Hp$. Its lowest point solves $Hp = -g$.
-
-* Gradient descent: $p = -t\,g$.
-* Newton: $p = -H^{-1}g$, which needs $H$.
-* Conjugate gradient needs only products $v \mapsto Hv$. By finite differences
-  $Hv \approx \dfrac{g(w+\varepsilon v)-g(w-\varepsilon v)}{2\varepsilon}$, or exactly by differentiating twice.
-* Preconditioned: solve $M^{-1}Hp=-M^{-1}g$ with an $M\approx H$ that is easily undone.""",
-    link=("convergence", "what conjugate gradient did in every layer of a run"),
-    teacher="""**Ten minutes.** Narrowness 1, 10, 100 from the same start; read the table. Then the bent valley. Then the step
-of the difference, from 1e-1 to 1e-12: the error falls and rises again.
-
-**What goes wrong.** “Newton is best, it takes one step.” Count products, and think of 18,000 weights instead of two. “The
-preconditioner does nothing”: in an even valley of two weights there is nothing to save; look at the real layer.
-
-**Ask.** Where should one start so that steepest descent is as fast as the others in a narrow valley? (On one of its two
-axes.)""",
-)
+LESSON = lesson.Lesson(name="downhill", guesses=("same", "few", "many"), draw=_draw, page="convergence")

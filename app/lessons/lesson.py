@@ -1,83 +1,83 @@
 """What all lessons have in common: what one is made of, how it is laid out, and numbers that live in the address."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import streamlit as st
 
 from app import state
 from app.lessons import classroom
-from app.parts import live
+from app.texts import choices, text
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One idea, and one thing to move. All texts are Markdown.
+    """One idea, and one thing to move. Its texts are the table of its name, looked up when they are drawn.
 
-    `guesses`: what one may expect before anything is shown, by its word in the address. `draw` is given the one that was
-    chosen. `link`: a page of the app that shows the same thing, the words of the link, and what its address shall say.
+    `name`: its word in the address. `guesses`: what one may expect before anything is shown, by its word in the address. `draw`
+    is given the one that was chosen. `page`: one of the app that shows the same thing.
     """
 
-    title: str
-    idea: str
-    prediction: str
-    guesses: Mapping[str, str]
+    name: str
+    guesses: Sequence[str]
     draw: Callable[[str], None]
-    question: str
-    answer: str
-    formula: str
-    link: tuple[str, str]
-    teacher: str
-    link_says: Mapping[str, str] = field(default_factory=dict)
+    page: str
+
+    @property
+    def title(self) -> str:
+        return text(f"{self.name}.title")
+
+    @property
+    def idea(self) -> str:
+        return text(f"{self.name}.idea")
+
+    def guesses_said(self) -> dict[str, str]:
+        """The texts of the guesses, by their words in the address."""
+        return choices(f"{self.name}.guesses", self.guesses)
 
 
-def draw(lesson: Lesson, name: str, number: int) -> None:
-    """The lesson from top to bottom; what it shows comes once something is expected of it. `name`: its word in the address."""
-    live.prepare()
+def draw(lesson: Lesson, number: int) -> None:
+    """The lesson from top to bottom; what it shows comes once something is expected of it."""
     st.title(f"{number}. {lesson.title}", anchor=False)
     st.markdown(lesson.idea)
     with st.container(border=True):
         guess = _draw_prediction(lesson)
-        classroom.draw(name, lesson.guesses, guess)
+        classroom.draw(lesson.name, lesson.guesses_said(), guess)
     if guess is None:
-        st.caption(":material/lightbulb: Choose, and the lesson begins. A wrong guess teaches as much as a right one.")
+        st.caption(f":material/lightbulb: {text('lessons.choose')}")
     else:
         lesson.draw(guess)
-        st.subheader("A question", anchor=False)
-        st.markdown(lesson.question)
-        with st.expander("The answer", icon=":material/check:"):
-            st.markdown(lesson.answer)
-    with st.expander("The formula", icon=":material/function:"):
-        st.markdown(lesson.formula)
-    page, words = lesson.link
-    st.page_link(
-        state.page(page),
-        label=f"In the real pages: {words}",
-        icon=":material/arrow_forward:",
-        query_params=dict(lesson.link_says),
-    )
-    with st.expander("For the teacher", icon=":material/school:"):
-        st.markdown(lesson.teacher)
-        st.markdown("**With a class.**")
-        classroom.draw_invitation(name)
+        st.header(text("lessons.question"), anchor=False)
+        st.markdown(text(f"{lesson.name}.question"))
+        with st.expander(text("lessons.answer"), icon=":material/check:"):
+            st.markdown(text(f"{lesson.name}.answer"))
+    with st.expander(text("lessons.formula"), icon=":material/function:"):
+        st.markdown(text(f"{lesson.name}.formula"))
+    st.page_link(state.page(lesson.page), label=text(f"{lesson.name}.link"), icon=":material/arrow_forward:")
+    with st.expander(text("lessons.teacher"), icon=":material/school:"):
+        st.markdown(text(f"{lesson.name}.teacher"))
+        st.markdown(text("lessons.class"))
+        classroom.draw_invitation(lesson.name)
 
 
 def _draw_prediction(lesson: Lesson) -> str | None:
-    options = list(lesson.guesses)
-    guess = state.chosen("guess", options, "") or None
+    guesses = lesson.guesses_said()
+    guess = state.chosen("guess", guesses, "") or None
     return st.radio(
-        f"**First a guess.** {lesson.prediction}",
-        options,
-        format_func=lesson.guesses.__getitem__,
+        text("lessons.guess", prediction=text(f"{lesson.name}.prediction")),
+        list(guesses),
+        format_func=guesses.__getitem__,
         **state.linked("guess", guess, lambda value: state.say("guess", value)),
     )
 
 
-def draw_outcome(lesson: Lesson, guess: str, truth: str, sentence: str) -> None:
+def draw_outcome(lesson: Lesson, guess: str, truth: str, outcome: str) -> None:
     """What was expected beside what was computed just now."""
-    icon = ":material/check_circle:" if guess == truth else ":material/lightbulb:"
-    as_expected = "As you expected" if guess == truth else f"You expected: {lesson.guesses[guess]}"
-    st.markdown(f"{icon} **{as_expected.rstrip('.')}.** {sentence}")
+    if guess == truth:
+        st.markdown(f":material/check_circle: {text('lessons.expected', outcome=outcome)}")
+    else:
+        said = text("lessons.unexpected", guess=lesson.guesses_said()[guess], outcome=outcome)
+        st.markdown(f":material/lightbulb: {said}")
 
 
 def draw_number(

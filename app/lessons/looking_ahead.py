@@ -10,7 +10,8 @@ from torch import Tensor
 from app import words
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
+from app.texts import Later, choices, text
 from snows.config import NM, PruneConfig
 from snows.method.objective import mean_squares
 from snows.method.problem import SiteProblem
@@ -60,7 +61,7 @@ def truth(own: Sequence[float], ahead: Sequence[float]) -> str:
 # --- what is drawn ---
 
 
-@st.cache_resource(show_spinner="Reading what one layer should give, once …")
+@st.cache_resource(show_spinner=Later("ahead.waiting"))
 def _ahead() -> Ahead:
     return Ahead.of(networks.opened("resnet20-fashion"))
 
@@ -70,7 +71,7 @@ def _errors(k_steps: int, seen: bool) -> list[float]:
     return _ahead().errors(_fit(k_steps), seen)
 
 
-@st.cache_resource(max_entries=len(AHEAD), show_spinner="Fitting the layer …")
+@st.cache_resource(max_entries=len(AHEAD), show_spinner=Later("ahead.fitting"))
 def _fit(k_steps: int) -> Tensor:
     return _ahead().fit(k_steps)
 
@@ -81,10 +82,15 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(own, three),
-        f"Fitted for itself alone, the layer is {100 * own[0]:.3g} % off, and {100 * own[3]:.2g} % three operations later. "
-        f"Fitted three operations ahead, it is {100 * three[0]:.3g} % off, and {100 * three[3]:.2g} % there.",
+        text(
+            "ahead.outcome",
+            own_here=f"{100 * own[0]:.3g}",
+            own_later=f"{100 * own[3]:.2g}",
+            ahead_here=f"{100 * three[0]:.3g}",
+            ahead_later=f"{100 * three[3]:.2g}",
+        ),
     )
-    k_steps = int(lesson.draw_number("How many operations ahead (K)", "k", AHEAD, 3))
+    k_steps = int(lesson.draw_number(text("ahead.k"), "k", AHEAD, 3))
     network = networks.opened("resnet20-fashion")
     graph = network.graph
     operations = [node for node in graph.nodes if graph.kind(node) is not None]
@@ -92,62 +98,28 @@ def _draw(guess: str) -> None:
     places = [operations.index(node) for node in window.captured]
     others = [place for place in range(places[0], places[-1]) if place not in places]
     strip = charts.window_chart([graph.describe(node) for node in operations], places[0], places[-1], others)
-    panels.draw(
+    live.chart(
         strip,
-        True,
-        "strip",
-        f"The network's {len(operations)} operations in order; the layer and the {k_steps} after it are lit",
+        key="strip",
+        alt=text("ahead.strip", count=len(operations), k=k_steps),
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
-        st.markdown("It changes this layer so that all of these compute what they did:")
+        st.markdown(text("ahead.changes"))
         st.markdown(words.operations(window.operations))
-        seen = lesson.draw_choice("Errors on", "on", {"seen": "Its own pictures", "unseen": "Others"}, "seen") == "seen"
+        images = choices("ahead.images", ("seen", "unseen"))
+        seen = lesson.draw_choice(text("ahead.image"), "on", images, "seen") == "seen"
     fits = [f"K = {k}" for k in sorted({*SHOWN, k_steps})]
     rows = [(fit, place, error) for fit in fits for place, error in enumerate(_errors(int(fit.removeprefix("K = ")), seen))]
     with right:
-        names = ["the layer", *(f"+{k}" for k in range(1, DEPTH + 1))]
+        names = [text("ahead.here"), *(f"+{k}" for k in range(1, DEPTH + 1))]
         errors = pd.DataFrame(rows, columns=["fit", "place", "error"])
-        panels.draw(
+        live.chart(
             charts.ahead_chart(errors, names, f"K = {k_steps}"),
-            True,
-            "ahead",
-            "Each fit's error at the layer and after it, by K",
+            key="ahead",
+            alt=text("ahead.chart"),
         )
-        st.caption(
-            f"`{MODULE}` of the small ResNet at 1:8, fitted to {IMAGES} pictures so that it takes no longer than a second; "
-            f"every other layer is whole. The others are {UNSEEN} that no fit has seen."
-        )
+        st.caption(text("ahead.note", module=MODULE, images=IMAGES, unseen=UNSEEN))
 
 
-LESSON = lesson.Lesson(
-    title="Looking ahead",
-    idea="A layer's error matters by what later layers make of it. Fit the layer so that the next few operations are "
-    "right as well, and its own error may grow while theirs shrink.",
-    prediction="One layer is fitted twice: for its own output alone, and for that and the next three operations. Who is "
-    "closer?",
-    guesses={
-        "own": "The first, everywhere",
-        "both": "The second, everywhere",
-        "later": "The first at the layer, the second later",
-    },
-    draw=_draw,
-    question="With K = 3 the layer's own output is further off than with K = 0. How can the network be closer to what it was?",
-    answer="What follows does not read every error. An activation sets what is below zero to zero, so an error there "
-    "costs nothing, and the next convolution adds up channels whose errors may cancel. Looking ahead shows which errors "
-    "are harmless, and lets the layer spend its few weights on the others.",
-    formula=r"""$$L(W) = \sum_{k=0}^{K} \overline{\left(y_k - \hat y_k(W \odot Z)\right)^2}$$
-
-with $y_k$ what the whole network gives at the $k$-th operation after the layer, and $\hat y_k$ what it gives with the layer's
-weights $W$ on the mask $Z$. At $K = 0$ it is the least squares of lesson 2; beyond, it is no longer quadratic, and Newton's
-steps walk down.""",
-    link=("study", "what K does to a whole network"),
-    teacher="""**Ten minutes.** Move K from 0 to 5 and watch the strip and the lines. Where do the lines cross? Then look at
-the other pictures.
-
-**What goes wrong.** “More is always better.” Each operation further costs time, and a fit on few pictures may suit only
-those: compare its own pictures with others.
-
-**Ask.** Why is every line lower further on? (Later layers make up for some of the error by themselves: they add, average and
-cut.)""",
-)
+LESSON = lesson.Lesson(name="ahead", guesses=("own", "both", "later"), draw=_draw, page="study")

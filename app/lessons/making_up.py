@@ -10,7 +10,8 @@ from torch import Tensor
 from app import state
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
+from app.texts import Later, choices, text
 from snows.method.rows import KeptWeights, RowBlocks, input_gram
 from snows.method.saliency import SCORERS
 from snows.method.sparsity import keep_highest, to_matrix
@@ -79,7 +80,7 @@ def layer(weight: Tensor, gram: Tensor, density: float) -> Refit:
 # --- what is drawn ---
 
 
-@st.cache_resource(show_spinner="Reading the inputs of a real layer, once …")
+@st.cache_resource(show_spinner=Later("lessons.reading"))
 def _real() -> tuple[Tensor, Tensor]:
     network = networks.opened("resnet20-fashion")
     site = network.site(MODULE)
@@ -100,99 +101,53 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(),
-        f"With four of eight inputs cut, refitting leaves {100 * apart:.3g} % of the output wrong where the inputs have "
-        f"nothing to do with each other, and {100 * close:.2g} % where they are alike by 0.9.",
+        text("others.outcome", apart=f"{100 * apart:.3g}", close=f"{100 * close:.2g}"),
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
-        likeness = lesson.draw_number(
-            "How alike the inputs are", "alike", LIKENESS, 0.5, help="Their correlation: 0 means nothing in common, 1 the same."
-        )
+        likeness = lesson.draw_number(text("others.alike"), "alike", LIKENESS, 0.5, help=text("others.alike_help"))
         names = [str(i + 1) for i in range(INPUTS)]
-        picked = st.pills("Inputs to cut", names, selection_mode="multi", **state.addressed("cut", names, list(CUT)))
+        picked = st.pills(text("others.cut"), names, selection_mode="multi", **state.addressed("cut", names, list(CUT)))
     cut = [int(name) - 1 for name in picked]
     if len(cut) == INPUTS:
-        st.info("All inputs are cut, so nothing is left to make up for them. Keep one.", icon=":material/info:")
+        st.info(text("others.all_cut"), icon=":material/info:")
         return
     found = neuron(cut, likeness)
     with right:
-        panels.draw(
+        live.chart(
             charts.values_chart(found.before[0].tolist(), found.after[0].tolist(), names),
-            True,
-            "neuron",
-            "The neuron's eight weights before, and refitted; those that are cut are open",
+            key="neuron",
+            alt=text("others.chart"),
         )
     with left:
         tiles = st.columns(2)
-        tiles[0].metric("Error, just cut", f"{100 * float(found.cut):.3g} %", border=True)
-        tiles[1].metric("Refitted", f"{100 * float(found.refitted):.3g} %", border=True)
-    st.subheader("The same on a real layer", anchor=False)
+        tiles[0].metric(text("others.error_cut"), f"{100 * float(found.cut):.3g} %", border=True)
+        tiles[1].metric(text("others.error_refitted"), f"{100 * float(found.refitted):.3g} %", border=True)
+    st.header(text("lessons.real"), anchor=False)
     _draw_real()
 
 
 def _draw_real() -> None:
     left, right = st.columns([2, 3], gap="large")
     with left:
-        percent = lesson.draw_number("Weights kept of each row", "kept", SHARES, 25, lambda share: f"{share:g} %")
+        percent = lesson.draw_number(text("others.kept"), "kept", SHARES, 25, lambda share: f"{share:g} %")
     real, unlike = _real_refit(percent, False), _real_refit(percent, True)
     errors = {
-        "Just cut": 100 * float(real.cut.mean()),
-        "Refitted": 100 * float(real.refitted.mean()),
-        "Refitted, had its inputs nothing in common": 100 * float(unlike.refitted.mean()),
+        "cut": 100 * float(real.cut.mean()),
+        "refitted": 100 * float(real.refitted.mean()),
+        "unlike": 100 * float(unlike.refitted.mean()),
     }
     with left:
-        st.caption(
-            f"`{MODULE}` of the small ResNet: {real.before.shape[0]} neurons of {real.before.shape[1]} inputs each, which "
-            f"{IMAGES} pictures of clothing bring. The largest weights of each neuron stay."
-        )
+        st.caption(text("others.note", module=MODULE, neurons=real.before.shape[0], inputs=real.before.shape[1], images=IMAGES))
     with right:
-        methods = dict(zip(errors, ("none", "least-squares", "dense"), strict=True))
-        labels = {"Refitted, had its inputs nothing in common": "… inputs unlike"}
-        panels.draw(
-            charts.bars_chart(
-                {labels.get(n, n): e for n, e in errors.items()},
-                "Mean error of a neuron's output, %",
-                {labels.get(n, n): m for n, m in methods.items()},
-            ),
-            True,
-            "real-refit",
-            "; ".join(f"{name}: {error:.3g} %" for name, error in errors.items()),
+        labels = choices("others.bars", errors)
+        methods = dict(zip(labels.values(), ("none", "least-squares", "dense"), strict=True))
+        live.chart(
+            charts.bars_chart({labels[name]: error for name, error in errors.items()}, text("others.bars_axis"), methods),
+            key="real-refit",
+            alt=text("others.bars_said", **{name: f"{error:.3g}" for name, error in errors.items()}),
         )
-        st.caption(
-            "The last bar: the same weights over inputs that have nothing in common. There each weight already is the "
-            "best there is, so refitting does nothing."
-        )
+        st.caption(text("others.note_unlike"))
 
 
-LESSON = lesson.Lesson(
-    title="The others make up for it",
-    idea="A neuron adds up its inputs, each times a weight. When some weights must be zero, the others can take new "
-    "values that give nearly the same sum.",
-    prediction="Four of eight inputs are cut, and the other four are refitted. When does that work best?",
-    guesses={
-        "alike": "When the inputs are alike",
-        "apart": "When the inputs have nothing in common",
-        "same": "It makes no difference",
-    },
-    draw=_draw,
-    question="Put the likeness to 0 and cut what you like. No kept weight moves at all. Why?",
-    answer="Only an input that says something about a lost one can speak for it. Inputs with nothing in common cannot: "
-    "each weight is already the best it can be, with or without the others. In a real network inputs are alike "
-    "(neighbouring pixels, features of the same picture), and that is why weights can be removed from it at all.",
-    formula=r"""With inputs $x$ and their Gram matrix $G = \overline{x x^\top}$, kept weights $v$ (zero where the mask is)
-minimize
-
-$$\overline{(w\cdot x - v\cdot x)^2} = (w-v)\,G\,(w-v)^\top.$$
-
-On the kept places $S$ this is a small system, $G_{SS}\,v_S = (w\,G)_S$, solved exactly by a Cholesky factorization
-(`snows.method.rows.RowBlocks`). Where $G$ is diagonal, $v_S = w_S$.""",
-    link=("layers", "how far each layer is from its target, just cut and refitted"),
-    teacher="""**Ten minutes.** Start at likeness 0.5 and cut one input after the other; watch who moves. Then the slider from
-0 to 0.99 with four cut. Then the real layer.
-
-**What goes wrong.** “The neighbours take over.” There are no neighbours: it is whoever resembles the lost input, and with
-equal likeness all do a little. Some think the new weights must be larger; with negative weights among them they need not be.
-
-**Ask.** Cut inputs 1 and 2, whose weights have opposite signs, at likeness 0.9. Why is the error so small even before
-refitting?""",
-)
+LESSON = lesson.Lesson(name="others", guesses=("alike", "apart", "same"), draw=_draw, page="layers")

@@ -7,6 +7,7 @@ import streamlit as st
 import torch
 from torch import Tensor
 
+from app.texts import Later
 from snows.config import PruneConfig
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage
@@ -47,7 +48,7 @@ class Opened:
         return [labels.index(label) for label in sorted(set(labels))]
 
 
-@st.cache_resource(max_entries=2, show_spinner="Opening the network, once …")
+@st.cache_resource(max_entries=2, show_spinner=Later("lessons.opening"))
 def opened(name: str) -> Opened:
     """`resnet20-fashion` or `vit-fashion`. Takes seconds the first time."""
     return Opened.open(name)

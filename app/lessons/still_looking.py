@@ -10,17 +10,16 @@ from app import state
 from app.charts import attention as attention_charts
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
-from app.parts import panels
+from app.parts import live
 from app.tables.play import share
+from app.texts import Later, choices, text
 from snows.measures.attention import attention_maps, compare_maps, even_maps, map_tokens
 from snows.plans import levels
 from snows.sources.data import as_pixels
 
 MODEL = "vit-fashion"
-EVEN, SAME = "Even: everywhere alike", "One map for all pictures"
-VALUES = {"Refitted": True, "Just cut": False}
-METHODS = {"Refitted": "snows", "Just cut": "none", SAME: "dense", EVEN: "dense"}
-SCORES = {"plain": "From 0 to 1", "rescaled": "From even to dense"}
+METHODS = {"refitted": "snows", "cut": "none", "same": "dense", "even": "dense"}
+SCALES = ("plain", "rescaled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ def truth(even: float) -> str:
 # --- what is drawn ---
 
 
-@st.cache_resource(show_spinner="Looking where the network looks, once …")
+@st.cache_resource(show_spinner=Later("looks.waiting"))
 def _looks() -> Looks:
     return Looks.of(networks.opened(MODEL))
 
@@ -86,7 +85,7 @@ def _pruned(pattern: str, refitted: bool) -> dict[str, Tensor]:
 @st.cache_data(show_spinner=False)
 def _floors() -> dict[str, float]:
     looks = _looks()
-    return {SAME: looks.preserved(looks.same()), EVEN: looks.preserved(looks.even())}
+    return {"same": looks.preserved(looks.same()), "even": looks.preserved(looks.even())}
 
 
 @st.cache_data(max_entries=2 * len(levels.PATTERNS), show_spinner=False)
@@ -99,8 +98,8 @@ def _draw(guess: str) -> None:
     lesson.draw_outcome(
         LESSON,
         guess,
-        truth(floors[EVEN]),
-        f"Even maps score {floors[EVEN]:.3f}. Dense maps are spread over many places, too, so the two have much in common.",
+        truth(floors["even"]),
+        text("looks.outcome", even=f"{floors['even']:.3f}"),
     )
     names, blocks = looks.network.model.class_names, list(looks.dense)
     found = levels.Levels.read(MODEL)
@@ -108,83 +107,55 @@ def _draw(guess: str) -> None:
     with left:
         shares = {pattern: share(found.at(pattern).density) for pattern in levels.PATTERNS}
         pattern = st.select_slider(
-            "Weights kept", list(shares), format_func=shares.__getitem__, **state.addressed("kept", shares, "1:8")
+            text("looks.kept"), list(shares), format_func=shares.__getitem__, **state.addressed("kept", shares, "1:8")
         )
-        picture = st.selectbox("Picture", list(names), **state.addressed("picture", names, names[0]))
-        numbered = {str(i + 1): f"Block {i + 1}" for i in range(len(blocks))}
+        picture = st.selectbox(text("looks.picture"), list(names), **state.addressed("picture", names, names[0]))
+        numbered = {str(i + 1): text("looks.block_number", number=i + 1) for i in range(len(blocks))}
         block = st.selectbox(
-            "Block of the network",
+            text("looks.block"),
             list(numbered),
             format_func=numbered.__getitem__,
-            help="The network looks once in each of its blocks. Shown is the mean over the block's heads.",
+            help=text("looks.block_help"),
             **state.addressed("block", numbered, str(len(blocks))),
         )
     which, place = list(names).index(picture), blocks[int(block) - 1]
-    shown = {"Dense": looks.dense} | {title: _pruned(pattern, VALUES[title]) for title in ("Just cut", "Refitted")}
-    maps = {title: looks.on_picture(maps, place, which).numpy() for title, maps in shown.items()}
+    shown = {"dense": looks.dense, "cut": _pruned(pattern, False), "refitted": _pruned(pattern, True)}
+    maps = {name: looks.on_picture(maps, place, which).numpy() for name, maps in shown.items()}
+    titles = choices("looks.maps", ("dense", *METHODS))
     limits = (0.0, float(max(m.max() for m in maps.values())))
     with right:
-        for column, (title, attended) in zip(st.columns(len(maps)), maps.items(), strict=True):
-            column.markdown(f"**{title}**")
+        for column, (name, attended) in zip(st.columns(len(maps)), maps.items(), strict=True):
+            column.markdown(f"**{titles[name]}**")
             with column:
-                panels.draw(
+                live.chart(
                     attention_charts.attention_picture(as_pixels(looks.pictures[which]), attended, limits, 0.6, height=180),
-                    True,
-                    f"looks-{title}",
-                    f"{title}: where the network looks on the {picture}",
+                    key=f"looks-{name}",
+                    alt=text("looks.map", map=titles[name], picture=picture),
                 )
         level = found.at(pattern)
         st.caption(
-            "Bright: much looked at, by what the answer is read from. Right answers: "
-            f"{100 * found.at(levels.DENSE).cut:.1f} % dense, {100 * level.cut:.1f} % just cut, {100 * level.refitted:.1f} "
-            "% refitted."
+            text(
+                "looks.note",
+                dense=f"{100 * found.at(levels.DENSE).cut:.1f}",
+                cut=f"{100 * level.cut:.1f}",
+                refitted=f"{100 * level.refitted:.1f}",
+            )
         )
-    st.subheader("One number for it", anchor=False)
+    st.header(text("looks.number"), anchor=False)
     left, right = st.columns([2, 3], gap="large")
     with left:
-        scale = lesson.draw_choice("Scale", "scale", SCORES, "plain")
-        st.caption(
-            "The score is one less the Jensen-Shannon divergence between where the dense network and another look: 1 "
-            "where both look at the same places, 0 where at no place in common. Mean over ten pictures, all heads and "
-            "blocks."
-        )
-    scores = {title: _preserved(pattern, again) for title, again in VALUES.items()} | floors
+        scale = lesson.draw_choice(text("looks.scale"), "scale", choices("looks.scales", SCALES), "plain")
+        st.caption(text("looks.scale_note"))
+    scores = {"refitted": _preserved(pattern, True), "cut": _preserved(pattern, False), **floors}
     if scale == "rescaled":
-        scores = {title: rescaled(score, floors[EVEN]) for title, score in scores.items()}
+        scores = {name: rescaled(score, floors["even"]) for name, score in scores.items()}
+    bars = {titles[name]: score for name, score in scores.items()}
     with right:
-        panels.draw(
-            charts.bars_chart(scores, "Attention preserved", METHODS),
-            True,
-            "preserved",
-            "; ".join(f"{title}: {score:.3g}" for title, score in scores.items()),
+        live.chart(
+            charts.bars_chart(bars, text("looks.bars_axis"), {titles[name]: method for name, method in METHODS.items()}),
+            key="preserved",
+            alt="; ".join(f"{title}: {score:.3g}" for title, score in bars.items()),
         )
 
 
-LESSON = lesson.Lesson(
-    title="Does it still look at the same places?",
-    idea="A vision transformer looks at some places of a picture more than at others. After cutting it may answer wrongly "
-    "because it looks elsewhere, and refitting may bring its looks back. How much is left is often said as one number.",
-    prediction="The score is 1 where a network looks just where the dense one does, and 0 where it looks at no place in "
-    "common. What does *looking everywhere alike* get, which knows nothing of the picture?",
-    guesses={"low": "Less than 0.3", "half": "About a half", "high": "More than 0.7"},
-    draw=_draw,
-    question="At 12.5 % of the weights, just cut, the score sounds like success. Which two bars say that it is none?",
-    answer="The even map scores nearly as much, and one map for all pictures scores more, though neither has looked at "
-    "the picture. A score means something beside what nothing would score. Put the scale from even to dense: now the cut "
-    "network is near 0 and the refitted one near 1.",
-    formula=r"""Maps $p$ and $q$ (each row sums to one) with their midpoint $m = (p+q)/2$:
-
-$$\mathrm{JS}(p, q) = \tfrac12 \mathrm{KL}(p\,\|\,m) + \tfrac12 \mathrm{KL}(q\,\|\,m),$$
-
-in bits between 0 and 1 (Lin, 1991). The score is $s = 1 - \mathrm{JS}$. From even to dense it is $(s - s_0)/(1 - s_0)$ with
-$s_0$ the score of even maps.""",
-    link=("attention", "every head's map, and how much of it is preserved"),
-    teacher="""**Ten minutes.** Show the three pictures from 50 % to 6.25 %. Then hide them, show the plain score alone, and
-ask which network is broken. Then the other two bars.
-
-**What goes wrong.** “0.90 is nearly all.” It is, of what there was to lose only a little: even maps lose no more than a
-little either. The same holds for accuracy: of ten classes, guessing gets 10 %.
-
-**Ask.** Look at block 1: why is it hardly changed at all? (It looks nearly evenly in the dense network, too.) Can a network
-look at the right places and answer wrongly?""",
-)
+LESSON = lesson.Lesson(name="looks", guesses=("low", "half", "high"), draw=_draw, page="attention")

@@ -11,7 +11,8 @@ from torch import Tensor
 from app import state
 from app.charts import lessons as charts
 from app.lessons import lesson, making_up, networks
-from app.parts import panels
+from app.parts import live
+from app.texts import Later, choices, text
 from snows.config import NM
 from snows.method.refinement import refine
 from snows.method.rows import input_gram
@@ -113,12 +114,12 @@ def truth(best: int, rows: int) -> str:
 # --- what is drawn ---
 
 
-@st.cache_resource(show_spinner="Reading the inputs of a real layer, once …")
+@st.cache_resource(show_spinner=Later("lessons.reading"))
 def _puzzle() -> Puzzle:
     return Puzzle.of(networks.opened("resnet20-fashion"))
 
 
-@st.cache_resource(show_spinner="Trying all 216 choices of every neuron, once …")
+@st.cache_resource(show_spinner=Later("which.waiting"))
 def _contests() -> list[Contest]:
     return [contest(_puzzle(), row) for row in range(ROWS)]
 
@@ -130,34 +131,31 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(by_size, ROWS),
-        f"Of {ROWS} neurons with 216 choices each, the two largest of every four are the best choice in {by_size}.",
+        text("which.outcome", rows=ROWS, best=by_size),
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
-        row = int(lesson.draw_number("Neuron", "neuron", range(1, ROWS + 1), 1)) - 1
+        row = int(lesson.draw_number(text("which.neuron"), "neuron", range(1, ROWS + 1), 1)) - 1
         kept = _draw_picks(puzzle, row)
     complete = all(int(group.sum()) == PATTERN.n for group in kept.split(PATTERN.m))
     names = [f"{'ABC'[i // PATTERN.m]}{i % PATTERN.m + 1}" for i in range(WIDTH)]
     after = puzzle.refitted(row, kept) if complete else puzzle.weights[row] * kept
     with right:
         figure = charts.values_chart(puzzle.weights[row].tolist(), after.tolist(), names, PATTERN.m)
-        panels.draw(figure, True, "puzzle", "The neuron's twelve weights before, and refitted on your choice")
+        live.chart(figure, key="puzzle", alt=text("which.chart"))
     with left:
         if complete:
             _draw_result(float(puzzle.errors(row, kept[None])), contests[row])
         else:
-            st.info("Keep two in every group of four.", icon=":material/info:")
+            st.info(text("which.incomplete"), icon=":material/info:")
     with right:
-        st.markdown(
-            "**How alike the inputs are**", help="Two inputs that are alike can speak for each other: one of them is enough."
+        st.markdown(text("which.alike"), help=text("which.alike_help"))
+        live.chart(
+            charts.likeness_chart(puzzle.likeness().numpy(), names, PATTERN.m),
+            key="alike",
+            alt=text("which.alike_chart"),
         )
-        panels.draw(
-            charts.likeness_chart(puzzle.likeness().numpy(), names, PATTERN.m), True, "alike", "Correlation of every two inputs"
-        )
-        st.caption(
-            f"Twelve weights of `{MODULE}` at the middle of the kernel, on {IMAGES} pictures; the rest of the neuron "
-            f"stays. The exchanges end at the best choice in {by_exchange} of {ROWS} neurons."
-        )
+        st.caption(text("which.note", module=MODULE, images=IMAGES, best=by_exchange, rows=ROWS))
 
 
 def _draw_picks(puzzle: Puzzle, row: int) -> Tensor:
@@ -169,64 +167,33 @@ def _draw_picks(puzzle: Puzzle, row: int) -> Tensor:
         names = [f"{letter}{i + 1}" for i in range(PATTERN.m)]
         default = [names[i] for i in range(PATTERN.m) if largest[first + i]]
         name = f"keep{row + 1}{letter.lower()}"
-        picked = st.pills(f"Keep two of group {letter}", names, selection_mode="multi", **state.addressed(name, names, default))
+        title = text("which.keep", group=letter)
+        picked = st.pills(title, names, selection_mode="multi", **state.addressed(name, names, default))
         for i, label in enumerate(names):
             kept[first + i] = label in picked
     return kept
 
 
 def _draw_result(error: float, found: Contest) -> None:
-    errors = {
-        "Magnitude": 100 * found.magnitude,
-        "Exchanges": 100 * found.exchanged,
-        "You": 100 * error,
-    }
-    methods = {"Magnitude": "none", "Exchanges": "snows", "You": "least-squares"}
-    panels.draw(
-        charts.bars_chart(errors, "Error after refitting, %", methods),
-        True,
-        "contest",
-        "; ".join(f"{name}: {value:.3g} %" for name, value in errors.items()),
+    methods = {"magnitude": "none", "exchanges": "snows", "you": "least-squares"}
+    names = choices("which.bars", methods).values()
+    errors = dict(zip(names, (100 * found.magnitude, 100 * found.exchanged, 100 * error), strict=True))
+    live.chart(
+        charts.bars_chart(errors, text("which.bars_axis"), dict(zip(names, methods.values(), strict=True))),
+        key="contest",
+        alt="; ".join(f"{name}: {value:.3g} %" for name, value in errors.items()),
     )
     if is_best(error, found.best):
-        st.markdown(":material/trophy: **The best of all 216.** Nobody can do better. Try another neuron.")
+        st.markdown(f":material/trophy: {text('which.is_best')}")
     elif error < found.exchanged * (1 - 1e-9):
-        st.markdown(
-            ":material/check_circle: **You beat the exchanges.** They look at one swap at a time. There is a better one still."
-        )
+        st.markdown(f":material/check_circle: {text('which.beats_exchanges')}")
     elif error < found.magnitude * (1 - 1e-9):
-        st.markdown(":material/check_circle: **You beat magnitude.** Now beat the exchanges.")
+        st.markdown(f":material/check_circle: {text('which.beats_magnitude')}")
     else:
-        st.markdown("Beat magnitude first: look for two kept inputs that are alike, and let one of them go.")
-    with st.expander("Give up: the best choice"):
-        names = [f"{'ABC'[i // PATTERN.m]}{i % PATTERN.m + 1}" for i in range(WIDTH) if found.best_mask[i]]
-        st.markdown(f"{', '.join(names)}: an error of {100 * found.best:.3g} %.")
+        st.markdown(text("which.beats_none"))
+    with st.expander(text("which.give_up")):
+        best = [f"{'ABC'[i // PATTERN.m]}{i % PATTERN.m + 1}" for i in range(WIDTH) if found.best_mask[i]]
+        st.markdown(text("which.solution", names=", ".join(best), error=f"{100 * found.best:.3g}"))
 
 
-LESSON = lesson.Lesson(
-    title="Which ones stay?",
-    idea="Keep two of every four weights, and refit them. Which two serve best depends on what the others can make up "
-    "for, so the largest are a good start and seldom the end.",
-    prediction="Keep the two largest of every four weights. In how many neurons is that the best choice of all?",
-    guesses={"mostly": "In most of them", "half": "In about half of them", "seldom": "Seldom"},
-    draw=_draw,
-    question="Why can exchanging one weight for another, as long as that helps, end at a choice that is not the best?",
-    answer="It looks at one swap at a time, and stops where none helps. Two swaps together may help although each alone "
-    "hurts: that is a valley between two hills. Trying everything finds the best, and takes six to the power of the "
-    "number of groups: 216 here, more than there are atoms for a whole row of 288 weights.",
-    formula=r"""A choice $Z$ costs what is left after refitting on it,
-
-$$E(Z) = \min_{v \text{ on } Z} (w-v)\,G\,(w-v)^\top .$$
-
-Taking out weight $i$ and putting $j$ in at its best value changes it by $-\dfrac{s_j^2}{G_{jj}} + w_i\,(w_i G_{ii} + 2 s_i)$,
-where $s$ is the slope without it; `snows.method.refinement` makes the exchange that gains most, group after group, until none
-gains.""",
-    link=("layers", "the mask of a layer, and how many weights the exchanges moved"),
-    teacher="""**Ten minutes.** One neuron together: read the picture of likeness, find two kept inputs that are alike, swap
-one out. Then each group of pupils takes a neuron of its own; who finds the best of 216?
-
-**What goes wrong.** People swap the smallest weight first. The error after *refitting* counts, not the weight's size.
-
-**Ask.** When would magnitude always be right? (When the inputs have nothing in common and equal size: lesson 2 at likeness
-0.)""",
-)
+LESSON = lesson.Lesson(name="which", guesses=("mostly", "half", "seldom"), draw=_draw, page="layers")

@@ -13,7 +13,8 @@ from app.charts import attention as attention_charts
 from app.charts import lessons as charts
 from app.lessons import lesson, networks
 from app.lessons.networks import Opened
-from app.parts import panels
+from app.parts import live
+from app.texts import Later, choices, text
 from snows.measures import metrics
 from snows.method.graph import Window
 from snows.method.operations import Values
@@ -23,14 +24,14 @@ from snows.method.sparsity import from_matrix, keep_highest, to_matrix
 _CHUNK = 125  # images whose values all wait at once
 # Of an early layer more of the network remains to be run, so fewer pictures are answered within a second.
 LAYERS = {
-    "conv1": ("First", 100),
-    "layer2.0.conv1": ("Early", 250),
-    "layer3.0.conv1": ("Middle", 500),
-    "layer3.2.conv1": ("Late", 500),
-    "fc": ("Last", 500),
+    "conv1": ("first", 100),
+    "layer2.0.conv1": ("early", 250),
+    "layer3.0.conv1": ("middle", 500),
+    "layer3.2.conv1": ("late", 500),
+    "fc": ("last", 500),
 }
 DEFAULT_LAYER = "layer3.0.conv1"
-RULES = {"size": "Smallest first", "chance": "By chance", "largest": "Largest first", "hand": "By hand"}
+RULES = ("size", "chance", "largest", "hand")
 SHARES = (0, 10, 25, 50, 60, 70, 75, 80, 90, 95, 100)  # %
 
 
@@ -89,7 +90,7 @@ def truth(right: int, right_before: int) -> str:
 # --- what is drawn ---
 
 
-@st.cache_resource(max_entries=len(LAYERS), show_spinner="Computing what comes before the layer, once …")
+@st.cache_resource(max_entries=len(LAYERS), show_spinner=Later("worth.waiting"))
 def _rest(module: str) -> Rest:
     return Rest.of(networks.opened("resnet20-fashion"), module, LAYERS[module][1])
 
@@ -111,35 +112,38 @@ def _draw(guess: str) -> None:
         LESSON,
         guess,
         truth(half, dense),
-        f"Of {total} pictures it names {dense} rightly before, and {half} with half of that layer gone.",
+        text("worth.outcome", total=total, before=dense, after=half),
     )
     left, right = st.columns([2, 3], gap="large")
     with left:
-        module = lesson.draw_choice("Layer", "layer", {name: label for name, (label, _) in LAYERS.items()}, DEFAULT_LAYER)
-        rule = lesson.draw_choice("Remove", "rule", RULES, "size")
+        layers = {module: text(f"worth.layers.{place}") for module, (place, _) in LAYERS.items()}
+        module = lesson.draw_choice(text("worth.layer"), "layer", layers, DEFAULT_LAYER)
+        rules = choices("worth.rules", RULES)
+        rule = lesson.draw_choice(text("worth.rule"), "rule", rules, "size")
         names, rest = networks.opened("resnet20-fashion").model.class_names, _rest(module)
         percent, rows = 0.0, tuple[int, ...]()
         if rule == "hand":
             count = rest.weight.shape[0]
-            labels = dict(
-                zip(map(str, range(count)), names if module == "fc" else [f"Filter {i + 1}" for i in range(count)], strict=True)
-            )
+            outputs = names if module == "fc" else [text("worth.filter", number=i + 1) for i in range(count)]
+            labels = dict(zip(map(str, range(count)), outputs, strict=True))
             rows = tuple(
                 int(row)
                 for row in st.multiselect(
-                    "What to silence",
+                    text("worth.silence"),
                     list(labels),
                     format_func=labels.__getitem__,
                     **state.addressed("rows", list(labels), list[str]()),
-                    help="A row of the layer's weights makes one of its outputs. In the last layer an output is a class.",
+                    help=text("worth.silence_help"),
                 )
             )
         else:
-            percent = lesson.draw_number("Share removed", "removed", SHARES, 50, lambda share: f"{share:g} %")
+            percent = lesson.draw_number(text("worth.share"), "removed", SHARES, 50, lambda share: f"{share:g} %")
         pictures = {
             names[int(rest.labels[i])]: i for i in networks.opened("resnet20-fashion").one_of_each() if i < len(rest.labels)
         }
-        picture = st.selectbox("One picture", list(pictures), **state.addressed("picture", pictures, next(iter(pictures))))
+        picture = st.selectbox(
+            text("worth.picture"), list(pictures), **state.addressed("picture", pictures, next(iter(pictures)))
+        )
     mask = keep(rest.weight, rule, percent / 100, rows)
     removed = 100 * float((~mask).float().mean())
     logits = _logits(module, rule, percent, rows)
@@ -149,25 +153,29 @@ def _draw(guess: str) -> None:
     with right:
         tiles = st.columns(2)
         tiles[0].metric(
-            "Right answers",
-            f"{right_now} of {len(rest.labels)}",
+            text("worth.right"),
+            text("worth.of", count=right_now, total=len(rest.labels)),
             f"{right_now - before:+d}",
             delta_color="off",
             border=True,
             height="stretch",
         )
-        tiles[1].metric("Weights removed", f"{int((~mask).sum()):,} of {mask.numel():,}", border=True, height="stretch")
+        cut = text("worth.of", count=f"{int((~mask).sum()):,}", total=f"{mask.numel():,}")
+        tiles[1].metric(text("worth.removed"), cut, border=True, height="stretch")
         tried: dict[tuple[str, str], list[tuple[float, int]]] = st.session_state.setdefault("lesson-worth-tried", {})
         tried.setdefault((module, rule), [(0.0, before)]).append((removed, right_now))
-        rows_tried = [(RULES[by], *place) for (of, by), places in tried.items() if of == module for place in places]
+        rows_tried = [(rules[by], *place) for (of, by), places in tried.items() if of == module for place in places]
         figure = charts.removal_chart(
             pd.DataFrame(rows_tried, columns=["rule", "removed", "right"]), len(rest.labels), (removed, right_now)
         )
-        panels.draw(figure, True, "worth", "Right answers against the share of weights removed, as far as you tried")
+        live.chart(figure, key="worth", alt=text("worth.chart"))
         st.caption(
-            f"`{module}`, {mask.numel():,} weights. Each place you try leaves a mark. Computed now on {len(rest.labels)} "
-            "pictures that the network was not trained on"
-            + ("." if len(rest.labels) == networks.EVALUATION else ": early layers take longer, so there are fewer of them.")
+            text(
+                "worth.note" if len(rest.labels) == networks.EVALUATION else "worth.note_fewer",
+                module=module,
+                weights=f"{mask.numel():,}",
+                pictures=len(rest.labels),
+            )
         )
 
 
@@ -185,37 +193,14 @@ def _draw_answer(logits: Tensor, index: int, label: int) -> None:
         }
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.image(as_pixels(network.images.evaluation[index]), width=96, caption=network.model.class_names[label])
+        name = network.model.class_names[label]
+        st.image(as_pixels(network.images.evaluation[index]), width=96, caption=name, alt=text("worth.test_picture", name=name))
         with st.container():
-            st.plotly_chart(
+            live.chart(
                 attention_charts.top_chart(frame, "none", label),
                 key="worth-answer",
-                config=panels.QUIET,
-                alt="The network's likeliest answers for the picture",
+                alt=text("worth.answers"),
             )
 
 
-LESSON = lesson.Lesson(
-    title="What is a weight worth?",
-    idea="A network is a great many numbers, its weights. Set some of one layer's to zero and see which of them it misses.",
-    prediction="Half of a middle layer's weights are set to zero, the smallest ones. How many of the pictures that the "
-    "network got right will it still get right?",
-    guesses={"all": "Nearly all of them", "half": "About half of them", "few": "Hardly any"},
-    draw=_draw,
-    question="Remove 75 % of the middle layer, first the smallest, then by chance. The same number of weights is gone. "
-    "Why does the answer differ so much?",
-    answer="What a weight adds is its value times its input. A small one adds little whichever picture comes, so the sum "
-    "hardly changes. Chance takes large ones too. But *small* is not the same as *worthless*: a small weight on a strong "
-    "input may matter, and how much is removed from a layer says little without saying which layer. Try the first one.",
-    formula=r"""One output of the layer is $y = \sum_j w_j x_j$. Removing weight $j$ changes it by $-w_j x_j$, on average over
-pictures by $w_j^2\,\overline{x_j^2}$ (squared). *Magnitude* ranks by $|w_j|$ alone; *Wanda* by $|w_j|\,\lVert x_j\rVert$.""",
-    link=("layers", "which weights a run kept, layer by layer"),
-    teacher="""**Ten minutes.** Let everybody guess, then move the slider for *smallest first*, *by chance* and *largest
-first* on the middle layer. Compare the share at which each falls.
-
-**What goes wrong.** “So three quarters of the weights are useless.” They are only useless one layer at a time; the real pages
-cut all layers, and then nothing is left. Lesson 2 says what to do about it.
-
-**Ask.** Why does the first layer break so early? (It has 144 weights, and everything passes through it.) Silence one class in
-the last layer by hand: which class do its pictures become?""",
-)
+LESSON = lesson.Lesson(name="worth", guesses=("all", "half", "few"), draw=_draw, page="layers")

@@ -6,17 +6,23 @@ from pathlib import Path
 import streamlit as st
 
 from app import state, words
-from app.parts import panels
-from app.tables import compare
+from app.charts import compare as compare_charts
+from app.parts import live, panels
+from app.tables import compare, layers
 from app.tables.compare import Entry
-from snows.measures.names import duration
+from snows.measures.names import MEASURES, duration
 from snows.plans.study import Outcome
 from snows.plans.words import network_name
 from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
 
+MOST_CURVES = 10  # over each other while they are drawn
+
 
 def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
-    """Comparisons, newest first, as a list of them names each: `6 runs · resnet20-fashion · 24 Nov, 14:05`."""
+    """Comparisons, newest first and in that order, as a list of them names each: `6 runs · resnet20-fashion · 24 Nov, 14:05`.
+
+    Of those that would be named alike the older one keeps its name.
+    """
 
     def title(comparison: Comparison) -> str:
         runs = comparison.runs()
@@ -25,7 +31,8 @@ def titles(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
         of = networks[0] + (f" and {len(networks) - 1} more" if len(networks) > 1 else "") if networks else "unreadable"
         return f"{words.counted(len(runs), 'run')} · {of} · {panels.when(runs[0])}"
 
-    return words.distinct({key: title(comparison) for key, comparison in reversed(list(comparisons.items()))})
+    named = words.distinct({key: title(comparison) for key, comparison in reversed(list(comparisons.items()))})
+    return {key: named[key] for key in comparisons}
 
 
 def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) -> None:
@@ -34,7 +41,9 @@ def follow(key: str, runs: Sequence[Run], comparison: Comparison | None = None) 
     Runs that were made as one `comparison` can be cancelled and resumed as one.
     """
     states = [entry.state for entry in compare.entries(runs)]
-    st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(_progress)(key, runs, comparison, states)
+    is_active = bool(set(states) & set(ACTIVE))
+    # No fragment where none is active: the first click after a restart would be one of a part that nobody knows yet.
+    (st.fragment(run_every=1)(_progress) if is_active else _progress)(key, runs, comparison, states)
 
 
 def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, states: list[str]) -> None:
@@ -49,6 +58,8 @@ def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, stat
         if comparison is not None:
             with button:
                 _buttons(comparison, far, entries)
+    if far.active:
+        _curves(key, entries)
     with st.expander(
         "Its runs" if comparison else "The runs",
         expanded=far.done == 0,
@@ -57,6 +68,22 @@ def _progress(key: str, runs: Sequence[Run], comparison: Comparison | None, stat
     ):
         for entry in entries:
             _member(entry)
+
+
+def _curves(key: str, entries: Sequence[Entry]) -> None:
+    """The runs of the network in work, over each other, layer by layer as they go on. A zoom stays while they do."""
+    of_networks = compare.networks(entries).values()
+    together = next(group for group in of_networks if any(entry.state in ACTIVE for entry in group))[:MOST_CURVES]
+    losses, names = compare.layer_losses(together, state.log)
+    if losses.empty:
+        return
+    begun = {entry.label: entry.mark for entry in together if entry.label in set(losses["label"])}
+    st.markdown("**How wrong each layer's own output is**, so far", help=f"{MEASURES['relative_loss'].meaning} Drag to zoom.")
+    figure = compare_charts.side_by_side_chart(
+        losses, names, begun, MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
+    )
+    figure.update_layout(dragmode="zoom")
+    live.chart(figure, key=f"curves-{key}", alt="Each run's error at every layer so far, overlaid")
 
 
 def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: list[Entry]) -> None:
@@ -83,7 +110,7 @@ def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: l
             try:
                 state.jobs().resume_comparison(comparison.id)
             except (RunTakenError, StoreError) as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 st.rerun()
 
@@ -109,7 +136,7 @@ def _member(entry: Entry) -> None:
                 args=(entry.run.id,),
             )
         elif entry.state == "failed":
-            st.caption(compare.problem(entry), width="stretch")
+            st.caption(words.plain(compare.problem(entry)), width="stretch")
 
 
 @st.cache_data(max_entries=512, show_spinner=False)

@@ -1,4 +1,4 @@
-"""A row of small pictures to choose from, by mouse, touch or keyboard."""
+"""A row of small pictures to choose from, by mouse, touch or keyboard: one stop, and arrows from there."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +8,8 @@ import streamlit as st
 _DRAW = """
 export default function ({ parentElement, data, setTriggerValue }) {
   const strip = parentElement.querySelector(".strip");
+  // One stop of the keyboard, however many there are; arrows go on from there.
+  const enterAt = entered => [...strip.children].forEach(button => { button.tabIndex = button === entered ? 0 : -1; });
   strip.send = setTriggerValue;
   const shown = JSON.stringify(data.pictures);
   if (strip.shown !== shown) {
@@ -22,10 +24,22 @@ export default function ({ parentElement, data, setTriggerValue }) {
       image.alt = picture.words;
       button.append(image);
       button.onclick = () => strip.send("picked", picture.id);
+      button.onfocus = () => enterAt(button);
       return button;
     }));
+    strip.onkeydown = event => {
+      const buttons = [...strip.children], here = buttons.indexOf(event.target), last = buttons.length - 1;
+      const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: last }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      buttons[Math.min(Math.max(to, 0), last)].focus();
+    };
   }
-  for (const button of strip.children) button.setAttribute("aria-pressed", data.chosen.includes(button.dataset.id));
+  const buttons = [...strip.children];
+  for (const button of buttons) button.setAttribute("aria-pressed", data.chosen.includes(button.dataset.id));
+  if (!buttons.some(button => button.matches(":focus"))) {
+    enterAt(buttons.find(button => button.getAttribute("aria-pressed") === "true") ?? buttons[0]);
+  }
 }
 """
 _STYLE = """

@@ -11,11 +11,11 @@ from app import state, words
 from app.charts import attention as attention_charts
 from app.charts import compare as compare_charts
 from app.charts import palette
-from app.parts import panels
+from app.parts import live
 from app.tables import compare, layers
 from app.tables.compare import Entry
 from snows.measures.names import MEASURES
-from snows.runs.store import ACTIVE, Run
+from snows.runs.store import Run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def layer_view(entries: list[Entry]) -> None:
     figure = compare_charts.side_by_side_chart(
         losses, names, marks(entries), MEASURES["relative_loss"].axis, log=True, blocks=[layers.block(name) for name in names]
     )
-    panels.draw(figure, False, "compare-layers", "Each run's error at every layer, overlaid")
+    live.chart(figure, key="compare-layers", alt="Each run's error at every layer, overlaid")
     if len({entry.config.prune.targets for entry in entries}) > 1:
         st.caption(
             "The target is not the same for all: “as published” fits the dense layer's output on the pruned network's input, "
@@ -49,7 +49,8 @@ def layer_view(entries: list[Entry]) -> None:
     else:
         st.caption(
             "Read at the layer itself, where runs with another K look at the same values. SNOWS may give way here, to be right "
-            "further on."
+            "further on: this says how well each fitted, not which network is better. “Representations” measures all against "
+            "the dense network."
         )
 
 
@@ -172,7 +173,7 @@ def answer_view(entries: list[Entry]) -> None:
             figure = compare_charts.side_by_side_chart(
                 accuracies, names, {compare.DENSE: DENSE_MARK, **marks(entries)}, MEASURES["accuracy"].axis
             )
-            panels.draw(figure, False, "compare-classes", "Accuracy of each run by class")
+            live.chart(figure, key="compare-classes", alt="Accuracy of each run by class")
 
     st.markdown("**The images whose answer changed**, those that most runs change first")
     kinds = st.pills(
@@ -252,6 +253,7 @@ def depth_view(entries: list[Entry]) -> None:
         **state.addressed("likeness", LIKENESS, "cka"),
         help="\n".join(f"- **{MEASURES[name].title}**: {MEASURES[name].meaning}" for name in LIKENESS),
     )
+    st.markdown("**How near each network stays to the dense one**, from its first layers to its output")
     networks = opened(entries)
     count = len(affordable(first_of(networks), 1 + len(entries), REPRESENTED))
     values, names = compare.likenesses(_by_depth(versions(entries), count, networks), measure)
@@ -263,7 +265,7 @@ def depth_view(entries: list[Entry]) -> None:
         log=MEASURES[measure].log,
         blocks=[layers.block(name) for name in names],
     )
-    panels.draw(figure, False, f"compare-{measure}", f"{MEASURES[measure].title} of each run with the dense network, by layer")
+    live.chart(figure, key=f"compare-{measure}", alt=f"{MEASURES[measure].title} of each run with the dense network, by layer")
     st.caption(
         f"On {count} evaluation images, from the first pruned layer down to the network's output. Where a line turns "
         "back towards the dense network, later layers have made up for earlier ones."
@@ -291,7 +293,7 @@ def attention_view(entries: list[Entry]) -> None:
             for e in entries
         }
     except ValueError as error:
-        st.info(str(error), icon=":material/info:")
+        st.info(words.plain(str(error)), icon=":material/info:")
         return
     preserved = attention_tables.preservation(similarities)
     spreads = {
@@ -299,11 +301,10 @@ def attention_view(entries: list[Entry]) -> None:
     }
     st.markdown("**How much of where it looked each network kept**")
     methods = {entry.label: entry.config.prune.update for entry in entries}
-    panels.draw(
+    live.chart(
         attention_charts.preservation_chart(preserved, methods, spreads),
-        False,
-        "compare-attention",
-        "Attention preservation of each run",
+        key="compare-attention",
+        alt="Attention preservation of each run",
     )
     st.caption(
         f"{MEASURES['preserved'].meaning} A point an image, of {len(images)}; the diamond is the mean, the bar the middle "
@@ -360,17 +361,17 @@ def speed_view(entries: list[Entry]) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Size on disk**")
-        panels.draw(
-            compare_charts.sizes_chart(compare.sizes(sizes)), False, "compare-sizes", "Size of each run's weights by form"
+        live.chart(
+            compare_charts.sizes_chart(compare.sizes(sizes)), key="compare-sizes", alt="Size of each run's weights by form"
         )
     with right:
         st.markdown(f"**Time for a batch of {count}** on this machine")
         figure = compare_charts.times_chart(compare.times(seconds), marks(entries))
-        panels.draw(figure, False, "compare-times", "Time of each network for a batch")
+        live.chart(figure, key="compare-times", alt="Time of each network for a batch")
         if st.button("Measure again", icon=":material/refresh:"):
             st.session_state["compare-measured"] = measured + 1
             st.rerun()
-        if any(run.state() in ACTIVE for run in state.store().list()[:50]):
+        if state.active_runs():
             st.caption(
                 ":material/info: A run is at work, which slows all of these down alike. Measure again when it has ended."
             )

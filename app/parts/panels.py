@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
-from plotly.graph_objects import Figure
 
 from app import state, words
 from app.charts import layers as layer_charts
+from app.charts import palette
 from app.charts import play as play_charts
 from app.charts import solver as solver_charts
 from app.forms import run as form
-from app.parts import live
+from app.parts import live, so_far
+from app.parts.layer_strip import layer_strip
 from app.tables import play as play_tables
 from app.tables import run as run_tables
 from snows.config import RunConfig
@@ -26,6 +27,7 @@ from snows.events import Event, RunFailed
 from snows.measures import names as measure_names
 from snows.measures.names import MEASURES, duration, size
 from snows.plans.words import name_of
+from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run, RunTakenError, StoreError
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ _BADGES: dict[str, tuple[Any, str]] = {
 _TILES = ("accuracy", "agreement", "density", "seconds")
 _POLL_SECONDS = 1.0
 _PICKER_WIDTH = 500  # shows a run's name to its end, which sets it apart
-QUIET = {"displayModeBar": False}
 
 # --- the view of a run ---
 
@@ -54,11 +55,17 @@ def badge(run_state: str) -> None:
 
 
 def run_view(run: Run, *, recorded: bool = False) -> None:
-    """A run, live while it is active. `recorded`: one that came with the app, which nobody can resume."""
-    active = state.watch(run)[1] in ACTIVE
-    if active:
-        live.prepare()
-    st.fragment(run_every=_POLL_SECONDS if active else None)(_run_view)(run, active, recorded)
+    """A run, live while it is active. `recorded`: one that came with the app, which nobody can resume.
+
+    One's own is from here on the one that the pages show which look into a run.
+    """
+    if not recorded:
+        state.inspect(run.id)
+    if state.watch(run)[1] in ACTIVE:
+        st.fragment(run_every=_POLL_SECONDS)(_run_view)(run, True, recorded)
+    else:
+        # No fragment: a click that comes before the page was built anew, as after a restart, is one of a part nobody knows.
+        _run_view(run, False, recorded)
 
 
 def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
@@ -67,12 +74,12 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.rerun()  # once: the page is drawn anew, and polls no more
     config = state.config_of(run)
     if config is None:
-        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown. Its folder is {run.path}.")
+        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown.")
         return
     progress = run_tables.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.subheader(words.plain(name_of(run)), anchor=False, width="content")
+        st.header(words.plain(name_of(run)), anchor=False, width="content")
         badge(run_state)
     where = f" in {words.counted(len(progress.sites), 'layer')}" if progress.sites else ""
     st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
@@ -80,16 +87,19 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         case "queued":
             _queued(run)
         case "running":
-            _running(run, progress)
+            _running(run, config, progress)
         case "finished":
             _finished(run, config)
         case _:
             _stopped(run, run_state, events, progress, recorded)
     for note in progress.notes:
-        st.caption(f":material/info: {note}")
+        st.caption(f":material/info: {words.plain(words.without_paths(note))}")
     if progress.sites:
+        _strip(run, events, config, run_state in ACTIVE)
+        if run_state == "running":
+            so_far.answers_so_far(run, config, progress.done)
         _look_inside(run)
-        _figures(events, config, progress, was_active)
+        _figures(events, config, progress, folded=run_state == "running")
     with st.expander("Settings of this run", icon=":material/settings:"):
         if st.button(
             "Use these settings for a new run",
@@ -120,11 +130,12 @@ def _cancel_button(run: Run) -> None:
         st.rerun()
 
 
-def _running(run: Run, progress: run_tables.Progress) -> None:
+def _running(run: Run, config: RunConfig, progress: run_tables.Progress) -> None:
     after = ", then measuring" if progress.current else ""
     sweeps = progress.total // len(progress.sites) if progress.sites else 1
     sweep = f" in sweep {progress.current.sweep + 1} of {sweeps}" if progress.current and sweeps > 1 else ""
-    left = f", about {duration(progress.left)} left{after}" if progress.left and progress.left >= 1 else ""
+    left = run_tables.time_left(progress, form.planned(config))
+    left = f" · {left}{after}" if left else ""
     where = (
         f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
         if progress.current
@@ -143,7 +154,7 @@ def _finished(run: Run, config: RunConfig) -> None:
         figure = play_charts.result_bars(
             ending.bars(config.prune.update), MEASURES["accuracy" if ending.labelled else "agreement"].axis
         )
-        st.plotly_chart(figure, key="ending", config=QUIET, alt=ending.sentence())
+        live.chart(figure, key="ending", alt=ending.sentence())
     measured = [name for name in _TILES if name in metrics]
     for column, name in zip(st.columns(len(measured) or 1), measured, strict=False):
         measure, value, delta = MEASURES[name], metrics[name], None
@@ -179,7 +190,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         f"{progress.done} of {progress.total} layers are finished and kept." if progress.sites else "No layer was finished."
     )
     if isinstance(last, RunFailed):
-        st.error(f"{last.message} {so_far}", icon=":material/error:")
+        st.error(words.plain(words.without_paths(f"{last.message} {so_far}")), icon=":material/error:")
         if last.detail:
             with st.expander("Details for a report"):
                 st.code(last.detail, language=None)
@@ -196,17 +207,9 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         try:
             state.jobs().resume(run.id)
         except (RunTakenError, StoreError) as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(words.plain(str(error)), icon=":material/error:")
         else:
             st.rerun()
-
-
-def draw(figure: Figure, in_place: bool, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:
-    """A figure; one that changes by itself or by a click beside it, or can be clicked, is drawn `in_place`, see `live`."""
-    if in_place or on_click is not None:
-        live.chart(figure, key=f"live-{key}", alt=alt, on_click=on_click)
-    else:
-        st.plotly_chart(figure, key=key, config=QUIET, alt=alt)
 
 
 def _look_inside(run: Run) -> None:
@@ -217,20 +220,36 @@ def _look_inside(run: Run) -> None:
             st.page_link(state.page(name), label=label, icon=icon, query_params={"run": run.id}, width="content")
 
 
-def _loss_chart(events: list[Event], config: RunConfig, sites: list[str], is_live: bool = False) -> None:
+def _strip(run: Run, events: list[Event], config: RunConfig, is_active: bool) -> None:
+    """The network's layers, which turn as they are done; a click opens one."""
+    cells = run_tables.layer_cells(Log.of(events), form.planned(config), is_active)
+    done = sum(cell.state == "done" for cell in cells)
+    to_open = f"layer to open in {run.id}"
+    layer_strip(
+        cells,
+        palette.COLORS[config.prune.update],
+        key=f"strip-{run.id}",
+        alt=f"The network's layers: {done} of {len(cells)} are done",
+        on_pick=lambda layer: st.session_state.update({to_open: layer}),
+    )
+    if (layer := st.session_state.pop(to_open, None)) is not None:
+        st.switch_page(state.page("layers"), query_params={"run": run.id, "layer": layer})
+
+
+def _loss_chart(events: list[Event], config: RunConfig, sites: list[str]) -> None:
     figure = layer_charts.loss_chart(run_tables.site_losses(events), [words.layer(site) for site in sites], config.prune.update)
-    draw(figure, is_live, "losses", "Loss of each layer with the mask only, after least squares, and at the end")
+    live.chart(figure, key="losses", alt="Loss of each layer with the mask only, after least squares, and at the end")
 
 
-def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress, is_live: bool) -> None:
+def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progress, *, folded: bool) -> None:
     solves = config.prune.update == "snows"
     losses, now = st.columns([3, 2], gap="large") if solves else (st.container(), None)
     with losses:
         st.markdown("**What each layer lost, and got back**")
-        _loss_chart(events, config, progress.sites, is_live)
+        _loss_chart(events, config, progress.sites)
     if now is not None:
-        with now:
-            _solver(events, config, is_live)
+        with now, st.expander("The solver, step by step", expanded=not folded, icon=":material/trending_down:"):
+            _solver(events, config)
     st.markdown("**What happened**, newest first")
     st.dataframe(
         run_tables.log(events),
@@ -246,14 +265,14 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
     )
 
 
-def _solver(events: list[Event], config: RunConfig, is_live: bool) -> None:
+def _solver(events: list[Event], config: RunConfig) -> None:
     solved = run_tables.last_solved(events)
     if solved is None:
         st.caption("The solver has not begun.")
         return
-    st.markdown(f"**The solver in** `{words.layer(solved.site)}`")
+    st.markdown(f"**Conjugate gradient in** `{words.layer(solved.site)}`")
     figure = solver_charts.residual_chart(run_tables.cg_residuals(events), config.prune.solver.rtol)
-    draw(figure, is_live, "residuals", "Conjugate gradient's relative residual by iteration")
+    live.chart(figure, key="residuals", alt="Conjugate gradient's relative residual by iteration")
     st.caption("It changes this layer so that all of these compute what they did:")
     st.markdown(words.operations(solved.operations))
 
@@ -289,13 +308,13 @@ def example_figure() -> None:
 def inspected_run(page_name: str, question: str, sentence: str, first: str | None = None) -> Run | None:
     """The head of a page that looks into one run: its question, what it shows, and which run. The address names the run.
 
-    Without one in the address it is the one looked at last, else the newest with a finished layer, else a recorded one: `first`
-    where that is there.
+    Without one in the address it is the one started or looked at last, else the newest with a finished layer, else a recorded
+    one: `first` where that is there.
     None, with the reason shown, when the address names a run that is not there.
     """
     own = [run for run in state.store().list()[:50] if next(run.finished_sites(), None) is not None]
     runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
-    problem, wanted = "", state.opened_run_id() or st.session_state.get("inspected")
+    problem, wanted = "", state.opened_run_id() or state.inspected()
     if wanted is not None and wanted not in runs:
         try:
             runs[wanted] = state.find_run(wanted)
@@ -318,13 +337,13 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
             state.open_run(picked, page_name)
     st.markdown(sentence)
     if problem:
-        st.error(problem + " Or choose one above.", icon=":material/error:")
+        st.error(words.plain(problem) + " Or choose one above.", icon=":material/error:")
         return None
     if current is None:
         st.info("There is no run yet. Start one, and look at it here while it works.", icon=":material/info:")
         st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return None
-    st.session_state["inspected"] = current
+    state.inspect(current)
     if state.opened_run_id() != current:
         state.say("run", current)
     if state.config_of(runs[current]) is None:
@@ -348,7 +367,6 @@ def run_labels(runs: Mapping[str, Run]) -> dict[str, str]:
 def follow(run: Run, draw: Callable[[bool], None]) -> None:
     """Call `draw(is_live)`, and again every second while the run is active; when it ends, draw the whole page anew."""
     active = state.watch(run)[1] in ACTIVE
-    live.prepare()
 
     def draw_now() -> None:
         if active and state.watch(run)[1] not in ACTIVE:

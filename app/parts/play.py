@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from app import state
+from app import state, words
 from app.charts import attention as attention_charts
 from app.charts import play as play_charts
-from app.forms import sources
 from app.parts import live, pictures
 from app.tables import play as play_tables
+from app.texts import choices, text
+from app.work import engine
 from snows.config import InputError
 from snows.measures.names import size
 from snows.plans import levels
@@ -25,8 +26,8 @@ from snows.plans.levels import DENSE, Levels
 if TYPE_CHECKING:
     from snows.sources.models import LoadedModel
 
-NETWORKS = {"resnet20-fashion": "ResNet-20", "vit-fashion": "Vision transformer"}
-VALUES = {"cut": "Just cut", "refitted": "Cut and refit"}
+NETWORKS = ("resnet20-fashion", "vit-fashion")
+VALUES = ("cut", "refitted")
 CLASSES = 10
 LARGEST_UPLOAD = 20  # MB
 _OWN = "own picture to play with"
@@ -67,13 +68,12 @@ def _probabilities(model: str, pattern: str, refitted: bool, images: np.ndarray)
 
 def play() -> None:
     """Pictures, slider, switch, curve and sentence."""
-    live.prepare()
-    ready = sources.engine_ready()
+    ready = engine.ready()
     st.fragment(run_every=None if ready else 1)(_play)(ready)
 
 
 def _play(was_ready: bool) -> None:
-    if sources.engine_ready() and not was_ready:
+    if engine.ready() and not was_ready:
         st.rerun()  # once: now the networks can answer
     strip, curve = st.columns([5, 4], gap="large")
     with strip:
@@ -90,36 +90,39 @@ def _play(was_ready: bool) -> None:
         figure = play_charts.accuracy_curve(play_tables.accuracies(found), pattern, refitted, 1 / CLASSES)
         live.chart(figure, key="accuracy curve", alt=_alt(found))
         st.caption(
-            f"Recorded on {found.about['date']}: {found.about['num_calibration']} pictures without labels to refit with, "
-            f"accuracy on {found.about['num_evaluation']:,} others. The answers under the pictures are worked out now."
+            text(
+                "play.recorded",
+                date=found.about["date"],
+                calibration=found.about["num_calibration"],
+                evaluation=f"{found.about['num_evaluation']:,}",
+            )
         )
 
 
 def _controls() -> tuple[str, str, bool]:
     """The network, the pattern, and whether it is refitted."""
-    networks = _recorded()
-    patterns = {level.pattern: play_tables.share(level.density) for level in _levels(networks[0]).levels}
+    networks, values = choices("play.networks", _recorded()), choices("play.values", VALUES)
+    patterns = {level.pattern: play_tables.share(level.density) for level in _levels(next(iter(networks))).levels}
     pattern = st.select_slider(
-        "Weights kept", list(patterns), format_func=patterns.__getitem__, **state.addressed("kept", patterns, DENSE)
+        text("play.kept"), list(patterns), format_func=patterns.__getitem__, **state.addressed("kept", patterns, DENSE)
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        values = st.segmented_control(
-            "The weights that stay",
-            list(VALUES),
+        value = st.segmented_control(
+            text("play.value"),
+            list(values),
             required=True,
-            format_func=VALUES.__getitem__,
-            help="**Just cut**: the smallest weights of every few are set to zero, and nothing else is done. **Cut and "
-            "refit**: SNOWS works out new values for those that stay, from 512 pictures without labels.",
-            **state.addressed("values", VALUES, "cut"),
+            format_func=values.__getitem__,
+            help=text("play.value_help"),
+            **state.addressed("values", values, "cut"),
         )
         model = st.segmented_control(
-            "Network",
-            networks,
+            text("play.network"),
+            list(networks),
             required=True,
-            format_func=NETWORKS.__getitem__,
-            **state.addressed("network", networks, networks[0]),
+            format_func=networks.__getitem__,
+            **state.addressed("network", networks, next(iter(networks))),
         )
-    return model, pattern, values == "refitted"
+    return model, pattern, value == "refitted"
 
 
 def _turn() -> int:
@@ -130,12 +133,12 @@ def _turn() -> int:
 def _strip(model: str, pattern: str, refitted: bool) -> list[play_tables.Answer]:
     """Draw the pictures and the answers, and give the answers; none while the engine is not there."""
     images, numbers = _pictures(_turn())
-    words = [f"Test picture {number}" for number in numbers]
+    words = [text("play.picture", number=number) for number in numbers]
     own: OwnPicture | None = st.session_state.get(_OWN)
     if own is not None:
         images, words = np.concatenate([own.pixels[None], images[1:]]), [own.words, *words[1:]]
     answers: list[play_tables.Answer] = []
-    if sources.engine_ready():
+    if engine.ready():
         names = _network(model, DENSE, False).class_names
         dense = _probabilities(model, DENSE, False, images)
         answers = play_tables.answers(_probabilities(model, pattern, refitted and pattern != DENSE, images), dense, names)
@@ -143,12 +146,12 @@ def _strip(model: str, pattern: str, refitted: bool) -> list[play_tables.Answer]
     shown = [
         pictures.Shown(
             attention_charts.picture_address(image),
-            text,
+            said,
             answer.name if answer else "…",
-            f"{100 * answer.probability:.0f} % sure" if answer else "",
-            f"was {answer.was}" if answer and answer.was else "",
+            text("play.sure", percent=f"{100 * answer.probability:.0f}") if answer else "",
+            text("play.was", name=answer.was) if answer and answer.was else "",
         )
-        for image, text, answer in zip(images, words, below, strict=True)
+        for image, said, answer in zip(images, words, below, strict=True)
     ]
     pictures.strip(shown, key="pictures strip")
     return answers
@@ -157,30 +160,30 @@ def _strip(model: str, pattern: str, refitted: bool) -> list[play_tables.Answer]
 def _own_pictures() -> None:
     """A picture of one's own in place of the first, and other pictures."""
     with st.container(horizontal=True, gap="small"):
-        with st.popover("Draw one", icon=":material/draw:"):
+        with st.popover(text("play.draw"), icon=":material/draw:"):
             pictures.pad(key="pad", on_draw=_drawn)
-            st.caption("A shirt? A boot? It takes the first picture's place.")
-        with st.popover("Bring one", icon=":material/photo_camera:", help="It stays on this computer."):
+            st.caption(text("play.draw_about"))
+        with st.popover(text("play.bring"), icon=":material/photo_camera:", help=text("play.bring_help")):
             turn = st.session_state.get("brought", 0)
             st.file_uploader(
-                "A piece of clothing on a plain ground",
+                text("play.upload"),
                 max_upload_size=LARGEST_UPLOAD,
                 key=f"bring-{turn}",
                 on_change=partial(_brought, f"bring-{turn}"),
             )
-            st.camera_input("Or take one", key=f"take-{turn}", on_change=partial(_brought, f"take-{turn}"))
+            st.camera_input(text("play.take"), key=f"take-{turn}", on_change=partial(_brought, f"take-{turn}"))
         if st.session_state.get(_OWN) is not None:
-            st.button("Put it away", icon=":material/close:", on_click=_put_away)
-        st.button("Eight others", icon=":material/refresh:", on_click=_others)
+            st.button(text("play.put_away"), icon=":material/close:", on_click=_put_away)
+        st.button(text("play.others"), icon=":material/refresh:", on_click=_others)
     if problem := st.session_state.get(_PROBLEM):
-        st.error(problem, icon=":material/error:")
+        st.error(words.plain(problem), icon=":material/error:")
 
 
 def _drawn(content: bytes | None) -> None:
     if content is None:
         _put_away()
     else:
-        _take(content, "your drawing", "Your drawing")
+        _take(content, text("play.drawing_file"), text("play.drawing"))
 
 
 def _brought(key: str) -> None:
@@ -189,9 +192,9 @@ def _brought(key: str) -> None:
         return
     st.session_state["brought"] = st.session_state.get("brought", 0) + 1  # the next uploader is empty
     if file.size > LARGEST_UPLOAD * 1_000_000:
-        st.session_state[_PROBLEM] = f"It has {size(file.size)}; at most {LARGEST_UPLOAD} MB are taken. Make it smaller."
+        st.session_state[_PROBLEM] = text("play.too_large", size=size(file.size), most=LARGEST_UPLOAD)
         return
-    _take(file.getvalue(), file.name.replace("\n", " "), "Your picture")
+    _take(file.getvalue(), file.name.replace("\n", " "), text("play.brought"))
 
 
 def _take(content: bytes, name: str, words: str) -> None:
@@ -215,7 +218,12 @@ def _others() -> None:
 
 def _alt(found: Levels) -> str:
     points = "; ".join(
-        f"{play_tables.share(level.density)}: just cut {100 * level.cut:.1f} %, refitted {100 * level.refitted:.1f} %"
+        text(
+            "play.curve_point",
+            kept=play_tables.share(level.density),
+            cut=f"{100 * level.cut:.1f}",
+            refitted=f"{100 * level.refitted:.1f}",
+        )
         for level in found.levels
     )
-    return f"Accuracy against weights kept. {points}"
+    return text("play.curve", points=points)

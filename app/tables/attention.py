@@ -5,6 +5,7 @@ Pure functions of an `Inspection` and of preprocessed images. Torch is imported 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,19 @@ def look(inspection: "Inspection", image: Tensor, stage: str) -> Look:
     maps = attended or spatial_attention(inspection.graph, batch, parameters)
     logits, _ = inspection.run_network(batch, stage)
     return Look({name: values[0] for name, values in maps.items()}, attended.missing, logits[0].softmax(0))
+
+
+def holding(blocks: Sequence[str], layer: str) -> str | None:
+    """The block or stage that a layer belongs to: the one whose name begins as the layer's does for longest; None for none."""
+
+    def common(block: str) -> int:
+        pairs = zip(block.split("."), layer.split("."), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    lengths = {block: common(block) for block in blocks}
+    longest = max(lengths.values(), default=0)
+    best = [block for block, length in lengths.items() if length == longest]
+    return best[0] if longest and len(best) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from snows.config import RunConfig
 from snows.events import RunFailed
 from snows.measures.names import MEASURES, number, size
 from snows.plans.comparisons import Row, pareto, summarize
-from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart
+from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart, with_dense
 from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run
 
@@ -132,12 +132,12 @@ def finished(entries: Sequence[Entry]) -> list[Entry]:
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows as numbers to sort by, and as the texts of `snows.plans.words.cells` to show; one shape, the same titles."""
     texts = pd.DataFrame(cells(rows))
-    numbers = texts.copy()
+    numbers, shown = texts.copy(), with_dense(rows)
     for name in COLUMNS:
         if (title := MEASURES[name].title) in texts:
-            numbers[title] = [row.values[name].mean if name in row.values else np.nan for row in rows]
+            numbers[title] = [row.values[name].mean if name in row.values else np.nan for row in shown]
     if "Seeds" in texts:
-        numbers["Seeds"] = [len(row.runs) for row in rows]
+        numbers["Seeds"] = [len(row.runs) for row in shown]
     return numbers, texts
 
 
@@ -145,6 +145,13 @@ def verdict(rows: Sequence[Row]) -> str:
     """What the table says, in a sentence or two of Markdown; empty where there is nothing to choose from."""
     measure = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
     named = list(zip(row_names(rows), rows, strict=True))
+    of_no_use = [name for name, row in named if not row.is_of_use]
+    if len(rows) > 1 and len(of_no_use) == len(rows) and all(measure in row.values for row in rows):
+        name, row = max(named, key=lambda pair: pair[1].values[measure].mean)
+        return (
+            "None of these is of use: not one keeps half of what the dense network has over chance. "
+            f"**{words.plain(name)}** comes nearest, with an {measure} of {row.values[measure].said(measure)}."
+        )
     best = [name for name, row in named if measure in row.best]
     if not best:
         return ""
@@ -154,6 +161,9 @@ def verdict(rows: Sequence[Row]) -> str:
     says = f"**{words.plain(best[0])}** has the best {measure}, {MEASURES[measure].say(value)}."
     if level:
         says += f" The lead on {words.plain(', '.join(level))} may be chance: “Answers” below compares them image by image."
+    if of_no_use:
+        is_ = "is" if len(of_no_use) == 1 else "are"
+        says += f" {words.plain(', '.join(of_no_use))} {is_} of no use, and so {is_} the best of nothing."
     if seeds == 1:
         says += " Each is one seed; add seeds to see how far another choice of calibration images moves them."
     return says
@@ -165,11 +175,20 @@ def verdict(rows: Sequence[Row]) -> str:
 def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
     """Accuracy (agreement without labels) against `cost` (`density` or `seconds`), and which of the two it is.
 
-    One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front).
+    One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front, which begins at the first
+    that is of use).
     """
     value = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
     measured_rows = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
-    on_front = pareto([row.values[cost].mean for _, row in measured_rows], [row.values[value].mean for _, row in measured_rows])
+    # None of use: none is on the front. What is of no use can beat what is in nothing but its cost.
+    on_front = [
+        row.is_of_use and is_front
+        for (_, row), is_front in zip(
+            measured_rows,
+            pareto([row.values[cost].mean for _, row in measured_rows], [row.values[value].mean for _, row in measured_rows]),
+            strict=True,
+        )
+    ]
     points = [
         (name, mark.color, mark.symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
         for (name, row), mark, best in zip(
@@ -199,6 +218,7 @@ def layer_losses(entries: Sequence[Entry], log: Callable[[Run], Log] = Run.log) 
     order: dict[str, None] = {}
     losses = []
     for entry in entries:
+        order |= dict.fromkeys(map(words.layer, log(entry.run).sites))  # those to come have their places too
         for event in log(entry.run).layers():
             order.setdefault(words.layer(event.site))
             scale = event.scale[0] if event.scale else 0.0

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from app.words import counted
+from app.texts import choices, text
 from snows.plans.levels import DENSE, Level, Levels
 
-_SHARES = {"2:4": "half of its weights", "1:4": "1 of 4 weights", "1:8": "1 of 8 weights", "1:16": "1 of 16 weights"}
 _NEAR_GUESSING = 1.5  # times what guessing would get right
 
 
@@ -32,6 +31,14 @@ def answers(probabilities: np.ndarray, dense: np.ndarray, names: Sequence[str]) 
     ]
 
 
+def right_so_far(probabilities: np.ndarray, dense: np.ndarray, labels: np.ndarray) -> str:
+    """How many pictures (N, C) are given their `labels` (N,), the end of a sentence; empty where there are none."""
+    if not len(labels):
+        return ""
+    now, before = (100 * float((answered.argmax(1) == labels).mean()) for answered in (probabilities, dense))
+    return f"; {now:.1f} % of {len(labels)} test pictures right, the dense network {before:.1f} %"
+
+
 def accuracies(levels: Levels) -> pd.DataFrame:
     """One row a level, densest first: pattern, kept, cut, refitted (shares)."""
     rows = [(level.pattern, level.density, level.cut, level.refitted) for level in levels.levels]
@@ -45,34 +52,42 @@ def share(density: float) -> str:
 
 def sentence(level: Level, refitted: bool, shown: Sequence[Answer], classes: int = 10) -> str:
     """What the state means, in plain words. `shown`: the answers below the pictures, none while they are not known."""
-
-    def right(accuracy: float) -> str:
-        return f"right on {100 * accuracy:.0f} of 100 test pictures"
-
+    right, refitted_right = (f"{100 * accuracy:.0f}" for accuracy in (level.cut, level.refitted))
     if level.pattern == DENSE:
-        return f"The whole network is {right(level.cut)}. Now take weights away: move the slider."
-    kept = _SHARES.get(level.pattern, f"{share(level.density)} of its weights")
+        return text("play.whole", right=right)
+    left = _left(level)
     changed = sum(answer.was is not None for answer in shown)
     if refitted:
-        gained = level.refitted - level.cut
-        less = f", where just cut it was right on {100 * level.cut:.0f}" if gained >= 0.01 else ""
-        return f"With {kept} left and refitted, it is {right(level.refitted)}{less}." + _changes(changed, len(shown))
+        more = level.refitted - level.cut >= 0.01
+        said = text("play.refitted_more" if more else "play.refitted", left=left, right=refitted_right, cut=right)
+        return f"{said} {_changes(changed, len(shown))}".rstrip()
+    guessing = level.cut <= _NEAR_GUESSING / classes
     if len(shown) > 1 and changed and len({answer.name for answer in shown}) == 1:
-        what = f"it calls all {len(shown)} of these “{shown[0].name}”, and is {right(level.cut)}"
-    else:
-        what = f"it is {right(level.cut)}"
-    guess = ", about as guessing would be" if level.cut <= _NEAR_GUESSING / classes else ""
-    return f"With {kept} left, just cut, {what}{guess}. Refitted, as many weights are right on {100 * level.refitted:.0f}."
+        return text(
+            "play.cut_same_guessing" if guessing else "play.cut_same",
+            left=left,
+            right=right,
+            refitted=refitted_right,
+            count=len(shown),
+            name=shown[0].name,
+        )
+    return text("play.cut_guessing" if guessing else "play.cut", left=left, right=right, refitted=refitted_right)
+
+
+def _left(level: Level) -> str:
+    if level.pattern == "2:4":
+        return text("play.half_left")
+    if level.pattern.startswith("1:"):
+        return text("play.one_left", group=level.pattern.removeprefix("1:"))
+    return text("play.share_left", share=share(level.density))
 
 
 def _changes(changed: int, count: int) -> str:
     if not count:
         return ""
-    return (
-        f" {counted(changed, 'answer')} of these {count} {'is' if changed == 1 else 'are'} another than before."
-        if changed
-        else (f" All {count} answers here are the whole network's.")
-    )
+    if not changed:
+        return text("play.changed_none", count=count)
+    return text("play.changed_one" if changed == 1 else "play.changed_many", changed=changed, count=count)
 
 
 # --- a run's end ---
@@ -101,22 +116,22 @@ class Ending:
 
     def bars(self, update: str) -> pd.DataFrame:
         """One row a bar, from the top: label, method (a key of the palette), share."""
-        rows = [("Dense", "dense", self.dense), ("Just cut", "none", self.cut), ("Refitted", update, self.refitted)]
+        labels = choices("ending.bars", ("dense", "cut", "refitted")).values()
+        rows = zip(labels, ("dense", "none", update), (self.dense, self.cut, self.refitted), strict=True)
         return pd.DataFrame([row for row in rows if row[2] is not None], columns=["label", "method", "share"])
 
     def sentence(self) -> str:
         """What cutting cost and what the fit brought back, in plain words."""
-        cut, refitted = (None if share is None else f"{100 * share:.0f}" for share in (self.cut, self.refitted))
+        dense, cut, refitted = (
+            "" if share is None else f"{100 * share:.0f}" for share in (self.dense, self.cut, self.refitted)
+        )
+        if self.cut is None:
+            return text("ending.refitted" if self.labelled else "ending.same_refitted", dense=dense, refitted=refitted)
+        if self.refitted is None:
+            return text("ending.cut" if self.labelled else "ending.same_cut", dense=dense, cut=cut)
         if not self.labelled:
-            parts = [f"just cut on {cut}"] * (cut is not None) + [f"refitted on {refitted}"] * (refitted is not None)
-            return f"Of 100 pictures it gives the dense network's answer {', '.join(parts)}."
-        parts = [f"{cut} when just cut"] * (cut is not None) + [f"{refitted} refitted"] * (refitted is not None)
-        text = f"Of 100 pictures it gets {100 * self.dense:.0f} right while it is dense, {' and '.join(parts)}"
-        if self.cut is None or self.refitted is None:
-            return f"{text}."
+            return text("ending.same_both", cut=cut, refitted=refitted)
         taken, back = 100 * (self.dense - self.cut), 100 * (self.refitted - self.cut)
-        if taken < 1:
-            return f"{text}: cutting alone cost next to nothing."
-        if back < 0:
-            return f"{text}: the fit made it worse."
-        return f"{text}: refitting brought back {back:.0f} of the {taken:.0f} points that cutting took."
+        if taken >= 1 and back >= 0:
+            return text("ending.back", dense=dense, cut=cut, refitted=refitted, back=f"{back:.0f}", taken=f"{taken:.0f}")
+        return text("ending.free" if taken < 1 else "ending.worse", dense=dense, cut=cut, refitted=refitted)

@@ -3,6 +3,7 @@
 Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.runs.log` says.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
-from snows.measures.names import duration, number, size
+from snows.measures.names import duration, duration_range, number, size
 from snows.runs.log import Log, by_layer
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Progress:
     fraction: float  # of the phase: layers while pruning, images while measuring
     elapsed: float
     left: float | None  # for the rest of the phase; None until a first part of it has been timed
+    timed: dict[str, float]  # what the layers took that this stretch of work has finished, in its last sweep
+    in_work: float  # how long it has been at the layer in work
     notes: list[str]  # what to read beside the results
 
 
@@ -79,8 +82,54 @@ def progress(events: list[Event], now: float) -> Progress:
         fraction=log.fraction,
         elapsed=log.elapsed(now),
         left=log.left(now),
+        timed={e.site: e.seconds for e in log.layers() if log.started and e.time >= log.started.time},
+        in_work=now - log.current.time if log.current else 0.0,
         notes=log.notes,
     )
+
+
+@dataclass(frozen=True)
+class LayerCell:
+    """A layer in a strip of them: `state` is `done`, `working` or `waiting`, `width` grows with its weights."""
+
+    layer: str
+    state: str
+    width: float
+    words: str
+
+
+def layer_cells(log: Log, plan: "Plan | None", is_active: bool = True) -> list[LayerCell]:
+    """One a pruned layer, in network order. A layer's size is known from the plan, or once it is begun."""
+    sizes = {site: math.prod(begun.shape) for site, begun in log.begun.items()}
+    sizes |= {site.name: math.prod(site.shape) for site in plan.sites} if plan else {}
+    usual = float(np.mean(list(sizes.values()))) if sizes else 1.0
+    sweep = log.current.sweep if log.current else max((sweep for sweep, _ in log.records), default=0)
+    done = {record.site for record in log.layers() if record.sweep == sweep}
+    cells = []
+    for site in log.sites:
+        working = is_active and log.current is not None and log.current.site == site
+        layer_state = "working" if working else "done" if site in done else "waiting"
+        said = {"working": "in work", "done": "done", "waiting": "not yet begun"}[layer_state]
+        size = f", {sizes[site]:,} weights" if site in sizes else ""
+        # By the square root: the largest layers of a network have a thousand times the weights of its smallest.
+        cells.append(LayerCell(layer(site), layer_state, math.sqrt(sizes.get(site, usual)), f"{layer(site)}{size}: {said}"))
+    return cells
+
+
+def time_left(progress: Progress, plan: "Plan | None") -> str:
+    """About how long the rest of the phase takes, as a range, and what that is judged by; empty while nothing is known. The
+    plan's guess is made again with each layer that is timed."""
+    pruning, sweeps = progress.current is not None, progress.total // len(progress.sites) if progress.sites else 1
+    if pruning and plan is not None and sweeps == 1 and progress.done == len(progress.timed):
+        least, most = (max(seconds - progress.in_work, 0.0) for seconds in plan.left(progress.timed))
+        layers = len(progress.timed)
+        first = "the first layer" if layers == 1 else f"the first {layers} layers"
+        by = f", judged by {first if layers else 'a short trial'}"
+    elif progress.left:
+        least, most, by = 0.8 * progress.left, 1.25 * progress.left, ""
+    else:
+        return ""
+    return f"about {duration_range(least, most)} left{by}" if most >= 1 else ""
 
 
 def site_losses(events: list[Event]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from snows.config import RunConfig
 from snows.plans.words import as_called, method_name, network_name
+from snows.runs.log import Log
 from snows.runs.store import Run
 
 COLUMNS = {
@@ -26,11 +27,19 @@ COLUMNS = {
     "agreement": "float64",
     "density": "float64",
     "seconds": "float64",
+    "divergence": "float64",
+    "packed_bytes": "float64",
+    "num_products": "float64",
+    "k": "Int64",  # absent where nothing looks ahead
+    "images": "Int64",
+    "seed": "Int64",
     "made": "datetime64[s]",
     "tags": "object",  # a list of words
     "recorded": "bool",
 }
 UNREADABLE = "unreadable"
+_MEASURED = ("accuracy_masked", "agreement", "density", "seconds", "divergence", "packed_bytes", "num_products")
+GROUPS = ("network", "pattern", "method", "state")  # what runs can be put together by
 _WORDS = ("id", "name", "network", "pattern", "method", "state")
 
 
@@ -69,9 +78,22 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "state": state + done,
         "accuracy": accuracy,
         "change": None if accuracy is None or dense is None else accuracy - dense,
-        **{name: metrics.get(name) for name in ("accuracy_masked", "agreement", "density", "seconds")},
+        **{name: metrics.get(name) for name in _MEASURED},
+        "k": config.prune.k_steps if config.prune.update == "snows" else None,
+        "images": config.num_calibration,
+        "seed": config.prune.seed,
         "tags": list(labels.tags),
     }
+
+
+def at_work(name: str, state: str, log: Log) -> str:
+    """How far an active run is, and which it is: `layer 7 of 20 · 33 % · resnet20-fashion · 1:4`."""
+    if state == "queued":
+        return f"waiting · {name}"
+    if log.phase == "prune" and log.sites:
+        place = log.current.index + 1 if log.current else min(log.done % len(log.sites) + 1, len(log.sites))
+        return f"layer {place} of {len(log.sites)} · {100 * log.share:.0f} % · {name}"
+    return f"{'measuring' if log.phase in ('evaluate', 'save') else 'loading'} · {name}"
 
 
 def filtered(
@@ -90,6 +112,15 @@ def filtered(
 
     wanted = pd.Series([is_wanted(row) for row in table.to_dict("records")], table.index, bool)
     return table[wanted].reset_index(drop=True)
+
+
+def grouped(table: pd.DataFrame, by: str = "") -> list[tuple[str, pd.DataFrame]]:
+    """The rows that are alike in the column `by`, of `GROUPS`, with what they have in common; the group with the newest run
+    first, rows in the order given. All of them under no name where they are not put together."""
+    if by not in GROUPS:
+        return [("", table)]
+    common = table[by].map(base_state if by == "state" else str)
+    return [(value or "unreadable", table[common == value].reset_index(drop=True)) for value in dict.fromkeys(common)]
 
 
 def base_state(state: str) -> str:

@@ -51,7 +51,8 @@ class Measure:
 MEASURES = {
     "Residual": Measure(
         "Residual ÷ gradient when the solve ended",
-        "How much of the linear system conjugate gradient left unsolved. It should end left of the tolerance.",
+        "How much of the linear system conjugate gradient left unsolved, of 1 where it began. It should end left of the "
+        "tolerance.",
         {"residual": "left at the end"},
     ),
     "Iterations": Measure(

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from app import words
 from app.charts import palette
 from snows.measures.names import MEASURES
 from snows.plans import study
 from snows.plans.comparisons import Row
 from snows.plans.study import Curve, Outcome, Recommendation
+from snows.plans.words import network_name
 from snows.runs.store import Comparison, Run, RunStore
 
 # The study that comes with the app: runs without their weights.
@@ -23,7 +25,17 @@ RECORDED = RunStore(Path(__file__).resolve().parents[2] / "assets" / "study")
 
 
 # What is drawn against K, or the number of images.
-DRAWN = ("accuracy", "agreement", "divergence", "window_error", "held_back_error", "own_error", "seconds", "memory")
+DRAWN = (
+    "accuracy",
+    "agreement",
+    "divergence",
+    "window_error",
+    "held_back_error",
+    "own_error",
+    "num_products",
+    "memory",
+    "seconds",
+)
 LOSSES = {
     "divergence": "At the network's end",
     "window_error": "In the window",
@@ -121,6 +133,24 @@ def _values(row: Row) -> dict[str, float]:
     return numbers
 
 
+def conditions(study: Study) -> list[str]:
+    """What all points have in common, in words: what a figure's title says beside its measure."""
+    rows = [row for curve in study.curves for row in curve.rows]
+    configs = [row.config for row in rows]
+    seeds, images = {len(row.runs) for row in rows}, {row.num_evaluation for row in rows}
+    of_k = study.curves[0].axis == "k"
+    parts = [
+        {network_name(config) for config in configs},
+        {words.pattern_words(config.prune.pattern).lower() for config in configs},
+        {f"{config.num_calibration:,} calibration images" for config in configs}
+        if of_k
+        else {f"K = {config.prune.k_steps}" for config in configs if config.prune.update == "snows"},
+        {"one seed" if count == 1 else f"{count} seeds" for count in seeds},
+        {f"measured on {count:,} images" for count in images if count},
+    ]
+    return [values.pop() for values in parts if len(values) == 1]
+
+
 def dense(study: Study) -> dict[str, float]:
     """The dense networks' accuracy in percent by network, or their agreement with themselves."""
     scale = MEASURES[study.measure].scale
@@ -145,7 +175,8 @@ def marks(study: Study) -> dict[str, palette.Line]:
 
 def table(study: Study) -> pd.DataFrame:
     """One row a curve: network, operations, k or images (the recommended one), share (of the operations, in percent), the
-    measure there, seconds there, and best_k or best_images (the one with the best measure). Operations and share are of K."""
+    measure there, curvature products there, and best_k or best_images (the one with the best measure).
+    Operations and share are of K."""
     rows = []
     for curve, name, advice in zip(study.curves, study.names, study.advice, strict=True):
         row = advice.row if advice else None
@@ -158,7 +189,7 @@ def table(study: Study) -> pd.DataFrame:
                 curve.axis: value,
                 **({"share": share} if curve.axis == "k" else {}),
                 study.measure: row.values[study.measure].mean if row else None,
-                "seconds": row.values["seconds"].mean if row and "seconds" in row.values else None,
+                "num_products": row.values["num_products"].mean if row and "num_products" in row.values else None,
                 f"best_{curve.axis}": curve.value(advice.best) if advice else None,
             }
         )

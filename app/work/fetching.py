@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from app.work import engine
 from snows.config import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Downloads:
 
 def fetch(name: str, report: "Report") -> None:
     """A data set or a network's weights, by the name that a config gives it."""
+    engine.load()
     from snows.sources import models, named_sets
 
     fetch_it = named_sets.fetch if name in named_sets.SETS else models.fetch

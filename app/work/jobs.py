@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from app.work import engine
 from snows.config import RunConfig
 from snows.events import RunFinished
 from snows.runs.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
@@ -33,7 +34,8 @@ class _Line:
 
 
 def _execute(run: Run) -> RunFinished:
-    from snows.runs import runner  # takes seconds to import: torch
+    engine.load()
+    from snows.runs import runner
 
     return runner.execute(run)
 

@@ -120,7 +120,8 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
         return fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
     columns = cells(summarize([(config, metrics) for _, config, metrics in finished]))
     sys.stdout.write(table([[title.upper() for title in columns], *zip(*columns.values(), strict=True)]))
-    sys.stdout.write(f"\n{BEST} the best of a column, {LEVEL} within the noise of it (two standard errors)\n")
+    legend = f"{BEST} the best of a column, of those that are of use; {LEVEL} within the noise of it (two standard errors)"
+    sys.stdout.write(f"\n{legend}\n")
     return FINISHED
 
 
@@ -146,7 +147,8 @@ def _against(runs: Sequence[Run], *, as_json: bool, axis: str | None) -> int:
         )
         return fail(f"None of these runs is {of} to look at.", FAILED)
     held_back = ["held_back_error"] if any("held_back_error" in row.values for curve in curves for row in curve.rows) else []
-    measured = ("accuracy", "agreement", "divergence", *held_back, "seconds")
+    # No time: it depends on what else the machine did. Products are what K costs on any.
+    measured = ("accuracy", "agreement", "divergence", *held_back, "num_products")
     swept_heads = ("NETWORK", "K", "OF ALL") if axis == "k" else ("METHOD", "IMAGES")
     rows: list[tuple[str, ...]] = [(*swept_heads, *heads(measured), "")]
     reasons = []

@@ -17,6 +17,12 @@ def fail(sentence: str, code: int) -> int:
     return code
 
 
+def with_flags(error: Exception) -> str:
+    """What is wrong, and what to type here for it."""
+    remedy = getattr(error, "in_shell", "")
+    return f"{error} In the shell: {remedy}." if remedy else str(error)
+
+
 def heads(measures: Sequence[str]) -> list[str]:
     return [MEASURES[name].title.upper() for name in measures]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from snows import events
 from snows.cli.flags import PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
-from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table
+from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table, with_flags
 from snows.config import InputError
 from snows.measures.names import MEASURES, said
 from snows.plans.words import as_called, run_name
@@ -23,9 +23,18 @@ from snows.runs.store import Run, RunStore, default_root
 def prune_command(given: argparse.Namespace) -> int:
     store = RunStore(default_root())
     run = store.create(config_of(given)) if given.resume is None else _resumed(store, given)
+    refusals: list[InputError] = []
+
+    def execute(run: Run) -> events.RunFinished:
+        try:
+            return execute_run(run)
+        except InputError as error:
+            refusals.append(error)  # the log is read in browsers too, and does not keep what to type here
+            raise
+
     with run.queue() as hold, progress(run), cancel_on_interrupt(run):
-        ending = hold.work(execute_run)
-    code = _report(run, ending, as_json=given.json)
+        ending = hold.work(execute)
+    code = fail(with_flags(refusals[0]), BAD_INPUT) if refusals else _report(run, ending, as_json=given.json)
     if code == BAD_INPUT and given.resume is None:
         store.delete(run.id)  # it never began; a slip of the keyboard is not worth a place in the list
     return code
@@ -41,7 +50,9 @@ def get_run(store: RunStore, run_id: str) -> Run:
     try:
         return store.get(run_id)
     except KeyError as error:
-        raise InputError(error.args[0]) from None
+        raise InputError(
+            error.args[0], in_shell=f"`python -m snows list` shows the runs there are in {default_root()}"
+        ) from None
 
 
 def _resumed(store: RunStore, given: argparse.Namespace) -> Run:

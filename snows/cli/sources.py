@@ -57,8 +57,7 @@ def images_command(given: argparse.Namespace) -> int:
         "accuracy and agreement" if preview.labelled else "agreement with the dense network; there are no labels it knows"
     )
     lines = [
-        f"{config.num_calibration:,} of {preview.num_calibration:,} images to calibrate with",
-        f"{preview.num_evaluation:,} images to measure on",
+        preview.division,
         f"Measured: {measured}",
         f"Preparation: {model.preprocessing}",
     ]

@@ -33,6 +33,34 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {round(seconds) % 60:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def duration_range(least: float, most: float) -> str:
+    """20 to 30 s, 1 to 2 min, 40 s to 1 min 20 s, with a dash: no finer than an estimate is."""
+    low, high = _coarse(least), _coarse(most)
+    if low < 1:
+        return f"under {max(high, 1)} s"
+    if low == high:
+        return _whole(low)
+    unit, seconds = next((unit, seconds) for unit, seconds in _UNITS if low >= seconds)
+    if low % seconds == 0 and high % seconds == 0 and (high < 120 or low >= 60):
+        return f"{low // seconds}\N{EN DASH}{high // seconds} {unit}"
+    return f"{_whole(low)}\N{EN DASH}{_whole(high)}"
+
+
+_UNITS = (("h", 3600), ("min", 60), ("s", 1))
+
+
+def _whole(seconds: float) -> str:
+    return duration(seconds).removesuffix(" 00 s").removesuffix(" 00 min")
+
+
+def _coarse(seconds: float) -> int:
+    """Seconds to about a tenth, in steps that a person uses."""
+    for step, until in ((1, 10), (5, 60), (10, 180), (60, 1800), (300, 7200)):
+        if seconds < until:
+            return round(seconds / step) * step
+    return round(seconds / 1800) * 1800
+
+
 def size(count: float) -> str:
     """Bytes in the unit that suits: `1.23 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
@@ -121,6 +149,12 @@ MEASURES = {
         "Weights kept", "The share of weights kept, in the layers that were pruned.", more_is_better=False, of_images=False
     ),
     "packed_bytes": Measure("Size", "With kept weights stored as values and positions.", "MB", 1e-6, words=size),
+    "bits": Measure(
+        "Bits a weight",
+        "Of that size, shared out over all weights of the network: the values that are kept with their positions, and what was "
+        "left dense in full. The dense network takes 32.",
+        form=".2f",
+    ),
     "seconds": Measure("Time", "Of pruning, from the first layer to the last.", "s", form=".1f", log=True, words=duration),
     "num_products": Measure(
         "Curvature products",

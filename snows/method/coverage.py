@@ -62,7 +62,7 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
         if isinstance(pattern, Dense):
             reason: str | None = "left dense as asked"
         elif site in classifiers and own is None:
-            reason = "the classifier, left dense unless asked for (prune_classifier)"
+            reason = "the classifier, left dense unless asked for"
         else:
             reason = obstacle(site.shape, site.kind, pattern) or window_obstacle(site)
         if reason is not None:

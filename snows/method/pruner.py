@@ -246,7 +246,13 @@ def _progress_bar(total: int):  # type: ignore[no-untyped-def]
 
 
 def _given_masks(path: str, sites: Sequence[Site], device: torch.device) -> dict[str, Tensor]:
-    """The masks (R, P) of a file. Raises `PruneError` for one from another network."""
+    """The masks (R, P) of a file. Raises as `check_mask_file`."""
+    return {name: to_matrix(mask.to(device)) for name, mask in check_mask_file(path, sites).items()}
+
+
+def check_mask_file(path: str, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """The masks of a file for `sites`, in their shapes. Raises `PruneError` for another network's, `MaskError` for a file that
+    holds none."""
     masks, file_masks = {}, read_mask_file(path)
     for site in sites:
         mask = file_masks.get(site.name)
@@ -255,7 +261,7 @@ def _given_masks(path: str, sites: Sequence[Site], device: torch.device) -> dict
             raise PruneError(
                 f"The mask file has {there} for {site.name}, which has shape {site.shape}. Use a file from this network."
             )
-        masks[site.name] = to_matrix(mask.to(device))
+        masks[site.name] = mask
     return masks
 
 

@@ -91,6 +91,11 @@ def expand(
 
 # What rows are compared by: the best of each is marked.
 COMPARED = ("accuracy", "agreement", "divergence", "density", "packed_bytes", "seconds")
+# What is read of a run besides: the dense network's own, and what its solver asked for.
+_BESIDES = ("accuracy_dense", "dense_bytes", "num_products")
+# A network is of use that keeps this share of what the dense one has over chance.
+USEFUL = 0.5
+_BITS = 32  # of a weight of the dense network
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,11 @@ class Spread:
 @dataclass(frozen=True)
 class Row:
     """One setting over its seeds. `runs`: their places in what was given. `values` by name of a measure; also
-    `accuracy_dense` and `change` (of accuracy, against the dense network). `missing`: those that a run has no value of.
+    `accuracy_dense`, `change` (of accuracy, against the dense network) and `bits` (of storage, a weight). `missing`: those that
+    a run has no value of. `chance`: the accuracy of guessing, 0 where it is not on record.
 
-    `best`: the measures in which no row is better. `level`: those in which a better row's lead is within the noise, see
-    `is_level`.
+    `best`: the measures in which no row that `is_of_use` is better. `level`: those in which a better row's lead is within the
+    noise, see `is_level`.
     """
 
     config: RunConfig
@@ -124,12 +130,28 @@ class Row:
     values: dict[str, Spread]
     missing: set[str]
     num_evaluation: int
+    chance: float = 0.0
     best: set[str] = field(default_factory=set)
     level: set[str] = field(default_factory=set)
 
+    @property
+    def is_of_use(self) -> bool:
+        """Whether it keeps half of what the dense network has over chance: of accuracy, or of agreement where there is none.
+
+        What is small or quick and knows next to nothing is no choice, so it is the best of no column.
+        """
+        if "accuracy" in self.values and "accuracy_dense" in self.values:
+            value, whole = self.values["accuracy"].mean, self.values["accuracy_dense"].mean
+        elif "agreement" in self.values:
+            value, whole = self.values["agreement"].mean, 1.0
+        else:
+            return True  # nothing is known against it
+        return value - self.chance >= USEFUL * (whole - self.chance)
+
 
 def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) -> list[Row]:
-    """A row a setting, in the order of their first runs, each column's best marked. Takes configs and metrics.
+    """A row a setting, in the order of their first runs, the best of each column marked among those of use. Takes configs and
+    metrics.
 
     Where all rows are alike in a column, or there is but one row, none is marked.
     """
@@ -151,29 +173,46 @@ def but_for_the_seed(config: RunConfig) -> str:
 def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:
     measured = [finished[place][1] for place in places]
     values = {}
-    for name in (*COMPARED, "accuracy_dense"):
+    for name in (*COMPARED, *_BESIDES):
         over_seeds = [value for metrics in measured if (value := metrics.get(name)) is not None]
         if len(over_seeds) == len(measured):
             values[name] = Spread.of(over_seeds)
     if "accuracy" in values and "accuracy_dense" in values:
         values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
+    if "packed_bytes" in values and "dense_bytes" in values:
+        values["bits"] = Spread.of([_BITS * (m["packed_bytes"] or 0.0) / (m["dense_bytes"] or 1.0) for m in measured])
     images = min(int(metrics.get("num_evaluation") or 0) for metrics in measured)
+    chance = max(metrics.get("chance") or 0.0 for metrics in measured)
     without = {name for metrics in measured for name, value in metrics.items() if value is None}
     if {"accuracy", "accuracy_dense"} & without:
         without.add("change")
     config = finished[places[0]][0]
     if any(finished[place][0].name != config.name for place in places):  # a name of one is none of all
         config = config.model_copy(update={"name": ""})
-    return Row(config, places, values, without, images)
+    return Row(config, places, values, without, images, chance)
+
+
+def dense_row(rows: Sequence[Row]) -> Row | None:
+    """The dense network beside `rows` of it, as far as their runs measured it; None where they did not."""
+    values = {"agreement": Spread.of([1.0]), "divergence": Spread.of([0.0]), "density": Spread.of([1.0])}
+    for name, of_dense in (("accuracy", "accuracy_dense"), ("packed_bytes", "dense_bytes")):
+        if (known := next((row.values[of_dense] for row in rows if of_dense in row.values), None)) is not None:
+            values[name] = Spread.of([known.mean])
+    if "packed_bytes" in values:
+        values["bits"] = Spread.of([float(_BITS)])
+    measured = {name: spread for name, spread in values.items() if any(name in row.values for row in rows)}
+    return Row(rows[0].config, [], measured, set(), rows[0].num_evaluation) if measured else None
 
 
 def _mark(rows: list[Row], name: str, measure: Measure) -> None:
-    means = [row.values[name].mean for row in rows]
-    if len(set(means)) < 2:
+    useful = [row for row in rows if row.is_of_use]
+    if not useful or len({row.values[name].said(name) for row in rows}) < 2:
         return
-    best = rows[means.index(max(means) if measure.more_is_better else min(means))]
-    for row in rows:
-        if row.values[name].mean == best.values[name].mean:
+    choose = max if measure.more_is_better else min
+    best = choose(useful, key=lambda row: row.values[name].mean)
+    for row in useful:
+        # Also what is said alike: nobody could see why the other has the star.
+        if row is best or row.values[name].said(name) == best.values[name].said(name):
             row.best.add(name)
         elif is_level(row.values[name], best.values[name], image_noise(row, best, name) if measure.of_images else 0.0):
             row.level.add(name)
@@ -191,6 +230,13 @@ def image_noise(one: Row, other: Row, name: str) -> float:
     if all("agreement" in row.values for row in (one, other)):
         apart.append(sum(1 - row.values["agreement"].mean for row in (one, other)))
     return min(apart) / images if images else 0.0
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Between which shares the true one lies, with 95 % confidence, where it was `share` of `count`: Wilson's interval (1927),
+    which stays within 0 and 1 and holds for shares near them too."""
+    middle, reach = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (middle - reach) / (1 + z**2 / count), (middle + reach) / (1 + z**2 / count)
 
 
 def is_level(one: Spread, other: Spread, image_noise: float = 0.0) -> bool:

@@ -78,6 +78,14 @@ def pictures(turn: int, count: int = 8) -> "tuple[np.ndarray, list[int]]":
     return images[numbers], numbers
 
 
+def labelled_pictures(count: int) -> "tuple[np.ndarray, np.ndarray]":
+    """The first `count` bundled test pictures (N, 28, 28) of uint8, and their classes (N,)."""
+    import numpy as np
+
+    with np.load(ASSETS / "fashion-mnist.npz", allow_pickle=False) as bundle:
+        return bundle["test_images"][:count, 0], bundle["test_labels"][:count]
+
+
 # --- the networks ---
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from snows.config import InputError, RunConfig, as_path
 from snows.events import RunFinished, SiteFinished
-from snows.measures.names import MEASURES, duration
+from snows.measures.names import MEASURES
 from snows.plans import comparisons
-from snows.plans.comparisons import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize
+from snows.plans.comparisons import MOST_RUNS, Method, Row, Spread, image_noise, is_level, summarize, wilson
 from snows.plans.words import data_name, mask_name, method_name, network_name, set_apart
 from snows.runs.store import Run
 
@@ -188,11 +188,15 @@ def _placed(row: Row, places: list[int], outcomes: Sequence[Outcome]) -> Row:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`row` is the recommended one; `level` those within the noise of the best, itself included, in the curve's order."""
+    """`row` is the recommended one; `level` those within the noise of the best, itself included, in the curve's order.
+
+    `settled`: whether some were told apart, and more than one seed says so.
+    """
 
     row: Row
     best: Row
     level: list[Row]
+    settled: bool
     reason: str
 
 
@@ -204,7 +208,13 @@ def recommend(curve: Curve, outcomes: Sequence[Outcome]) -> Recommendation | Non
         return None
     best = max(rows, key=lambda row: row.values[curve.measure].mean)  # of equals the first, which is the smallest
     level = [row for row in rows if _is_level(row, best, curve.measure, outcomes)]
-    return Recommendation(level[0], best, level, _reason(curve, rows, level, best))
+    settled = len(level) < len(rows) and _seeds(rows) > 1
+    return Recommendation(level[0], best, level, settled, _reason(curve, rows, level, best))
+
+
+def _seeds(rows: Sequence[Row]) -> int:
+    """How many seeds each of these has at the least."""
+    return min(len(row.runs) for row in rows)
 
 
 def _is_level(row: Row, best: Row, measure: str, outcomes: Sequence[Outcome]) -> bool:
@@ -246,32 +256,42 @@ def _pairs(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[tuple[int
 
 
 def _reason(curve: Curve, rows: list[Row], level: list[Row], best: Row) -> str:
-    axis = AXES[curve.axis]
-    several = axis.plural and curve.value(level[0]) > 1
-    is_, has, takes = ("are", "have", "take") if several else ("is", "has", "takes")
+    axis, measure = AXES[curve.axis], curve.measure
+    chosen, worst = level[0], min(rows, key=lambda row: row.values[measure].mean)
+    several = axis.plural and curve.value(chosen) > 1
+    is_, has = ("are", "have") if several else ("is", "has")
 
     def said(row: Row) -> str:
         return axis.say(curve.value(row))
 
-    def value(row: Row) -> str:
-        return MEASURES[curve.measure].say(row.values[curve.measure].mean)
+    def value(row: Row, named: str = "") -> str:
+        share = row.values[measure].mean
+        text = MEASURES[measure].say(share)
+        if not row.num_evaluation:
+            return text
+        low, high = wilson(share, row.num_evaluation)
+        return f"{text} ({named}{100 * low:.1f} to {100 * high:.1f} %)"
 
-    chosen, times = level[0], [row.values["seconds"].mean for row in (level[0], best) if "seconds" in row.values]
+    interval = "95 % interval "
     if len(level) == len(rows):
-        images = f" on {best.num_evaluation:,} evaluation images" if best.num_evaluation else ""
-        return (
-            f"{said(chosen)} {is_} enough: no {axis.noun} that was tried is better than another beyond the noise{images}. More "
-            "evaluation images, or fewer weights kept, may tell them apart."
+        spread = f"goes from {value(worst, interval)} at {said(worst)} to {value(best)} at {said(best)}"
+        alike = f"is {value(best, interval)} at each"
+        reason = (
+            f"No {axis.noun} that was tried can be told from another beyond the noise: the {measure} "
+            f"{alike if worst.values[measure].mean == best.values[measure].mean else spread}. More evaluation images, more "
+            "seeds, or fewer weights kept may tell them apart."
         )
-    if chosen is best:
+    elif chosen is best:
         more = " It is the largest that was tried, so try larger ones too." if best is rows[-1] else ""
-        best_value = f"{said(best)} {has} the best {curve.measure}, {value(best)}"
-        return f"{best_value}, and no smaller {axis.noun} is within the noise of it.{more}"
-    cost = f", and {takes} {duration(times[0])} where that takes {duration(times[1])}" if len(times) == 2 else ""
-    return (
-        f"{said(chosen)} {is_} the {axis.least} whose {curve.measure}, {value(chosen)}, is within the noise of "
-        f"the best, {value(best)} at {said(best)}{cost}."
-    )
+        best_value = f"{said(best)} {has} the best {measure}, {value(best, interval)}"
+        reason = f"{best_value}, and no smaller {axis.noun} is within the noise of it.{more}"
+    else:
+        reason = (
+            f"{said(chosen)} {is_} the {axis.least} whose {measure}, {value(chosen, interval)}, is within the noise of the "
+            f"best, {value(best)} at {said(best)}."
+        )
+    one_seed = " All of one seed: another draw of calibration images may order them otherwise."
+    return reason + (one_seed if _seeds(rows) == 1 else "")
 
 
 def names(all_curves: Sequence[Curve]) -> list[str]:

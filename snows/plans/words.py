@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from snows.config import MASKS, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, missing
-from snows.plans.comparisons import METHODS, Method, Row
+from snows.plans.comparisons import METHODS, Method, Row, dense_row
 from snows.runs.store import Run
 
 # What fills the mask, as figures and names call it.
@@ -20,7 +20,8 @@ _MASK_NAMES = {"magnitude": "magnitude mask", "wanda": "Wanda mask", "sparsegpt"
 _REFINED = {"none": "", "layer": "refined by layer", "window": "refined"}
 BEST, LEVEL = "★", "☆"
 # The columns of a table, in order.
-COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "seconds")
+COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "bits", "seconds")
+DENSE = "Dense network"
 
 
 # --- one run ---
@@ -111,16 +112,25 @@ def row_names(rows: Sequence[Row]) -> list[str]:
 
 def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The rows as a table of texts, by title: Method, each of `COLUMNS` that was measured, and Seeds where there are several.
+    Above them the dense network, as in `with_dense`.
 
     The best of a column has `BEST` behind it, and what is within the noise of it `LEVEL`.
     """
-    table = {"Method": row_names(rows)}
+    shown = with_dense(rows)
+    table = {"Method": [DENSE] * (len(shown) - len(rows)) + row_names(rows)}
     for name in COLUMNS:
         if any(name in row.values for row in rows):
-            table[MEASURES[name].title] = [_cell(row, name) for row in rows]
+            table[MEASURES[name].title] = [_cell(row, name) for row in shown]
     if any(len(row.runs) > 1 for row in rows):
-        table["Seeds"] = [str(len(row.runs)) for row in rows]
+        table["Seeds"] = [str(len(row.runs) or "") for row in shown]
     return table
+
+
+def with_dense(rows: Sequence[Row]) -> list[Row]:
+    """The dense network's row before the others, where all are of one network and it was measured."""
+    networks = {(row.config.model, row.config.checkpoint, row.config.data) for row in rows}
+    dense = dense_row(rows) if len(networks) == 1 else None
+    return [*rows] if dense is None else [dense, *rows]
 
 
 def _cell(row: Row, name: str) -> str:

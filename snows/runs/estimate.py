@@ -1,18 +1,21 @@
 """What a config would do, and about how long and how much memory it would take."""
 
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean, median, pstdev
 
 import torch
 from torch import Tensor
 
-from snows.config import PruneConfig, RunConfig
+from snows.config import MASKS, PruneConfig, RunConfig
 from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
 from snows.method.graph import SAVED, NetworkGraph, Site
 from snows.method.operations import execute_node
+from snows.method.pruner import check_mask_file
 from snows.method.rows import AT_ONCE, LARGEST_BLOCKS, RANK, blocks_bytes
 from snows.sources import models
 
@@ -20,7 +23,8 @@ from snows.sources import models
 @dataclass(frozen=True)
 class SitePlan:
     """A weight that will be pruned; `operations` are the names in its window. `samples`: how many inputs of a row the images
-    give, images times output positions; `to_fit`: about how many weights of a row are fitted on them."""
+    give, images times output positions; `to_fit`: about how many weights of a row are fitted on them. `seconds`: of its part of
+    the run."""
 
     name: str
     kind: str
@@ -29,18 +33,46 @@ class SitePlan:
     operations: list[str]
     samples: int = 0
     to_fit: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config would do. `seconds` and `bytes` are estimates from one timed pass of a few images. `warning`: that the
-    images are too few for a layer, or nothing."""
+    """What a config would do. `seconds` and `bytes` are estimates from a few timed passes of a few images. `warning`: that the
+    images are too few for a layer, or nothing. `unsteady`: how many times as long a usual pass took as one that nothing held
+    up; `busy`: whether other work takes most of the machine's cores."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
     seconds: float
     bytes: int
     warning: str = ""
+    unsteady: float = 1.0
+    busy: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The fewest and the most seconds to expect."""
+        return _LEAST * self.seconds, _MOST * self.seconds * max(1.0, self.unsteady)
+
+    def left(self, timed: Mapping[str, float]) -> tuple[float, float]:
+        """The fewest and the most seconds to expect for one pass over the layers that are not in `timed`, which says what those
+        took that are finished. The more there are, and the more alike they missed the plan, the narrower it is."""
+        missed = [timed[site.name] / site.seconds for site in self.sites if site.name in timed and site.seconds]
+        rest = sum(site.seconds for site in self.sites if site.name not in timed)
+        if not missed:
+            return _LEAST * rest, _MOST * rest * max(1.0, self.unsteady)
+        done = [site for site in self.sites if site.name in timed]
+        pace = sum(timed[site.name] for site in done) / max(sum(site.seconds for site in done), 1e-9)
+        # Of few layers the scatter says little, so it is taken together with what is usual.
+        usual, count = (_MOST - _LEAST) / 2, len(missed)
+        scatter = math.sqrt((usual**2 + count * (pstdev(missed) / fmean(missed)) ** 2) / (count + 1) / count)
+        scatter = min(scatter, 0.5)
+        return pace * rest * (1 - scatter), pace * rest * (1 + scatter)
+
+
+# What runs took over what was estimated for them.
+_LEAST, _MOST = 0.7, 1.4
 
 
 def plan(config: RunConfig) -> Plan:
@@ -52,8 +84,33 @@ def plan(config: RunConfig) -> Plan:
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
     graph = NetworkGraph.export(module, example)
     covered = coverage(graph, config.prune)
-    seconds = _profile(graph, example)
+    if config.prune.mask not in MASKS:
+        check_mask_file(config.prune.mask, covered.sites)
+    busy = _busy()
+    seconds, unsteady = _profile(graph, example)
     windows = {s.name: graph.window(s, config.prune.k_steps) for s in covered.sites}
+    warning = scarcity(graph, covered, config.prune, config.num_calibration)
+
+    images, site_seconds, most = config.num_calibration, {}, 0.0
+    batch = max(map(len, share_out([torch.empty(images, 0)], list(windows.values()), config.prune)))
+    remade = last_remade(list(windows.values()), images + config.num_held_back, config.prune)
+    for index, site in enumerate(covered.sites):
+        window = windows[site.name]
+        forward = sum(seconds[n] for n in window.nodes)
+        an_image = _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
+        inputs = sum(map(graph.image_bytes, window.outside))
+        held = inputs + (inputs if index <= remade else window.target_bytes)
+        saved = SAVED * window.image_bytes
+        linearized = saved * _linearized_share(config.prune) * images
+        work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
+        factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
+        site_seconds[site.name] = an_image * images + factoring
+        most = max(most, held * (images + config.num_held_back) + work + factors)
+    weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
+    process = _PROCESS_BYTES if device.type == "cpu" else 0
+    # The frontier's own passes, dense and pruned; a layer's share of them is its share of the work.
+    passes = 2 * sum(seconds.values()) * (images + config.num_held_back)
+    spread = 1 + passes / max(sum(site_seconds.values()), 1e-9)
     sites = [
         SitePlan(
             s.name,
@@ -63,30 +120,23 @@ def plan(config: RunConfig) -> Plan:
             windows[s.name].operations,
             samples(graph, s, config.num_calibration),
             to_fit(s, covered.patterns[s.name]),
+            site_seconds[s.name] * spread,
         )
         for s in covered.sites
     ]
-    warning = scarcity(graph, covered, config.prune, config.num_calibration)
+    total = sum(site_seconds.values()) + passes
+    memory = int(process + _NETWORKS * weights + most)
+    return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy)
 
-    images, total, systems_seconds, most = config.num_calibration, 2 * sum(seconds.values()), 0.0, 0.0
-    batch = max(map(len, share_out([torch.empty(images, 0)], list(windows.values()), config.prune)))
-    remade = last_remade(list(windows.values()), images + config.num_held_back, config.prune)
-    for index, site in enumerate(covered.sites):
-        window = windows[site.name]
-        forward = sum(seconds[n] for n in window.nodes)
-        total += _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
-        inputs = sum(map(graph.image_bytes, window.outside))
-        held = inputs + (inputs if index <= remade else window.target_bytes)
-        saved = SAVED * window.image_bytes
-        linearized = saved * _linearized_share(config.prune) * images
-        work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
-        factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
-        systems_seconds += factoring
-        most = max(most, held * (images + config.num_held_back) + work + factors)
-    weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
-    process = _PROCESS_BYTES if device.type == "cpu" else 0
-    total = total * images + 2 * sum(seconds.values()) * config.num_held_back
-    return Plan(sites, covered.skipped, total + systems_seconds, int(process + _NETWORKS * weights + most), warning)
+
+def _busy() -> bool:
+    """Whether, over the last minute, most of the machine's cores were at work on something else."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY_SHARE * cores
+
+
+# An app that draws its pages, with a browser beside it, keeps less than this busy.
+_BUSY_SHARE = 0.7
 
 
 # Python, torch, timm and an export, before there is a run.
@@ -169,10 +219,12 @@ def _seconds_of_factors(device: str) -> float:
 
 
 @torch.no_grad()
-def _profile(graph: NetworkGraph, example: Tensor) -> dict:
-    """Seconds of each node for one image."""
+def _profile(graph: NetworkGraph, example: Tensor) -> tuple[dict, float]:
+    """Seconds of each node for one image, and how many times that a usual pass takes."""
     seconds: dict = {}
-    for _ in range(2):  # the first pass pays for warming up, and a busy machine can hold up either
+    passes: list[float] = []
+    for turn in range(4):  # the first pass pays for warming up, and a busy machine can hold up any
+        whole = 0.0
         values = graph.bind({}) | {graph.input: graph.laid_out(example)}
         for node in graph.nodes:
             if example.is_cuda:
@@ -181,5 +233,9 @@ def _profile(graph: NetworkGraph, example: Tensor) -> dict:
             values[node] = execute_node(node, values)
             if example.is_cuda:
                 torch.cuda.synchronize(example.device)
-            seconds[node] = min(seconds.get(node, math.inf), (time.perf_counter() - started) / len(example))
-    return seconds
+            spent = (time.perf_counter() - started) / len(example)
+            seconds[node] = min(seconds.get(node, math.inf), spent)
+            whole += spent
+        if turn:
+            passes.append(whole)
+    return seconds, median(passes) / max(sum(seconds.values()), 1e-9)

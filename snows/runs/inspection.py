@@ -3,7 +3,7 @@
 Nothing here was recorded beyond the run's folder: networks and images come from the config, as they came to the run.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -83,16 +83,20 @@ class Inspection:
     def parameters(self, stage: str) -> dict[str, Tensor]:
         """Tensors by name for `NetworkGraph.run`. `stage`: `dense`, `mask_only` (dense values where the masks keep), `pruned`.
 
-        Sites that are not finished are dense in every stage.
+        Sites that are not finished are dense in every stage. Raises `InspectionError` where the run's files are of another
+        network.
         """
         dense = self.graph.parameters
         match stage:
             case "dense":
                 return dict(dense)
             case "mask_only":
+                self._check_shapes(self.masks)
                 return dict(dense) | {n: dense[n] * m for n, m in self.masks.items()}
             case "pruned":
-                return dict(dense) | self.weights | {n: t for n, t in (self.final or {}).items() if n in dense}
+                pruned = self.weights | {n: t for n, t in (self.final or {}).items() if n in dense}
+                self._check_shapes(pruned)
+                return dict(dense) | pruned
         raise ValueError(f"Unknown stage {stage!r}. Choose one of {', '.join(STAGES)}.")
 
     def run_network(self, images: Tensor, stage: str, capture: Collection = ()) -> tuple[Tensor, dict]:
@@ -106,13 +110,17 @@ class Inspection:
         """
         if site not in self.masks:
             raise InspectionError(f"{site} is not a finished layer of run {self.run.id}. Wait for it, or choose another.")
-        dense, pruned, mask = self.graph.parameters[site], self.weights[site], self.masks[site]
-        if not dense.shape == pruned.shape == mask.shape:
-            raise InspectionError(
-                f"{site} has shape {tuple(pruned.shape)} in run {self.run.id} and {tuple(dense.shape)} in the network its "
-                "config names: the run's files are of another network. Prune again, or import the run anew."
-            )
-        return dense, pruned, mask
+        self._check_shapes({site: self.weights[site]})
+        self._check_shapes({site: self.masks[site]})
+        return self.graph.parameters[site], self.weights[site], self.masks[site]
+
+    def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.shape != (dense := self.graph.parameters[name]).shape:
+                raise InspectionError(
+                    f"{name} has shape {tuple(tensor.shape)} in run {self.run.id} and {tuple(dense.shape)} in the network its "
+                    "config names: the run's files are of another network. Prune again, or import the run anew."
+                )
 
     def problem(self, site: str, num_images: int = 64, k_steps: int | None = None) -> SiteProblem:
         """The problem that site's update was to solve, on the first `num_images` calibration images: the layers before it

@@ -98,6 +98,7 @@ def _execute(run: Run) -> events.RunFinished:
         "dense_bytes": size.dense,
         "packed_bytes": size.packed,
         "num_evaluation": len(images.evaluation),
+        "chance": 1 / dense_logits.shape[1],
     }
     run.append(events.Phase(name="save"))
     run.save_weights(result.model.state_dict())

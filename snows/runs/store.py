@@ -115,14 +115,19 @@ def _disk(path: Path) -> Iterator[None]:
         raise StoreError(f"Could not write {path}: {error.strerror}. {remedy}.") from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whoever else reads or writes it. Raises `OSError`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
     with _disk(path):
-        try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(path, content)
 
 
 Execute = Callable[["Run"], RunFinished]
@@ -518,10 +523,10 @@ class RunStore:
         return [comparison for comparison in every_comparison if comparison.runs()]
 
     def get(self, run_id: str) -> Run:
-        """Raises `KeyError` with the way to list what exists."""
+        """Raises `KeyError` with a sentence."""
         run = Run(self.root / run_id)
         if not run_id or "/" in run_id or run_id.startswith(".") or not (run.path / "config.json").exists():
-            raise KeyError(f"There is no run {run_id!r} in {self.root}. `python -m snows list` shows the runs there are.")
+            raise KeyError(f"There is no run {run_id!r} among those kept here.")
         return run
 
     def list(self) -> list[Run]:

@@ -74,10 +74,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would get: the first calibration images, preprocessed as in `Data`, each with `words`, and what there is."""
+    """What a run would get: the first calibration images, preprocessed as in `Data`, each with `words`, and what there is.
+
+    `division` is the one sentence on which images calibrate and which are measured on.
+    """
 
     images: Tensor
     words: list[str]
+    division: str
     num_calibration: int  # that there are to choose from
     num_evaluation: int  # that the network would be measured on
     classes: tuple[str, ...]  # of the set, whether or not the network knows them
@@ -104,6 +108,8 @@ class _Choice:
     label: Callable[[int], int] | None  # of an evaluation image
     classes: tuple[str, ...]
     notes: list[str]
+    division: str  # which of the images calibrate and which are measured on, as a sentence
+    division_note: str = ""  # what a run's log should say of it, where a person would not expect it
     shared: bool = False  # whether what calibration takes in place of unusable images is then not evaluated on
 
 
@@ -142,7 +148,8 @@ def load(
     if len(used) < num_calibration:
         raise DataError(
             f"{num_calibration:,} calibration images were asked for, but only {len(used):,} of {len(chosen.calibration):,} can "
-            f"be used; {left_out_words(list(unusable.values()))}. Replace these, or ask for fewer: --num-calibration."
+            f"be used; {left_out_words(list(unusable.values()))}. Replace these, or ask for fewer.",
+            in_shell="--num-calibration",
         )
     taken = {*used, *unusable} - set(chosen.calibration[:num_calibration]) if chosen.shared else set()
     rest = [number for number in chosen.evaluation if number not in taken]
@@ -154,7 +161,8 @@ def load(
     further = [number for number in chosen.calibration if number not in touched]
     held_back, left_out = _held_back(chosen, further, num_held_back)
     faults = sorted({*unusable.values(), *more.values(), *left_out})
-    notes = [*chosen.notes, *_notes_of_faults(faults), *_notes_of_equals(calibration, "calibration images")]
+    notes = [*filter(None, [chosen.division_note]), *chosen.notes, *_notes_of_faults(faults)]
+    notes += _notes_of_equals(calibration, "calibration images")
     if (count := 0 if held_back is None else len(held_back)) < num_held_back:
         notes.append(
             f"{num_held_back:,} images were to be held back from the fit, but calibration leaves "
@@ -190,13 +198,16 @@ def preview(name: AnyPath, model: LoadedModel, num_calibration: int, num_evaluat
     name = os.fspath(name)
     if name in named_sets.SETS and not named_sets.is_here(name):
         raise DataError(
-            f"{named_sets.SETS[name].title} is not on this machine yet. Download it first: python -m snows fetch {name}."
+            f"{named_sets.SETS[name].title} is not on this machine yet. Download it first.",
+            in_shell=f"python -m snows fetch {name}",
         )
     chosen = _choose(name, model, num_calibration, num_evaluation, seed)
+    _fits_memory(chosen.num_calibration + chosen.num_evaluation, model)
     images, first, unusable = chosen.read_calibration(chosen.calibration, min(count, chosen.num_calibration))
     return Preview(
         images,
         [chosen.words(number) for number in first],
+        chosen.division,
         len(chosen.calibration),
         chosen.num_evaluation,
         chosen.classes,
@@ -225,11 +236,13 @@ def _choose(name: str, model: LoadedModel, num_calibration: int, num_evaluation:
 
 
 def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_evaluation: int, seed: int) -> _Choice:
+    title = "Fashion-MNIST" + ("" if name == "fashion-mnist" else ", all of it,")
     if model.input_size[0] != 1 or model.class_names != FASHION_CLASSES:
         raise DataError(
-            f"{name} holds 28x28 grey pictures of ten kinds of clothes, but {model.name} takes images of shape "
-            f"{'x'.join(map(str, model.input_size))} and knows {len(model.class_names):,} classes. Name a folder of images "
-            "that suit it: --data FOLDER."
+            f"{title} holds 28x28 grey pictures of ten kinds of clothes, but {model.name} takes images of shape "
+            f"{'x'.join(map(str, model.input_size))} and knows {len(model.class_names):,} classes. Choose images that suit it, "
+            "or bring a folder of them.",
+            in_shell="--data FOLDER",
         )
     if name == "fashion-mnist":
         arrays = _read_bundle(BUNDLE)
@@ -238,8 +251,8 @@ def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_eval
         )
     else:
         (train, train_labels), (test, labels) = read_fashion_mnist("train"), read_fashion_mnist("test")
-    _enough("calibration", num_calibration, len(train), f"{name} has {len(train):,} training images")
-    _enough("evaluation", num_evaluation, len(test), f"{name} has {len(test):,} test images")
+    _enough("calibration", num_calibration, len(train), f"{title} has {len(train):,} training images")
+    _enough("evaluation", num_evaluation, len(test), f"{title} has {len(test):,} test images")
     return _Choice(
         calibration=_shuffled(len(train), seed).tolist(),
         num_calibration=num_calibration,
@@ -251,6 +264,7 @@ def _fashion_mnist(name: str, model: LoadedModel, num_calibration: int, num_eval
         label=lambda number: int(labels[number]),
         classes=FASHION_CLASSES,
         notes=[],
+        division=_divided_sets(num_calibration, len(train), num_evaluation, len(test)),
     )
 
 
@@ -318,13 +332,13 @@ def _read_bundle(path: Path) -> dict[str, np.ndarray]:
             return dict(bundle)
     except FileNotFoundError:
         raise DataError(
-            f"The bundled images are not at {path}. Restore the file from the repository, or build it with `python -m snows "
-            "bundle-data`."
+            f"The bundled images are missing. Restore {path.name} from the repository, or build it again.",
+            in_shell="python -m snows bundle-data",
         ) from None
     except Exception as error:  # a damaged archive makes zipfile, zlib or numpy raise anything at all
         raise DataError(
-            f"{path} is damaged ({type(error).__name__}). Restore it from the repository, or build it with `python -m snows "
-            "bundle-data`."
+            f"{path.name} is damaged ({type(error).__name__}). Restore it from the repository, or build it again.",
+            in_shell="python -m snows bundle-data",
         ) from error
 
 
@@ -358,6 +372,7 @@ def _named_set(name: str, model: LoadedModel, num_calibration: int, num_evaluati
         label=None if indices is None else lambda number: indices[classes[_label_of(test, number)]],
         classes=tuple(classes),
         notes=notes,
+        division=_divided_sets(num_calibration, len(train), min(num_evaluation, len(test)), len(test)),
     )
 
 
@@ -398,8 +413,9 @@ def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_ev
     to_calibrate = [number for number, at in enumerate(placed) if at.split == training]
     _enough("calibration", num_calibration, len(to_calibrate), f"{folder} holds {len(to_calibrate):,} images")
     calibration = [to_calibrate[i] for i in _shuffled(len(to_calibrate), seed).tolist()]
+    note = ""
     if measured:
-        notes.append(f"In {folder}, {training} calibrates and {measured} is measured on, as the folders are named.")
+        note = f"In {folder}, {training} calibrates and {measured} is measured on, as the folders are named."
         to_measure = [number for number, at in enumerate(placed) if at.split == measured]
         # In the order of their classes the first would be of one class; the same ones whatever the seed.
         evaluation = [to_measure[i] for i in _shuffled(len(to_measure), 0).tolist()]
@@ -407,11 +423,27 @@ def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_ev
         evaluation = calibration[num_calibration:]
     again = not measured and len(evaluation) < min(num_evaluation, FEWEST_EVALUATION)
     if again:
-        notes.append(
+        note = (
             f"Calibration leaves only {len(evaluation)} of the {len(files)} images in {folder}, so the results are measured on "
             "all of them, calibration images included."
         )
         evaluation = sorted(calibration)
+    num_measured = min(num_evaluation, len(evaluation))
+    if measured:
+        division = (
+            f"{_some(num_calibration, len(to_calibrate), 'picture')} in “{training}” {_verb(num_calibration, 'calibrate')}; "
+            f"{_some(num_measured, len(evaluation), 'picture')} in “{measured}” {_verb(num_measured, 'measure')}."
+        )
+    elif again:
+        division = (
+            f"{_some(num_calibration, len(files), 'picture')} {_verb(num_calibration, 'calibrate')}. That leaves too few to "
+            f"measure on, so {_some(num_measured, len(files), 'picture')} {_verb(num_measured, 'measure')}, those among them."
+        )
+    else:
+        division = (
+            f"{_some(num_calibration, len(files), 'picture')} {_verb(num_calibration, 'calibrate')}; "
+            f"{_some(num_measured, len(evaluation), 'other')} {_verb(num_measured, 'measure')}."
+        )
 
     classes = sorted({at.label for at in placed if at.label})
     indices = None
@@ -434,15 +466,45 @@ def _image_folder(folder: Path, model: LoadedModel, num_calibration: int, num_ev
         calibration=calibration,
         num_calibration=num_calibration,
         evaluation=evaluation,
-        num_evaluation=min(num_evaluation, len(evaluation)),
+        num_evaluation=num_measured,
         read_calibration=partial(_read_usable, read),
         read_evaluation=partial(_read_usable, read),
         words=words,
         label=None if indices is None else lambda number: indices[placed[number].label],
         classes=tuple(classes),
         notes=notes,
+        division=division[:1].upper() + division[1:],
+        division_note=note,
         shared=not measured and not again,
     )
+
+
+def _some(count: int, of: int, noun: str) -> str:
+    """`all 12 pictures`, `9 of 12 pictures`, `the 3 others`."""
+    plural = noun if of == 1 else f"{noun}s"
+    if noun == "other":
+        return f"the {of:,} {plural}" if count == of else f"{count:,} of the {of:,} {plural}"
+    return f"{count:,} of {of:,} {plural}" if count < of else f"all {of:,} {plural}" if of > 1 else f"the one {noun}"
+
+
+def _verb(count: int, verb: str) -> str:
+    return {"calibrate": "calibrate" + "s" * (count == 1), "measure": ("is" if count == 1 else "are") + " measured on"}[verb]
+
+
+def _divided_sets(num_calibration: int, num_training: int, num_evaluation: int, num_test: int) -> str:
+    sentence = (
+        f"{_some(num_calibration, num_training, 'training image')} {_verb(num_calibration, 'calibrate')}; "
+        f"{_some(num_evaluation, num_test, 'test image')} {_verb(num_evaluation, 'measure')}."
+    )
+    return sentence[:1].upper() + sentence[1:]
+
+
+def check_count(name: str, model: LoadedModel, num_calibration: int) -> None:
+    """Whether a set that is still to be downloaded has so many images to calibrate with, and this machine room for them.
+    Raises `DataError`."""
+    spec = named_sets.SETS[name]
+    _enough("calibration", num_calibration, spec.num_training, f"{spec.title} has {spec.num_training:,} training images")
+    _fits_memory(num_calibration, model)
 
 
 def _parts(arrangement: Arrangement) -> tuple[str, str]:
@@ -621,7 +683,8 @@ def _shuffled(count: int, seed: int) -> Tensor:
 def _enough(role: str, wanted: int, available: int, available_words: str) -> None:
     if wanted > available:
         raise DataError(
-            f"{wanted:,} {role} images were asked for, but {available_words}. Ask for at most {available:,}: --num-{role}."
+            f"{wanted:,} {role} images were asked for, but {available_words}. Ask for at most {available:,}.",
+            in_shell=f"--num-{role}",
         )
 
 
@@ -631,5 +694,6 @@ def _fits_memory(count: int, model: LoadedModel) -> None:
     if needed > free:
         raise DataError(
             f"{count:,} images of shape {'x'.join(map(str, model.input_size))} need {needed / 1e9:,.1f} GB, more than half of "
-            "this machine's memory. Ask for fewer with --num-evaluation or --num-calibration."
+            "this machine's memory. Calibrate or measure on fewer.",
+            in_shell="--num-calibration, --num-evaluation",
         )

@@ -111,18 +111,18 @@ def from_hub(repository: str, file: str, name: str, report: Report | None) -> Pa
     address = hub_address(repository, file)
     # The hub's client tries for 45 seconds before it says that there is no network.
     if reason := no_route(address):
-        raise DownloadError(_unreachable(name, address, reason))
+        raise _unreachable(name, address, reason)
     repository, _, revision = repository.partition("@")
     listener = None if report is None else bar(f"the weights of {name}", report)
     try:
         return Path(hf_hub_download(repository, file, revision=revision or None, tqdm_class=listener))
     except LocalEntryNotFoundError as error:  # what the hub's client calls a lost connection
-        raise DownloadError(_unreachable(name, address, "the connection was lost")) from error
+        raise _unreachable(name, address, "the connection was lost") from error
     except EntryNotFoundError:
         raise
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
-            raise DownloadError(_unreachable(name, address, first_line(error))) from error
+            raise _unreachable(name, address, first_line(error)) from error
         raise
 
 
@@ -140,7 +140,7 @@ def from_address(address: str, sha256: str, name: str, report: Report | None) ->
 def fetching(name: str, address: str, report: Report | None) -> Iterator[None]:
     """What is downloaded from `address` inside the block is reported, and what prevents it raised as `DownloadError`."""
     if not hub_path(address).exists() and "/resolve/" not in address and (reason := no_route(address)):
-        raise DownloadError(_unreachable(name, address, reason))
+        raise _unreachable(name, address, reason)
     try:
         if report is None:
             yield
@@ -148,15 +148,16 @@ def fetching(name: str, address: str, report: Report | None) -> Iterator[None]:
             with reported(f"the weights of {name}", report):
                 yield
     except OSError as error:
-        raise DownloadError(_unreachable(name, address, first_line(error))) from error
+        raise _unreachable(name, address, first_line(error)) from error
     except RuntimeError as error:
         if "invalid hash value" not in str(error):
             raise
         raise DownloadError(f"The weights of {name} arrived damaged from {address}. Try again.") from error
 
 
-def _unreachable(name: str, address: str, reason: str) -> str:
-    return (
+def _unreachable(name: str, address: str, reason: str) -> DownloadError:
+    return DownloadError(
         f"The published weights of {name} could not be fetched from {address}: {reason}. Download that file on a machine with "
-        f"a connection, bring it here, and name it as the checkpoint: --model {name} --checkpoint FILE."
+        "a connection, and bring it here as your own weights.",
+        in_shell=f"--model {name} --checkpoint FILE",
     )

@@ -13,7 +13,8 @@ all about a network but its values, without loading or downloading any.
 import difflib
 import json
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -301,17 +302,39 @@ def _named(model: LoadedModel, class_names: Sequence[str]) -> LoadedModel:
     return replace(model, class_names=tuple(class_names), class_ids=())
 
 
-def search(text: str, limit: int = 20) -> list[str]:
-    """Names that hold every word of `text`: those that begin with the last one first, then the shorter ones."""
-    words = text.lower().replace(":", " ").split()
-    matching_names = [name for name in every_name() if all(word in name for word in words)]
-    begins = words[-1] if words else ""
+def search(text: str, limit: int = 20, labels: Mapping[str, str] | None = None) -> list[str]:
+    """Names that hold every word of `text`, in any order, in the name itself or in its label: the nearest first.
 
-    def distance(name: str) -> tuple[bool, int]:
-        architecture = name.rpartition(":")[2]
-        return not architecture.startswith(begins), len(architecture)
+    Nearest is what is named just so, then what has the words as whole words, then as beginnings of words; among equals the
+    networks that come with `labels` or with this package, then the shorter names.
+    """
+    asked = _plain_words(text)
+    labels = labels or {}
+    if not asked:
+        return [*labels, *(name for name in every_name() if name not in labels)][:limit]
+    whole = " ".join(asked)
 
-    return sorted(matching_names, key=distance)[:limit]
+    def distance(name: str) -> tuple[int, bool, int] | None:
+        words = _plain_words(f"{name} {labels.get(name, '')}")
+        joined = " ".join(words)
+        if not all(word in joined for word in asked):
+            return None
+        named = {" ".join(_plain_words(part)) for part in (name, name.rpartition(":")[2], labels.get(name, ""))}
+        if whole in named:
+            nearness = 0
+        elif set(asked) <= set(words):
+            nearness = 1
+        else:
+            nearness = 2 if all(any(word.startswith(begun) for word in words) for begun in asked) else 3
+        return nearness, name not in labels and ":" in name, len(name)
+
+    distances = {name: distance(name) for name in every_name()}
+    matching_names = [(near, name) for name, near in distances.items() if near is not None]
+    return [name for _, name in sorted(matching_names, key=lambda match: match[0])[:limit]]
+
+
+def _plain_words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 @cache
@@ -448,8 +471,8 @@ def _bundled_weights(name: str) -> Path:
     path = ASSETS / f"{name}.safetensors"
     if not path.exists():
         raise CatalogueError(
-            f"The weights of {name} are not at {path}. Restore the file from the repository, or train them again with "
-            f"`python -m snows train --model {name} --output {ASSETS}`."
+            f"The weights of {name} are missing. Restore {path.name} from the repository, or train them again.",
+            in_shell=f"python -m snows train --model {name} --output {ASSETS}",
         )
     return path
 
@@ -508,8 +531,8 @@ def _timm_weights(architecture: str, report: Report | None) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(architecture)
     if config is None or not config.has_weights:
         raise CatalogueError(
-            f"timm publishes no weights for {architecture}. Bring your own with --checkpoint FILE, or choose a name that "
-            "`timm.list_pretrained()` shows."
+            f"timm publishes no weights for {architecture}. Bring your own, or choose another network.",
+            in_shell="--checkpoint FILE, or a name that `timm.list_pretrained()` shows",
         )
     if not config.hf_hub_id:
         return {"pretrained": True, "address": config.url}

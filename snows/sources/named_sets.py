@@ -23,14 +23,15 @@ ROOT = Path("~/.snows/data")
 class NamedSet:
     """A data set as torchvision offers it.
 
-    `num_bytes`: about what is downloaded; `folder`: where torchvision unpacks it, under the root; `open(root, train,
-    download)`: torchvision's data set, its items a picture and a class index; `names(dataset)`: its classes, as a network would
-    know them.
+    `num_bytes`: about what is downloaded; `folder`: where torchvision unpacks it, under the root; `num_training`: the images
+    that there are to calibrate with, as its makers say; `open(root, train, download)`: torchvision's data set, its items a
+    picture and a class index; `names(dataset)`: its classes, as a network would know them.
     """
 
     title: str
     num_bytes: int
     folder: str
+    num_training: int
     addresses: tuple[str, ...]
     open: Callable[[Path, bool, bool], Any]
     names: Callable[[Any], list[str]]
@@ -64,6 +65,7 @@ SETS: dict[str, NamedSet] = {
         "CIFAR-10",
         170_500_000,
         "cifar-10-batches-py",
+        50_000,
         ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
         _cifar("CIFAR10"),
         _classes,
@@ -72,6 +74,7 @@ SETS: dict[str, NamedSet] = {
         "CIFAR-100",
         169_000_000,
         "cifar-100-python",
+        50_000,
         ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
         _cifar("CIFAR100"),
         _classes,
@@ -80,6 +83,7 @@ SETS: dict[str, NamedSet] = {
         "Imagenette, ten classes of ImageNet, 320 pixels",
         341_700_000,
         "imagenette2-320",
+        9_469,
         ("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",),
         _split("Imagenette", "train", "val", size="320px"),
         lambda dataset: list(dataset.wnids),
@@ -88,6 +92,7 @@ SETS: dict[str, NamedSet] = {
         "Oxford-IIIT Pets",
         811_100_000,
         "oxford-iiit-pet",
+        3_680,
         (f"{_OXFORD}/pets/data/images.tar.gz", f"{_OXFORD}/pets/data/annotations.tar.gz"),
         _split("OxfordIIITPet", "trainval", "test"),
         _classes,
@@ -96,6 +101,7 @@ SETS: dict[str, NamedSet] = {
         "Oxford Flowers-102",
         345_000_000,
         "flowers-102",
+        1_020,
         tuple(f"{_OXFORD}/flowers/102/{file}" for file in ("102flowers.tgz", "imagelabels.mat", "setid.mat")),
         _split("Flowers102", "train", "test"),
         _classes,
@@ -115,7 +121,7 @@ def fetch(name: str, report: Report | None = None) -> None:
     spec, root = SETS[name], ROOT.expanduser()
     place = root / spec.folder
     if reason := no_route(spec.addresses[0]):
-        raise DownloadError(_unreachable(spec, reason))
+        raise _unreachable(spec, reason)
     # To a folder of its own, which gets its place when it is whole: torchvision takes any folder of that name for the set.
     root.mkdir(parents=True, exist_ok=True)
     for left in root.glob(".fetching-*"):
@@ -133,7 +139,7 @@ def fetch(name: str, report: Report | None = None) -> None:
         if not place.exists():
             (scratch / spec.folder).rename(place)
     except OSError as error:
-        raise DownloadError(_unreachable(spec, first_line(error))) from error
+        raise _unreachable(spec, first_line(error)) from error
     except RuntimeError as error:
         if "corrupted" not in str(error):
             raise
@@ -149,15 +155,17 @@ def open_sets(name: str) -> tuple[Any, Any]:
         return spec.open(root, True, False), spec.open(root, False, False)
     except Exception as error:  # torchvision's readers raise anything at all over a damaged folder
         raise DownloadError(
-            f"{spec.title} in {root / spec.folder} is not whole ({str(error) or type(error).__name__}). Delete that folder, "
-            "and it will be downloaded again."
+            f"{spec.title} is not whole on this machine ({str(error) or type(error).__name__}). Have its folder {spec.folder} "
+            "deleted, and it will be downloaded again.",
+            in_shell=f"rm -r {root / spec.folder}",
         ) from error
 
 
-def _unreachable(spec: NamedSet, reason: str) -> str:
+def _unreachable(spec: NamedSet, reason: str) -> DownloadError:
     host = urllib.parse.urlsplit(spec.addresses[0]).hostname
     files = " and ".join(spec.addresses)
-    return (
-        f"{spec.title} could not be fetched from {host}: {reason}. Download {files} on a machine with a connection, and unpack "
-        f"it in {ROOT.expanduser()} so that the folder {spec.folder} is there, as torchvision would."
+    return DownloadError(
+        f"{spec.title} could not be fetched from {host}: {reason}. Download {files} on a machine with a connection, and bring "
+        "the pictures in it as an archive.",
+        in_shell=f"unpack it in {ROOT.expanduser()} so that the folder {spec.folder} is there, as torchvision would",
     )

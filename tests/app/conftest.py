@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 import snows.runs
 from snows.runs.store import RunStore
+from snows.sources import models
 from tests.app import helpers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,6 +43,7 @@ def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.Mon
     # Handles live as long as the process, and would carry one test's store into the next.
     st.cache_resource.clear()
     st.cache_data.clear()
+    models.every_name()  # a form waits for it before it can start anything
     monkeypatch.setattr("app.state.recorded_runs", lambda: RunStore(tmp_path / "recorded"))
     monkeypatch.setattr("app.state.planner", lambda: types.SimpleNamespace(start=lambda: None, plan=helpers.plan))
 
@@ -59,6 +61,6 @@ def open_page(store: RunStore, engine: types.ModuleType, monkeypatch: pytest.Mon
 
 
 def figures(app: AppTest) -> dict[str, dict]:
-    """The figures drawn in place (`app.parts.live`), by their description."""
+    """The figures of a page (`app.parts.live`), by their description."""
     drawn = [json.loads(element.proto.json) for element in app.get("bidi_component") if '"figure"' in element.proto.json]
     return {data["alt"]: json.loads(data["figure"]) for data in drawn}

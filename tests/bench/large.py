@@ -192,7 +192,8 @@ def table(records: list[dict]) -> str:
                 lines.append(first + ("not measured" if r is None else r["error"]) + " | | | | |")
                 continue
             gpt = mine.get("sparsegpt")
-            times = f"{r['seconds'] / gpt['seconds']:.1f}" if gpt and "error" not in gpt else ""
+            # Each in forward passes of its own process: what was measured on days of unequal speed can be compared so.
+            times = f"{r['passes'] / gpt['passes']:.1f}" if gpt and "error" not in gpt else ""
             share = r["system_seconds"] / (r["user_seconds"] + r["system_seconds"])
             sizes = f"{r['peak_mb'] / 1024:.1f} | {r['held_mb'] / 1024:.1f} |"
             lines.append(first + f"{r['passes']:.0f} | {times} | {100 * share:.0f} % | {sizes}")

@@ -34,11 +34,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", 
 
 
 @contextmanager
-def serve(runs: Path, log_path: Path) -> Iterator[str]:
-    """The app, served on a free port over the runs in a folder; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def serve(runs: Path, log_path: Path, port: int | None = None) -> Iterator[str]:
+    """The app, served on a free port, or on `port`, over the runs in a folder; its address."""
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
     with log_path.open("wb") as log:
         server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"SNOWS_RUNS": str(runs)}, stdout=log, stderr=log)

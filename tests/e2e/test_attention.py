@@ -103,6 +103,7 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     seen = heat(page)
     page.get_by_role("link", name="Start", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("forgets")
-    page.get_by_role("link", name="Attention").click()
+    page.get_by_role("button", name="Inspect").click()
+    page.get_by_role("menuitem", name="Attention").click()
     expect(page.get_by_text("Your own image, mine.png")).to_be_visible()
     assert heat(page) == seen

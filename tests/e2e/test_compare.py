@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -82,3 +83,27 @@ def test_a_comparison_that_was_killed_goes_on_with_one_click(address: str, brows
     expect(page.get_by_role("button", name=re.compile("^Cancel"))).to_have_count(0, timeout=6 * MINUTES)
     expect(page.get_by_role("button", name="Resume the rest")).to_be_visible()
     assert [run.state() for run in runs] == ["finished", "cancelled", "cancelled"]
+
+
+def test_runs_at_work_are_drawn_over_each_other_and_a_zoom_stays(address: str, browser: Browser, store: RunStore) -> None:
+    with ExitStack() as hold:
+        configs = [RunConfig.model_validate({"prune": {"k_steps": k}}) for k in (1, 3)]
+        runs = [helpers.write_run(store, "running", hold, config) for config in configs]
+        page = browser.new_page(viewport={"width": 1440, "height": 1400})
+        page.goto(f"{address}/compare?runs={','.join(run.id for run in runs)}")
+        chart = page.locator(".live-chart")
+        expect(chart.locator(".legendtext")).to_have_text([f"SNOWS, refined mask, K = {k}" for k in (1, 3)])
+        whole = chart.evaluate("place => place._fullLayout.yaxis.range")
+        area = chart.locator(".nsewdrag").first.bounding_box()
+        assert area is not None
+        page.mouse.move(area["x"] + 0.1 * area["width"], area["y"] + 5)
+        page.mouse.down()
+        page.mouse.move(area["x"] + 0.9 * area["width"], area["y"] + 0.5 * area["height"], steps=5)
+        page.mouse.up()
+        page.wait_for_function(
+            "whole => document.querySelector('.live-chart')._fullLayout.yaxis.range[0] < whole[0] - 5", arg=whole
+        )
+        near = chart.evaluate("place => place._fullLayout.yaxis.range")
+        runs[0].append(*helpers.site_events(7), *helpers.site_events(8))
+        page.wait_for_function("document.querySelector('.live-chart').data[0].x.length == 9")
+        assert chart.evaluate("place => place._fullLayout.yaxis.range") == near

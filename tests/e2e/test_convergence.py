@@ -6,20 +6,10 @@ from playwright.sync_api import Browser, Page, expect
 from snows.config import RunConfig
 from snows.runs.store import RunStore
 from tests.app import helpers
+from tests.e2e.figures import click_row
 
 pytestmark = pytest.mark.e2e
 RECORDED = "recorded-1-vit-fashion"
-
-
-def click_row(page: Page, layer: str) -> None:
-    """Click in the layer's row of the figure of all steps."""
-    chart = page.locator(".live-chart").first
-    names = chart.locator(".ytick text")
-    expect(names.first).to_be_visible()
-    row, rows = names.all_text_contents().index(layer), names.count()
-    area = chart.locator(".nsewdrag").first.bounding_box()
-    assert area is not None
-    page.mouse.click(area["x"] + 0.3 * area["width"], area["y"] + (row + 0.6) / (rows + 0.2) * area["height"])
 
 
 def expect_layer(page: Page, layer: str) -> None:
@@ -35,11 +25,11 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible()
 
     # A click in the figure leads to another layer, a finding back to its own.
-    click_row(page, "blocks.2.attn.proj")
+    click_row(page, 0, "blocks.2.attn.proj", 0.3)
     expect_layer(page, "blocks.2.attn.proj")
     page.get_by_role("button", name="blocks.5.mlp.fc2").click()
     expect(page.get_by_role("heading", name="Live checks on blocks.5.mlp.fc2")).to_be_visible()
-    click_row(page, "blocks.3.attn.qkv")
+    click_row(page, 0, "blocks.3.attn.qkv", 0.3)
     expect_layer(page, "blocks.3.attn.qkv")
     page.get_by_role("radio", name="Reduction").click()
     page.wait_for_url("**by=Reduction*")

@@ -70,6 +70,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
     cancel(first)
 
     # A longer one through the form. A reload and a second tab show the same run, still going.
+    page.get_by_text("More: how many").click()
     set_number(page, "Calibration images", 2000)
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_function("first => !location.search.includes(first)", arg=first)
@@ -83,6 +84,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
     cancel(longer)
 
     # Start again, smaller, through the form; it finishes.
+    page.get_by_text("More: how many").click()  # the page was built anew
     set_number(page, "Calibration images", 32)
     set_number(page, "Evaluation images", 200)
     set_number(page, "K", 1)

@@ -6,21 +6,11 @@ from playwright.sync_api import Browser, Page, expect
 from snows.config import RunConfig
 from snows.runs.store import RunStore
 from tests.app import helpers
+from tests.e2e.figures import click_row
 
 pytestmark = pytest.mark.e2e
 LOSSES, WINDOWS, OPERATIONS = 0, 1, 2
 RECORDED = "recorded-2-resnet20-fashion"
-
-
-def click_row(page: Page, figure: int, layer: str) -> None:
-    """Click in a figure's row where there is no mark, if there is such a place."""
-    chart = page.locator(".live-chart").nth(figure)
-    expect(chart.locator(".ytick text").first).to_be_visible()
-    names = chart.locator(".ytick text").all_text_contents()
-    area = chart.locator(".nsewdrag").first.bounding_box()
-    assert area is not None
-    row = (names.index(layer) + 0.6) / (len(names) + 0.2)
-    page.mouse.click(area["x"] + 0.4 * area["width"], area["y"] + row * area["height"])
 
 
 def expect_layer(page: Page, layer: str) -> None:

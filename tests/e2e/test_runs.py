@@ -108,7 +108,7 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     page.get_by_role("combobox", name="From 1:8 to").click()
     page.get_by_role("option", name="1:16").click()
     page.get_by_role("button", name="Set it up").click()
-    page.wait_for_url("**/prune")
+    page.wait_for_url("**/prune?*pattern=1*")
     expect(page.get_by_text("Keep 1 of 16 weights (1:16)").first).to_be_visible()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def choose_network(page: Page, name: str) -> None:
     page.get_by_role("combobox", name="Network").click()
-    page.keyboard.type(name.partition(":")[2])
+    page.keyboard.type(" ".join(reversed(name.partition(":")[2].split("_"))))  # words, in any order
     page.get_by_role("option", name=name, exact=True).click()
 
 
@@ -74,17 +75,18 @@ def test_bring_a_network_and_images(hub: None, address: str, browser: Browser, s
     expect(page.get_by_text("371,240 parameters")).to_be_visible()
 
     # Drop pictures: thumbnails and what can be measured, before anything runs.
+    page.get_by_text("More: how many").click()
     page.locator("input[type=file]").first.set_input_files(tmp_path / "pond.zip")
     expect(page.get_by_text("Took in 40 pictures in 2 folders")).to_be_visible()
-    expect(page.get_by_text("labels give an accuracy")).to_be_visible()
-    expect(page.get_by_test_id("stImage").locator("img")).to_have_count(8)
-    expect(page.get_by_text("goldfish", exact=True).first).to_be_visible()
+    expect(page.get_by_text("20 of 40 pictures calibrate; the 20 others are measured on. Labels give an")).to_be_visible()
+    expect(page.get_by_alt_text(re.compile("goldfish|tench"))).to_have_count(8)
 
     # A checkpoint that does not fit, then one that does.
     page.get_by_role("button", name="Your own weights").click()
     checkpoint = page.get_by_test_id("stPopoverBody").locator("input[type=file]")
     checkpoint.set_input_files(tmp_path / "torn.safetensors")
-    expect(page.get_by_text("does not fit in 1 tensor")).to_be_visible()
+    expect(page.get_by_text("The checkpoint does not fit in 1 tensor")).to_have_count(2)  # in the card and in the bar
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_disabled()
     checkpoint.set_input_files(tmp_path / "mine.safetensors")
     expect(page.get_by_text("does not fit in 1 tensor")).to_have_count(0)
     page.keyboard.press("Escape")
@@ -93,7 +95,7 @@ def test_bring_a_network_and_images(hub: None, address: str, browser: Browser, s
     expect(page.get_by_text("layers will be pruned")).to_be_visible()
     set_number(page, "Calibration images", 8)
     set_number(page, "K", 1)
-    expect(page.get_by_text("40 to calibrate with, 32 to measure on")).to_be_visible()
+    expect(page.get_by_text("8 of 40 pictures calibrate; the 32 others are measured on.")).to_be_visible()
     page.get_by_role("button", name="Start", exact=True).click()
     run = store.get(run_id(page))
     deadline = time.monotonic() + 120

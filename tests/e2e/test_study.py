@@ -14,7 +14,7 @@ def test_read_a_study_and_start_another(address: str, browser: Browser, store: R
     comparison = finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
     page = browser.new_page(viewport={"width": 1440, "height": 1600})
     page.goto(f"{address}/study")
-    expect(page.get_by_text("K = 3 is the smallest whose accuracy, 94.70 %")).to_be_visible()
+    expect(page.get_by_text("K = 3 is the smallest whose accuracy, 94.70 % (95 % interval")).to_be_visible()
     charts = page.locator(".js-plotly-plot")
     expect(charts).to_have_count(4)
     expect(charts.first.get_by_text("K (operations ahead)")).to_be_visible()

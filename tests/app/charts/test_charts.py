@@ -75,9 +75,16 @@ def test_residual_chart_has_a_line_a_newton_step_and_the_tolerance() -> None:
     residuals = run_tables.cg_residuals(helpers.site_events(3))
     figure = solver_charts.residual_chart(residuals, rtol=0.01)
     assert [trace.name for trace in figure.data] == ["Newton step 1", "Newton step 2"]
-    assert figure.data[1].x[0] == 11
-    assert figure.layout.shapes[0].y0 == 0.01
+    # Each step begins at 1, where the one before it ended, and has its band.
+    assert [(trace.x[0], trace.y[0]) for trace in figure.data] == [(0, 1.0), (10, 1.0)]
+    assert (figure.data[1].x[1], figure.data[1].y[1]) == (11, residuals["residual"][10])
+    bands = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert [(band.x0, band.x1) for band in bands] == [(0, 10)]
+    assert [note.text for note in figure.layout.annotations] == ["Newton step 1", "2", "tolerance 0.01"]
+    assert figure.layout.shapes[-1].y0 == 0.01
     assert figure.layout.yaxis.type == "log"
+    assert figure.layout.yaxis.range[1] >= 0  # 1.0 is in view
+    assert not solver_charts.residual_chart(residuals.head(0), rtol=0.01).data
 
 
 def test_log_axis_survives_zero_and_infinity() -> None:

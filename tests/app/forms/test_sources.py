@@ -1,6 +1,7 @@
 """Networks and images in the form: looked up before loading, brought along, downloaded with progress."""
 
 import io
+import re
 import threading
 import time
 import zipfile
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from streamlit.testing.v1 import AppTest
 
 from app.forms import sources
+from app.work import engine
 from app.work.fetching import Downloads
 from snows.config import InputError, RunConfig
 from snows.plans.presets import PRESETS, wanted
@@ -59,28 +61,50 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 class TestNetwork:
     def test_every_network_is_offered_and_looked_up_before_loading(self, open_form: Callable[..., AppTest]) -> None:
-        app = open_form(model="timm:vit_large_patch16_224")
-        options = app.selectbox("form.model").options
-        assert len(options) > 3_000
-        assert {"timm:resnet18", "torchvision:vit_b_16"} <= set(options)
-        text = text_of(app)
+        found, more = sources.find("")
+        assert [option.label for option in found[:2]] == list(sources.MODELS.values())[:2]
+        assert re.fullmatch(r"Type to search all \d,\d{3} networks.", more)
+        text = text_of(open_form(model="timm:vit_large_patch16_224"))
         assert "**304,326,632 parameters** · images of 3 x 224 x 224 · 1,000 classes" in text
         assert "The shorter edge to" in text
         assert "tench, Tinca tinca" in text
         assert "Weights of timm:vit_large_patch16_224, 1.22 GB, not on this machine yet" in text
 
+    @pytest.mark.parametrize("typed", ["vit base 224", "224 BASE vit"])
+    def test_all_words_in_any_order(self, typed: str) -> None:
+        models.every_name()
+        names = [option.id for option in sources.find(typed)[0]]
+        assert "timm:vit_base_patch16_224" in names[:5]
+        assert all({"vit", "base", "224"} <= set(re.split(r"[^a-z0-9]", name)) for name in names[:5])
+        assert sources.find(typed)[1].startswith("… and ")
+
+    def test_labels_are_searched_too_and_what_is_named_just_so_comes_first(self) -> None:
+        models.every_name()
+        assert [option.id for option in sources.find("fashion vision")[0]] == ["vit-fashion"]
+        assert sources.find("resnet50")[0][0].id == "timm:resnet50"
+        assert sources.find("timm:resnet18")[0][0].id == "timm:resnet18"
+
+    def test_what_is_not_found_can_not_be_chosen(self) -> None:
+        models.every_name()
+        assert sources.find("no such network") == ([], "No network has all of these words. Try fewer, or a part of one.")
+
     def test_before_the_engine_is_there_the_form_is(self, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sources, "engine_ready", lambda: False)
+        monkeypatch.setattr(engine, "ready", lambda: False)
         app = open_page("prune")
-        assert app.selectbox("form.model").options == list(sources.MODELS.values())
+        assert [option.id for option in sources.find("fashion")[0]] == ["resnet20-fashion", "vit-fashion"]
         assert "once the engine is loaded" in text_of(app)
-        assert "Start" in labels(app)
+        assert "The engine is being loaded" in text_of(app)
+        assert button(app, "Start").disabled
 
     def test_a_checkpoint_is_kept_with_the_runs_and_goes_into_the_config(
-        self, open_form: Callable[..., AppTest], store: RunStore
+        self, open_form: Callable[..., AppTest], store: RunStore, tmp_path: Path
     ) -> None:
         weights = save(models.load("vit-fashion", pretrained=False).module.state_dict())
-        app = open_form(model="vit-fashion")
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for i in range(40):
+            (folder / f"{i}.png").write_bytes(picture(i))
+        app = open_form(model="vit-fashion", data=str(folder), num_calibration=8)
         uploader(app, "Checkpoint").set_value(("my net.safetensors", weights, "")).run()
         app.text_area("form.class_names").set_value("\n".join("abcdefghij")).run()
         assert "a, b, c, d" in text_of(app)
@@ -114,7 +138,7 @@ class TestPresets:
     def test_one_fills_the_form_and_says_what_it_needs(self, open_form: Callable[..., AppTest]) -> None:
         app = open_form()
         app.selectbox("preset").set_value("resnet50-cifar100").run()
-        assert app.selectbox("form.model").value == "resnet50-cifar100"
+        assert app.session_state["form.model"] == "resnet50-cifar100"
         assert app.selectbox("form.data").value == "cifar-100"
         assert app.number_input("form.prune.k_steps").value == 30
         text = text_of(app)
@@ -126,8 +150,8 @@ class TestPresets:
 class TestImages:
     def test_thumbnails_are_shown_before_anything_runs(self, open_form: Callable[..., AppTest], store: RunStore) -> None:
         app = open_form()
-        assert len(app.get("imgs") or app.get("image")) == 8
-        assert "3,000 to calibrate with, 10,000 to measure on · labels give an accuracy" in text_of(app)
+        assert sum(part.proto.body.count("<img") for part in app.get("html")) == 8
+        assert "512 of 3,000 training images calibrate; all 10,000 test images are measured on. Labels give an" in text_of(app)
         assert store.list() == []
 
     def test_dropped_pictures_become_the_images_of_the_run(self, open_form: Callable[..., AppTest], store: RunStore) -> None:
@@ -136,7 +160,8 @@ class TestImages:
         uploader(app, "Your own").set_value(files).run()
         text = text_of(app)
         assert "Took in 40 pictures" in text
-        assert "40 to calibrate with, 20 to measure on · no labels: agreement and divergence instead of accuracy" in text
+        assert "20 of 40 pictures calibrate; the 20 others are measured on. Without labels there is no accuracy" in text
+        assert len(re.findall(r"calibrates?\b", text)) == 1
         assert app.number_input("form.num_calibration").value == 20
         button(app, "Start").click().run()
         data = Path(store.list()[0].config().data)
@@ -149,7 +174,7 @@ class TestImages:
         uploader(app, "Your own").set_value([("shop.zip", archive(files), "application/zip")]).run()
         text = text_of(app)
         assert "Took in 40 pictures in 2 folders; left out 1 file: shop/readme.md" in text
-        assert "labels give an accuracy" in text
+        assert "Labels give an accuracy" in text
 
     @pytest.mark.parametrize(
         ("files", "said"),
@@ -174,6 +199,54 @@ class TestImages:
             Image.new("RGB", (50, 50)).save(tmp_path / f"{i}.png")
         app = open_form(data=str(tmp_path), num_calibration=8)
         assert any("28x28 grey images, not 50x50" in error.value for error in app.error)
+        assert button(app, "Start").disabled
+        assert str(tmp_path) not in text_of(app)
+
+    @pytest.mark.parametrize(
+        ("chosen", "reason"),
+        [
+            ({"model": "timm:test_vit"}, "timm:test\\_vit takes images of shape 3x160x160"),
+            ({"num_calibration": 10**9}, "1,000,000,000 calibration images were asked for, but Fashion-MNIST has 3,000"),
+            ({"num_evaluation": 10**9}, "1,000,000,000 evaluation images were asked for"),
+            ({"model": "resnet20-cifar10", "data": "cifar-10", "num_calibration": 10**9}, "CIFAR-10 has 50,000"),
+            ({"data": "/nowhere/at/all"}, "There is no data set and no folder 'all'"),
+        ],
+    )
+    def test_what_cannot_work_cannot_be_started_and_says_why(
+        self, chosen: dict[str, object], reason: str, open_form: Callable[..., AppTest]
+    ) -> None:
+        app = open_form(**chosen)
+        text = text_of(app)
+        assert re.search(rf"\*\*It cannot start.\*\* .*{re.escape(reason)}", text)
+        assert button(app, "Start").disabled
+        assert "--" not in text
+
+    def test_a_set_that_is_still_to_be_downloaded_can_be_started(self, open_form: Callable[..., AppTest]) -> None:
+        app = open_form(data="flowers-102", model="vit-fashion", num_calibration=1020)
+        assert not button(app, "Start").disabled
+
+    @pytest.mark.parametrize(
+        ("count", "num_calibration", "num_evaluation", "said"),
+        [
+            (40, 8, 1000, "8 of 40 pictures calibrate; the 32 others are measured on."),
+            (40, 8, 20, "8 of 40 pictures calibrate; 20 of the 32 others are measured on."),
+            (12, 9, 1000, "That leaves too few to measure on, so all 12 pictures are measured on, those among them."),
+        ],
+    )
+    def test_one_sentence_says_what_calibrates_and_what_is_measured(
+        self,
+        count: int,
+        num_calibration: int,
+        num_evaluation: int,
+        said: str,
+        open_form: Callable[..., AppTest],
+        tmp_path: Path,
+    ) -> None:
+        for i in range(count):
+            (tmp_path / f"{i}.png").write_bytes(picture(i))
+        text = text_of(open_form(data=str(tmp_path), num_calibration=num_calibration, num_evaluation=num_evaluation))
+        assert said in text
+        assert len(re.findall(r"calibrates?\b", text)) == 1
 
 
 class TestDownloads:
@@ -227,9 +300,9 @@ class TestDownloads:
         while not any("CIFAR-10 could not be fetched" in error.value for error in app.error):
             assert time.monotonic() < deadline, text_of(app)
             app.run()
-        said = next(error.value for error in app.error)
-        assert "unpack it in" in said
-        assert "cifar-10-batches-py" in said
+        said = next(error.value for error in app.error if "could not be fetched" in error.value)
+        assert "bring the pictures in it as an archive" in said
+        assert str(named_sets.ROOT) not in said
 
 
 def test_words_for_what_was_brought() -> None:

@@ -1,6 +1,5 @@
 """The Compare page: its frames by hand, a comparison that is killed and resumed, and the page in every state."""
 
-import json
 import math
 import shutil
 import signal
@@ -26,7 +25,7 @@ from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import button, labelled, labels, text_of, until_ended
 from tests.app.work.test_jobs import until
 
@@ -142,8 +141,10 @@ class TestTable:
         rows = summarize([(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.5, 3))])
         numbers, texts = compare.table(rows)
         assert numbers.columns.tolist() == texts.columns.tolist()
-        assert numbers["Accuracy"].tolist() == [0.9, 0.5]
-        assert texts["Accuracy"].tolist() == ["90.00 % ★", "50.00 %"]
+        assert texts["Method"].tolist() == ["Dense network", "SNOWS, refined mask, K = 3", "Magnitude only"]
+        assert numbers["Accuracy"].tolist() == [0.94, 0.9, 0.5]
+        assert texts["Accuracy"].tolist() == ["94.00 %", "90.00 % ★", "50.00 %"]
+        assert texts["Time"].tolist() == ["", "20 s", "3 s ★"]
 
     def test_verdict_names_the_best_and_whose_lead_may_be_chance(self) -> None:
         rows = summarize([(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.899, 3))])
@@ -152,6 +153,17 @@ class TestTable:
         assert "The lead on Magnitude only may be chance" in words
         assert "add seeds" in words
         assert compare.verdict(summarize([(config(), metrics(0.9, 20))])) == ""  # nothing to choose from
+
+    def test_what_is_of_no_use_has_no_star_no_place_on_the_front_and_is_named(self) -> None:
+        rows = summarize([(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.11, 3))])
+        _, texts = compare.table(rows)
+        assert "★" not in "".join(texts.iloc[2])
+        assert "Magnitude only is of no use, and so is the best of nothing." in compare.verdict(rows)
+        points, _ = compare.tradeoff(rows, "seconds")
+        assert points[["x", "best"]].to_numpy().tolist() == [[20, True], [3, False]]
+        none = summarize([(config(), metrics(0.12, 20)), (config(update="none"), metrics(0.11, 3))])
+        assert compare.verdict(none).startswith("None of these is of use")
+        assert "**SNOWS, refined mask, K = 3** comes nearest, with an accuracy of 12.00 %" in compare.verdict(none)
 
     def test_tradeoff_and_its_front(self) -> None:
         given = [(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.5, 3)), (config(k_steps=5), metrics(0.8, 40))]
@@ -349,14 +361,14 @@ class TestPage:
         app = open_compare(open_page)
         text = text_of(app)
         assert "What more images bring" in text
-        chart = next(c for c in app.get("plotly_chart") if "Calibration images" in c.proto.spec)
-        lines = [trace for trace in json.loads(chart.proto.spec)["data"] if trace["mode"] == "lines+markers"]
+        figure = next(figure for alt, figure in figures(app).items() if "calibration images" in alt)
+        lines = [trace for trace in figure["data"] if trace["mode"] == "lines+markers"]
         assert [line["name"] for line in lines] == ["SNOWS, refined mask, K = 3", "Least squares (OBS)"]
         assert [line["x"] for line in lines] == [pytest.approx([8, 16])] * 2
         assert [line["y"] for line in lines] == [pytest.approx([56.4, 75.6])] * 2
         assert {line["line"]["color"] for line in lines} == {palette.COLORS["snows"], palette.COLORS["least-squares"]}
         methods_shown = app.dataframe[0].value["Method"].tolist()
-        assert [name for name in methods_shown if "256 images" in name] == methods_shown[3:]
+        assert [name for name in methods_shown if "256 images" in name] == methods_shown[4:]
 
     @pytest.mark.slow
     def test_what_cannot_be_is_said_beside_the_form(self, open_page: OpenPage, store: RunStore) -> None:
@@ -364,7 +376,7 @@ class TestPage:
         app.multiselect("batch.seeds").set_value([]).run()
         assert "There is no seed to compare" in text_of(app)
         app.multiselect("batch.seeds").set_value(["-1"]).run()
-        assert "seed must be at least 0" in text_of(app)
+        assert "Seed must be at least 0" in text_of(app)
 
     def test_a_network_that_is_not_there_cannot_be_started(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_page("overview")
@@ -409,16 +421,35 @@ class TestPage:
         assert [until_ended(run) for run in runs] == ["finished"] * 3
 
     @pytest.mark.slow
+    def test_runs_at_work_are_drawn_over_each_other(self, open_page: OpenPage, store: RunStore, hold: ExitStack) -> None:
+        runs = [helpers.write_run(store, "running", hold, config(k_steps=k)) for k in (1, 3)]
+        app = open_compare(open_page, runs=",".join(run.id for run in runs))
+        (figure,) = figures(app).values()
+        assert [(trace["name"], len(trace["x"])) for trace in figure["data"]] == [
+            ("SNOWS, refined mask, K = 1", 7),
+            ("SNOWS, refined mask, K = 3", 7),
+        ]
+        assert figure["layout"]["dragmode"] == "zoom"
+        assert len(figure["layout"]["yaxis"]["tickvals"]) == len(helpers.PRUNED)  # those to come have their places
+        runs[0].append(*helpers.site_events(7), *helpers.site_events(8))
+        (figure,) = figures(app.run()).values()
+        assert [len(trace["x"]) for trace in figure["data"]] == [9, 7]
+
+    @pytest.mark.slow
     def test_a_finished_comparison(self, open_page: OpenPage, store: RunStore) -> None:
         finished_comparison(store)
         app = open_compare(open_page)
         text = text_of(app)
         assert "**SNOWS, dense targets, K = 3** has the best accuracy, 90.00 %" in text
-        assert "How wrong each layer's own output is" in text
+        assert "How near each network stays to the dense one" in text  # what is looked at first
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
         table = app.dataframe[0].value
-        assert table["Accuracy"].tolist() == pytest.approx([0.5, 0.58, 0.66, 0.74, 0.82, 0.9])
-        assert len(app.get("plotly_chart")) == 3
+        assert table["Method"][0] == "Dense network"
+        assert table["Accuracy"].tolist() == pytest.approx([0.9395, 0.5, 0.58, 0.66, 0.74, 0.82, 0.9])
+        assert "the run's files are of another network" in text  # these hold no weights of it
+        app = open_compare(open_page, view="layers")
+        assert "How wrong each layer's own output is" in text_of(app)
+        assert len(figures(app)) == 3
 
     @pytest.mark.slow
     def test_the_runs_looked_into_are_those_of_the_address(self, open_page: OpenPage, store: RunStore) -> None:
@@ -435,7 +466,7 @@ class TestPage:
         comparison.runs()[0].append(RunFailed(message="The device ran out of memory."))
         app = open_compare(open_page, batch=comparison.id)
         assert "The device ran out of memory." in text_of(app)
-        assert len(app.dataframe[0].value) == 5
+        assert len(app.dataframe[0].value) == 6
         assert "Resume the rest" in labels(app)
 
     @pytest.mark.slow
@@ -446,20 +477,21 @@ class TestPage:
         for run in runs[:2]:
             run.save_labels(Labels(compare=True))
         app = open_compare(open_page)  # without a comparison they come first
-        assert sorted(app.dataframe[0].value["Method"]) == [f"SNOWS, refined mask, K = {k}" for k in (1, 3)]
+        methods = ["Dense network", *(f"SNOWS, refined mask, K = {k}" for k in (1, 3))]
+        assert sorted(app.dataframe[0].value["Method"]) == methods
         app.multiselect[0].set_value([run.id for run in runs]).run()
-        assert len(app.dataframe[0].value) == 3
+        assert len(app.dataframe[0].value) == 4
         assert app.query_params["runs"] in (",".join(r.id for r in runs), [",".join(r.id for r in runs)])
 
     @pytest.mark.slow
     def test_runs_of_two_networks_are_two_comparisons(self, open_page: OpenPage, store: RunStore) -> None:
         runs = [helpers.write_run(store, "finished", config=RunConfig(model=m)) for m in ("resnet20-fashion", "vit-fashion")]
         app = open_compare(open_page, runs=",".join(run.id for run in runs))
-        assert len(app.dataframe[0].value) == 1
+        assert len(app.dataframe[0].value) == 2
         network = next(s for s in app.selectbox if s.label == "Network")
         assert network.options == ["resnet20-fashion on fashion-mnist", "vit-fashion on fashion-mnist"]
         network.set_value(network.options[1]).run()
-        assert len(app.dataframe[0].value) == 1
+        assert len(app.dataframe[0].value) == 2
 
     @pytest.mark.parametrize("address", [{"batch": "nonsense"}, {"runs": "nonsense"}])
     def test_what_is_not_there_is_named(self, open_page: OpenPage, address: dict[str, str]) -> None:

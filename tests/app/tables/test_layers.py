@@ -370,8 +370,8 @@ class TestRecordedRun:
             "Which weights are kept",
             "Histograms of the layer's weights",
         ]
-        assert "No image was held back in this run" in text
-        assert app.dataframe[0].value.columns.tolist() == ["layer", "mask_only", "least_squares", "final"]
+        assert "times that on the calibration images)" in text
+        assert app.dataframe[0].value.columns.tolist() == ["layer", "mask_only", "least_squares", "final", "held_back", "gap"]
         moved = app.dataframe[1].value
         assert moved["change"].abs().is_monotonic_decreasing
         assert (moved["after"] != 0).all()

@@ -123,3 +123,11 @@ def test_a_run_ends_with_bars_and_a_sentence(changed: dict, update: str, said: s
 
 def test_a_run_that_was_not_measured_has_no_ending() -> None:
     assert Ending.of({}, "snows") is None
+
+
+def test_the_accuracy_so_far_stands_beside_the_dense_one() -> None:
+    dense = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
+    labels = np.array([0, 1, 1, 1])
+    said = play.right_so_far(1 - dense, dense, labels)
+    assert said == "; 25.0 % of 4 test pictures right, the dense network 75.0 %"
+    assert play.right_so_far(dense, dense, labels[:0]) == ""

@@ -10,6 +10,8 @@ from app import words
 from app.tables import run as run_tables
 from snows.config import NM, Dense, Unstructured
 from snows.events import CGIteration, Event, Measured, Note, Phase, Queued, RunFinished, RunStarted, SiteFinished, SiteStarted
+from snows.runs.estimate import Plan, SitePlan
+from snows.runs.log import Log
 from snows.runs.store import RunStore
 from tests.app import helpers
 
@@ -50,6 +52,37 @@ def test_progress_counts_work_not_waiting() -> None:
     assert (progress.done, progress.current.site, progress.fraction) == (1, "s1.weight", 0.25)
     assert progress.elapsed == 7  # from the first phase at 110
     assert progress.left == pytest.approx(3 * 2 - 1)  # three layers of 2 s, one of them 1 s old
+
+
+def planned(*seconds: float) -> Plan:
+    sites = [SitePlan(f"s{i}.weight", "linear", (2, 2), 0.5, [], seconds=each) for i, each in enumerate(seconds)]
+    return Plan(sites, {}, sum(seconds), 1)
+
+
+def test_the_time_left_is_a_range_made_again_with_each_layer() -> None:
+    plan = planned(1, 1, 10, 10)
+    before = run_tables.progress([*opening(100), started_site(0, 114)], now=114)
+    assert run_tables.time_left(before, plan) == "about 15\N{EN DASH}30 s left, judged by a short trial"
+    # The first layer took twice what was planned for it, so the large ones to come will, too: not 2 s each, as it did.
+    events = [*opening(100), started_site(0, 114), finished_site(0, 116), started_site(1, 116)]
+    progress = run_tables.progress(events, now=117)
+    assert run_tables.time_left(progress, plan) == "about 30\N{EN DASH}50 s left, judged by the first layer"
+    # Without a plan it is judged by the layers alone.
+    assert run_tables.time_left(progress, None) == "about 4\N{EN DASH}6 s left"
+    assert run_tables.time_left(run_tables.progress(opening(100), now=114), None) == ""
+
+
+def test_the_strip_of_layers_turns_as_they_are_done() -> None:
+    events = [*opening(100), started_site(0, 114), finished_site(0, 116), started_site(1, 116)]
+    cells = run_tables.layer_cells(Log.of(events), planned(1, 1, 1, 1))
+    assert [cell.state for cell in cells] == ["done", "working", "waiting", "waiting"]
+    stopped = run_tables.layer_cells(Log.of(events), None, is_active=False)
+    assert [cell.state for cell in stopped] == ["done", "waiting", "waiting", "waiting"]
+    assert [cell.layer for cell in cells] == ["s0", "s1", "s2", "s3"]
+    assert cells[2].words == "s2, 4 weights: not yet begun"
+    assert len({cell.width for cell in cells}) == 1
+    again = [*events, finished_site(1, 117), finished_site(2, 118), finished_site(3, 119)]
+    assert {cell.state for cell in run_tables.layer_cells(Log.of(again), None)} == {"done"}
 
 
 def test_progress_while_measuring() -> None:
@@ -152,7 +185,7 @@ def test_counted_things_have_a_plural() -> None:
 )
 def test_what_somebody_typed_is_no_markdown(text: str) -> None:
     escaped = words.plain(text)
-    assert re.sub(r"\\(.)", r"\1", escaped) == text
+    assert re.sub(r"\\(.)", r"\1", escaped).replace("\N{WORD JOINER}", "") == text
     assert not re.search(r"(?<!\\)(\\\\)*[`*_\[\]<>$~]", escaped)
     assert words.plain("Best so far · timm:resnet18 · 1:4") == "Best so far · timm:resnet18 · 1:4"
 

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import state, take_along
 from app.tables import runs
+from app.work import views
 from snows.config import NM, RunConfig
 from snows.runs import archive
 from snows.runs.store import Labels, Run, RunStore
@@ -52,6 +53,12 @@ class TestTable:
             "agreement": pytest.approx(0.9702),
             "density": pytest.approx(0.2521),
             "seconds": 28.1,
+            "divergence": pytest.approx(math.nan, nan_ok=True),
+            "packed_bytes": pytest.approx(math.nan, nan_ok=True),
+            "num_products": 1140,
+            "k": 5,
+            "images": 512,
+            "seed": 0,
             "tags": ["talk", "june"],
             "recorded": False,
         }
@@ -124,6 +131,20 @@ class TestTable:
         shown = runs.filtered(runs.table(made.values()), **given)
         assert "".join(names[run_id] for run_id in shown["id"]) == found
         assert shown.index.tolist() == list(range(len(found)))
+
+    def test_runs_are_put_together_in_the_order_of_their_newest(self, store: RunStore) -> None:
+        for pattern in ("1:8", "1:4", "1:8"):
+            helpers.write_run(store, "finished", config=config(pattern))
+        table = runs.table(store.list())
+        groups = runs.grouped(table, "pattern")
+        assert [(common, rows["pattern"].tolist(), rows.index.tolist()) for common, rows in groups] == [
+            ("1:8", ["1:8", "1:8"], [0, 1]),
+            ("1:4", ["1:4"], [0]),
+        ]
+        (whole,) = runs.grouped(table)
+        assert whole[0] == ""
+        assert whole[1] is table
+        assert [common for common, _ in runs.grouped(table, "state")] == ["finished"]
 
     def test_no_runs_can_be_filtered(self) -> None:
         assert runs.filtered(runs.table([]), "x", ["failed"], ["y"], True).empty
@@ -235,6 +256,42 @@ class TestPage:
         labelled(app.toggle, "Marked only").set_value(False)
         labelled(app.button_group, "State").set_value(["finished", "failed"]).run()
         assert app.query_params == {"tag": "talk", "state": ["finished", "failed"]}
+
+    def test_runs_are_put_together_and_ticked_across_tables(self, open_page: OpenPage, store: RunStore) -> None:
+        first, second = (helpers.write_run(store, "finished", config=config(pattern)) for pattern in ("1:4", "1:8"))
+        app = open_page("runs")
+        labelled(app.selectbox, "Group by").set_value("pattern").run()
+        assert app.query_params["group"] in ("pattern", ["pattern"])
+        assert [frame.value["id"].tolist() for frame in app.dataframe[:2]] == [[second.id], [first.id]]
+        assert "**1:8** · 1 run · best accuracy 93.31 %" in text_of(app)
+        app.query_params["run"] = [first.id, second.id]
+        app.run()
+        assert "2 runs ticked" in text_of(app)
+
+    def test_columns_of_ones_choice(self, open_page: OpenPage, store: RunStore) -> None:
+        helpers.write_run(store, "finished", config=config(k_steps=5))
+        app = open_page("runs")
+        assert "k" not in app.dataframe[0].proto.column_order
+        labelled(app.button_group, "Columns of the table").set_value(["method", "k", "accuracy"]).run()
+        assert list(app.dataframe[0].proto.column_order) == ["method", "k", "accuracy"]
+        assert app.query_params["column"] == ["method", "k", "accuracy"]
+        assert app.dataframe[0].value["k"].tolist() == [5]
+
+    def test_a_view_is_saved_and_found_again(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished", config=config("1:8"))
+        app = open_page("runs")
+        assert "None yet. A view is" in text_of(app)
+        labelled(app.text_input, "Find").set_value("1:8").run()
+        labelled(app.selectbox, "Group by").set_value("network").run()
+        labelled(app.text_input, "Name of what is shown now").set_value("Best *ones*").run()
+        button(app, "Save this view").click().run()
+        assert views.read(store.root) == {"Best *ones*": {"find": ["1:8"], "group": ["network"]}}
+        other = open_page("runs", run=run.id)  # another session has it too
+        (link,) = [link.proto for link in other.get("page_link") if "Best" in link.proto.label]
+        assert link.label == r"Best \*ones\*"
+        assert link.query_string == "find=1%3A8&group=network"
+        button(other, "Remove").click().run()
+        assert views.read(store.root) == {}
 
     def test_a_link_names_the_filters(self, open_page: OpenPage, store: RunStore) -> None:
         failed, cancelled, _ = (helpers.write_run(store, name) for name in ("failed", "cancelled", "finished"))

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from app.charts import palette
 from app.charts import solver as solver_charts
+from app.lessons import downhill
 from app.tables import solver as solver_tables
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
@@ -19,7 +20,7 @@ from snows.measures.names import number
 from snows.method.solver import Status
 from snows.runs.store import Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import labelled
 from tests.snows.helpers import ALL, case, site_problem
 
@@ -144,7 +145,7 @@ class TestNewtonSteps:
         events = run.events()[0]
         steps = solver_tables.newton_steps(events)
         assert len(steps) == sum(isinstance(e, NewtonStep) for e in events)
-        assert (steps["residual"] <= run.config().prune.solver.rtol).all()
+        assert ((steps["residual"] <= run.config().prune.solver.rtol) == (steps["cg"] == Status.CONVERGED.name)).all()
         assert solver_tables.hardest(steps) == "layer3.2.conv2"
 
 
@@ -378,6 +379,19 @@ class TestPage:
 
     def test_without_any_run(self, open_page: OpenPage) -> None:
         assert "There is no run yet" in text_of(open_page("convergence"))
+
+    def test_what_this_is_with_the_steps_in_a_valley_of_two_weights(self, open_page: OpenPage) -> None:
+        app = open_page("convergence")
+        assert labelled(app.expander, "What is this?")
+        text = text_of(app)
+        assert "Conjugate gradient is at the bottom after 2 iterations" in text
+        ways = downhill.ways(30, True, (-2.0, 1.5))
+        assert f"it takes {len(ways['Newton'].points) - 1} of them" in text
+        assert "not there after 200 steps" in text
+        drawn = next(figure for alt, figure in figures(app).items() if "of them" in alt)
+        newton = next(trace for trace in drawn["data"] if trace.get("name") == "Newton")
+        assert newton["x"] == pytest.approx([x for x, _ in ways["Newton"].points])
+        assert newton["y"] == pytest.approx([y for _, y in ways["Newton"].points])
 
     def test_a_recorded_run_before_anything_was_run(self, open_page: OpenPage, tmp_path: Path) -> None:
         helpers.write_run(RunStore(tmp_path / "recorded"), "finished")

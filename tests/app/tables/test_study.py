@@ -22,7 +22,7 @@ from snows.events import RunFinished, RunStarted, SiteFinished
 from snows.plans.study import Outcome, expand
 from snows.runs.store import Comparison, Run, RunStore
 from tests.app import helpers
-from tests.app.conftest import OpenPage
+from tests.app.conftest import OpenPage, figures
 from tests.app.test_pages import button, labels, text_of, until_ended
 
 IMAGES = 1000
@@ -47,6 +47,7 @@ def found_out(run: Run) -> RunFinished:
         "agreement": right / IMAGES,
         "divergence": 0.5 / (k + 1),
         "seconds": 10.0 * (k + 1),
+        "num_products": 4 * (k + 1),
         "num_evaluation": IMAGES,
     }
     run.append(RunStarted(device="cpu", sites=["fc.weight"], skipped={}, operations=OPERATIONS[model]))
@@ -114,7 +115,7 @@ class TestFrames:
             "k": 3,
             "share": 7.5,
             "accuracy": pytest.approx(0.947),
-            "seconds": 40.0,
+            "num_products": 16.0,
             "best_k": 10,
         }
         assert (second["k"], second["share"], second["best_k"]) == (10, 20.0, 10)
@@ -181,7 +182,7 @@ def of_images(store: RunStore, images: tuple[int, ...] = (64, 256, 512)) -> Comp
         right = {64: 800, 256: 947, 512: 950}[run.config().num_calibration]
 
         def execute(run: Run, right: int = right) -> RunFinished:
-            metrics = {"accuracy": right / IMAGES, "accuracy_dense": 0.96, "seconds": 10.0, "num_evaluation": IMAGES}
+            metrics = {"accuracy": right / IMAGES, "accuracy_dense": 0.96, "num_products": 9, "num_evaluation": IMAGES}
             (*_, solved) = helpers.site_events(0)
             run.append(
                 RunStarted(device="cpu", sites=helpers.PRUNED[:1], skipped={}, operations=40),
@@ -206,7 +207,7 @@ def test_a_study_of_the_number_of_images(store: RunStore) -> None:
         "network": "SNOWS, refined mask, K = 3",
         "images": 256,
         "accuracy": pytest.approx(0.947),
-        "seconds": 10.0,
+        "num_products": 9.0,
         "best_images": 512,
     }
     figure = compare_charts.study_chart(points, study.marks(found), "accuracy", against="images", title="Calibration images")
@@ -275,7 +276,7 @@ class TestPage:
         app = open_study(open_page)
         assert "Start 5 runs" in labels(app)
         assert "A recorded study" in text_of(app)
-        assert "K = 3 is the smallest whose accuracy, 94.70 %," in text_of(app)
+        assert "K = 3 is the smallest whose accuracy, 94.70 % (95 % interval" in text_of(app)
         picker(app).set_value("recorded").run()
         assert "A recorded study that came with the app" in text_of(app)
         assert not any(label.startswith("Start") for label in labels(app))
@@ -315,9 +316,9 @@ class TestPage:
         ("key", "values", "sentence"),
         [
             ("study.k", ["3"], "A study compares several K"),
-            ("study.k", ["3", "-1"], "k_steps must be at least 0"),
+            ("study.k", ["3", "-1"], "K must be at least 0"),
             ("study.models", [], "There is no network to study"),
-            ("study.images", ["0"], "num_calibration must be at least 1"),
+            ("study.images", ["0"], "Calibration images must be at least 1"),
         ],
     )
     def test_what_cannot_be_is_said_beside_the_form(
@@ -346,8 +347,11 @@ class TestPage:
         assert [until_ended(run) for run in runs] == ["finished", "finished", "cancelled"]
         app.run()
         text = text_of(app)
-        assert "K = 3 has the best accuracy, 94.70 %, and no smaller K" in text
+        assert "K = 3 has the best accuracy, 94.70 % (95 % interval 93.1 to 95.9 %), and no smaller K" in text
         assert "So far" not in text
+        assert "All of one seed" in text
+        assert "check_circle" not in text  # nothing is settled by one
+        assert "Time is not compared" in text
         button(app, "Resume the rest").click().run()
         assert until_ended(runs[2]) == "finished"
         assert "at K = 10" in text_of(app.run())
@@ -365,9 +369,12 @@ class TestPage:
         finished_comparison(store, ["resnet20-fashion", "vit-fashion"])
         app = open_study(open_page)
         text = text_of(app)
-        assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 %," in text
-        assert "**vit-fashion.** K = 10 has the best accuracy, 90.00 %" in text
-        assert len(app.get("plotly_chart")) == 4
+        assert "**resnet20-fashion.** K = 3 is the smallest whose accuracy, 94.70 % (95 % interval" in text
+        assert "**vit-fashion.** K = 10 has the best accuracy, 90.00 % (95" in text
+        assert len(figures(app)) == 4
+        # The conditions stand in the title, and no figure compares times.
+        assert "**Accuracy against K** · keep 2 of 4 weights (2:4) · 512 calibration images · one seed" in text
+        assert not any("Time" in json.dumps(figure) for figure in figures(app).values())
         assert app.dataframe[0].value["k"].tolist() == [3, 10]
         assert len(app.dataframe[1].value) == 6
         assert not {"Cancel all", "Resume the rest"} & set(labels(app))
@@ -376,7 +383,7 @@ class TestPage:
     def test_the_address_says_what_is_drawn(self, open_page: OpenPage, store: RunStore) -> None:
         finished_comparison(store)
         app = open_study(open_page, axis="share", loss="own_error")
-        titles = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+        titles = [figure["layout"] for figure in figures(app).values()]
         assert {layout["xaxis"]["title"]["text"] for layout in titles} == {"K ÷ operations of the network (%)"}
         assert titles[1]["yaxis"]["title"]["text"] == "Error ÷ target, layer"
 
@@ -396,10 +403,11 @@ class TestPage:
         app = open_study(open_page, loss="held_back_error")
         text = text_of(app)
         assert (
-            "256 images are the fewest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at 512 images" in text
+            "256 images are the fewest whose accuracy, 94.70 % (95 % interval 93.1 to 95.9 %), is within the noise of the "
+            "best, 95.00 % (93.5 to 96.2 %) at 512 images" in text
         )
-        assert "How many are enough" in text
-        layouts = [json.loads(chart.proto.spec)["layout"] for chart in app.get("plotly_chart")]
+        assert "The fewest images within the noise of the best" in text
+        layouts = [figure["layout"] for figure in figures(app).values()]
         assert {layout["xaxis"]["title"]["text"] for layout in layouts} == {"Calibration images"}
         assert layouts[1]["yaxis"]["title"]["text"] == "Error ÷ target, held back"
 
@@ -410,7 +418,8 @@ class TestPage:
             run.save_metrics(old)
             run.append(RunFinished(metrics=old))
         text = text_of(open_study(open_page))
-        assert "K = 0 is enough" in text
+        assert "No K that was tried can be told from another" in text
+        assert "check_circle" not in text
         assert "no memory on record" in text
 
     def test_a_study_that_is_not_there(self, open_page: OpenPage) -> None:

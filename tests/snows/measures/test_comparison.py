@@ -172,7 +172,10 @@ class TestSizeAndSpeed:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pattern", "eligible"),
-        [(NM(n=2, m=4), True), (NM(n=1, m=4), True), (NM(n=3, m=4), False), (NM(n=2, m=8), False)],
+        [
+            *((NM(n=n, m=m), True) for n, m in [(2, 4), (1, 4), (1, 8), (2, 8), (1, 16), (1, 2)]),
+            *((NM(n=n, m=m), False) for n, m in [(3, 4), (4, 8), (1, 6)]),
+        ],
     )
     def test_two_of_four_kernels_by_pattern(self, pattern: NM, eligible: bool) -> None:
         site = NetworkGraph.export(nn.Sequential(nn.Linear(64, 32)), torch.zeros(2, 64)).sites[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from snows.measures.names import MEASURES, duration, number, percent, said, size
+from snows.measures.names import MEASURES, duration, duration_range, number, percent, said, size
 from snows.plans import comparisons, study
 from snows.plans import words as plan_words
 
@@ -20,6 +20,17 @@ def test_numbers_have_three_digits_and_units() -> None:
     assert [number(v) for v in (0.0123456, 1e-7, 12345.0)] == ["0.0123", "1e-07", "1.23e+04"]
     times = [0.01, 0.42, 28.1, 59.7, 65, 3600 * 2 + 180]
     assert [duration(t) for t in times] == ["under 0.1 s", "0.42 s", "28 s", "1 min 00 s", "1 min 05 s", "2 h 03 min"]
+    spans = [(0.1, 0.3), (1, 3), (19, 31), (28, 28.4), (34, 170), (70, 130), (400, 900), (5000, 20_000)]
+    assert [duration_range(*span).replace("\N{EN DASH}", "-") for span in spans] == [
+        "under 1 s",
+        "1-3 s",
+        "20-30 s",
+        "30 s",
+        "35 s-2 min 50 s",
+        "1 min 10 s-2 min 10 s",
+        "7-15 min",
+        "1 h 25 min-5 h 30 min",
+    ]
     assert [size(b) for b in (12, 410_000_000, 2.5e13)] == ["12 bytes", "410 MB", "25 TB"]
 
 
@@ -62,7 +73,7 @@ def test_axes_name_the_unit() -> None:
 def test_whatever_is_measured_has_a_name() -> None:
     (metrics, *others) = [json.loads(path.read_text()) for path in sorted(ROOT.glob("assets/runs/*/metrics.json"))]
     assert all(other.keys() == metrics.keys() for other in others)
-    counts = {"num_evaluation", "dense_bytes"}  # what they were measured on, and against
+    counts = {"num_evaluation", "dense_bytes", "chance"}  # what they were measured on, and against
     compared = {*comparisons.COMPARED, *plan_words.COLUMNS, *study.OF_LAYERS}
     assert {*metrics} - counts | compared <= MEASURES.keys()
     titles = [measure.title for measure in MEASURES.values()]

@@ -898,7 +898,7 @@ def test_the_classifier_stays_dense_unless_asked_for() -> None:
     graph = NetworkGraph.export(model, images[:2])
     assert [site.name for site in graph.classifiers] == ["fc.weight"]
     kept = coverage(graph, config(prune_classifier=False))
-    assert kept.skipped["fc.weight"] == "the classifier, left dense unless asked for (prune_classifier)"
+    assert kept.skipped["fc.weight"] == "the classifier, left dense unless asked for"
     for asked in (config(prune_classifier=True), config(prune_classifier=False, overrides={"fc": "1:2"})):
         assert coverage(graph, asked).patterns == kept.patterns | {"fc.weight": NM(n=1, m=2)}
     result = prune(model, images, config(prune_classifier=False, update="none"))

@@ -92,7 +92,41 @@ class TestSummarize:
 
     def test_what_images_alone_may_have_made_is_no_lead(self) -> None:
         rows = comparisons.summarize([(pruned(), measured(0.900, 10)), (pruned(update="none"), measured(0.890, 10.01))])
-        assert (rows[0].best, rows[1].level) == ({"accuracy", "seconds"}, {"accuracy"})
+        assert (rows[0].best, rows[1].level) == ({"accuracy"}, {"accuracy"})  # both are said to take 10 s
+
+    def test_what_is_of_no_use_is_the_best_of_nothing(self) -> None:
+        cut = (pruned(update="none"), measured(0.11, 1) | {"packed_bytes": 100, "dense_bytes": 800})
+        good = (pruned(), measured(0.9, 10) | {"packed_bytes": 101, "dense_bytes": 800})
+        rows = comparisons.summarize([cut, good])
+        assert [row.is_of_use for row in rows] == [False, True]
+        assert (rows[0].best, rows[0].level) == (set(), set())
+        assert rows[1].best == {"accuracy", "packed_bytes", "seconds"}
+        assert [row.best for row in comparisons.summarize([cut, (pruned(k_steps=1), measured(0.1, 2))])] == [set(), set()]
+
+    @pytest.mark.parametrize(
+        ("metrics", "is_of_use"),
+        [
+            ({"accuracy": 0.48, "accuracy_dense": 0.94}, True),
+            ({"accuracy": 0.46, "accuracy_dense": 0.94}, False),
+            ({"accuracy": 0.55, "accuracy_dense": 0.95, "chance": 0.5}, False),  # of two classes, guessing has 50 %
+            ({"accuracy": 0.73, "accuracy_dense": 0.95, "chance": 0.5}, True),
+            ({"accuracy": None, "agreement": 0.4}, False),
+            ({"agreement": 0.6}, True),
+            ({}, True),
+        ],
+    )
+    def test_of_use_is_what_keeps_half_of_what_there_is_over_chance(self, metrics: dict, is_of_use: bool) -> None:
+        (row,) = comparisons.summarize([(pruned(), metrics)])
+        assert row.is_of_use is is_of_use
+
+    def test_size_by_the_bit_and_the_dense_network_beside(self) -> None:
+        rows = comparisons.summarize([(pruned(), measured(0.9, 3) | {"packed_bytes": 100, "dense_bytes": 800})])
+        assert rows[0].values["bits"].mean == 4
+        dense = comparisons.dense_row(rows)
+        assert dense is not None
+        values = {name: spread.mean for name, spread in dense.values.items()}
+        assert values == {"accuracy": 0.94, "agreement": 1, "density": 1, "packed_bytes": 800, "bits": 32}
+        assert (dense.runs, dense.best, dense.level) == ([], set(), set())
 
     def test_networks_that_hardly_left_the_dense_one_differ_by_little_chance(self) -> None:
         # 1.5 points on 1,000 images: two standard errors are 2.8 points of independent samples, but only 0.9 where each network
@@ -109,6 +143,12 @@ class TestSummarize:
         # Seeds: the standard error of the difference is sqrt(0.03² / 3 + 0.04² / 4) = 0.02646.
         assert comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.05, 0.04, 4))
         assert not comparisons.is_level(Spread(1.0, 0.03, 3), Spread(1.06, 0.04, 4))
+
+    def test_wilsons_interval(self) -> None:
+        # By hand: 81 of 263 (Newcombe, 1998, table I), and the ends.
+        assert comparisons.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+        assert comparisons.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=5e-5)
+        assert comparisons.wilson(0.0, 10)[0] == pytest.approx(0)
 
     def test_without_labels_there_is_no_accuracy(self) -> None:
         (row,) = comparisons.summarize([(pruned(), measured(None, 3))])

@@ -9,6 +9,8 @@ from snows.events import RunFinished, RunStarted, SiteFinished
 from snows.plans.study import Outcome, curves, expand, names, recommend, swept, usual_axis
 from snows.runs.store import RunStore
 
+ONE_SEED = " All of one seed: another draw of calibration images may order them otherwise."
+
 
 def config(k: int, seed: int = 0, **more: object) -> RunConfig:
     return RunConfig.model_validate({"prune": {"k_steps": k, "seed": seed, "pattern": "1:8"}} | more)
@@ -116,11 +118,11 @@ class TestImages:
         assert curve.values == [64, 256, 512]
         assert [row.runs for row in curve.rows] == [[1], [2], [0]]
         assert recommend(curve, measured).reason == (
-            "256 images are the fewest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at 512 images, and "
-            "take 26 s where that takes 51 s."
+            "256 images are the fewest whose accuracy, 94.70 % (95 % interval 93.1 to 95.9 %), is within the noise of the "
+            f"best, 95.00 % (93.5 to 96.2 %) at 512 images.{ONE_SEED}"
         )
         alike = [outcome(3, 950, num_calibration=n) for n in (1, 64)]
-        assert recommend(curves(alike, "images")[0], alike).reason.startswith("1 image is enough: no number that was tried")
+        assert recommend(curves(alike, "images")[0], alike).reason.startswith("No number that was tried can be told")
 
     def test_methods_and_k_are_curves_of_their_own(self) -> None:
         measured = [outcome(k, 800, num_calibration=n) for k in (1, 3) for n in (64, 128)]
@@ -199,9 +201,10 @@ class TestRecommendation:
         assert [row.config.prune.k_steps for row in found.level] == [3, 10]
         assert found.best.config.prune.k_steps == 10
         assert found.reason == (
-            "K = 3 is the smallest whose accuracy, 94.70 %, is within the noise of the best, 95.00 % at K = 10, and takes 20 s "
-            "where that takes 1 min 00 s."
+            "K = 3 is the smallest whose accuracy, 94.70 % (95 % interval 93.1 to 95.9 %), is within the noise of the best, "
+            f"95.00 % (93.5 to 96.2 %) at K = 10.{ONE_SEED}"
         )
+        assert not found.settled  # by one seed
 
     def test_other_images_wrong_is_more_noise(self) -> None:
         # As far behind as K = 1 above, but right on 20 images that the best gets wrong: 0.008 against 2 sqrt(0.048 / 1000).
@@ -217,29 +220,43 @@ class TestRecommendation:
         # Nested, 10 and 50 images behind: on average 0.03, images alone 2 sqrt(0.03 / 1000) = 0.011; over seeds the variance of
         # the differences is 0.0008, halved for two of them, which makes 2 sqrt(0.0004 + 0.00003) = 0.041.
         measured = [outcome(1, 940), outcome(1, 900, seed=1), outcome(10, 950), outcome(10, 950, seed=1)]
-        assert recommend(curves(measured)[0], measured).row.config.prune.k_steps == 1
+        found = recommend(curves(measured)[0], measured)
+        assert (found.row.config.prune.k_steps, found.settled) == (1, False)  # all alike
         alike = [outcome(1, 920), outcome(1, 921, seed=1), outcome(10, 950), outcome(10, 950, seed=1)]
-        assert recommend(curves(alike)[0], alike).row.config.prune.k_steps == 10
+        found = recommend(curves(alike)[0], alike)
+        assert (found.row.config.prune.k_steps, found.settled) == (10, True)
+        assert ONE_SEED not in found.reason
 
     def test_all_alike(self) -> None:
         measured = [outcome(k, 950) for k in (0, 1, 3)]
         found = recommend(curves(measured)[0], measured)
-        assert found.row.config.prune.k_steps == 0
-        assert found.reason.startswith(
-            "K = 0 is enough: no K that was tried is better than another beyond the noise on 1,000 evaluation"
+        assert (found.row.config.prune.k_steps, found.settled) == (0, False)
+        assert found.reason == (
+            "No K that was tried can be told from another beyond the noise: the accuracy is 95.00 % (95 % interval 93.5 to "
+            f"96.2 %) at each. More evaluation images, more seeds, or fewer weights kept may tell them apart.{ONE_SEED}"
         )
+
+    def test_what_images_cannot_tell_apart_is_said_as_an_interval(self) -> None:
+        # As found with one seed and 1,000 images, where K = 0 was once said to be enough.
+        measured = [outcome(k, right, recorded=False) for k, right in ((0, 879), (1, 885), (3, 893))]
+        reason = recommend(curves(measured)[0], measured).reason
+        assert (
+            "the accuracy goes from 87.90 % (95 % interval 85.7 to 89.8 %) at K = 0 to 89.30 % (87.2 to 91.1 %) at K = 3"
+            in reason
+        )
+        assert "enough" not in reason
 
     def test_the_largest_is_best(self) -> None:
         measured = [outcome(0, 500), outcome(5, 900)]
         reason = recommend(curves(measured)[0], measured).reason
         assert reason == (
-            "K = 5 has the best accuracy, 90.00 %, and no smaller K is within the noise of it. It is the largest that was "
-            "tried, so try larger ones too."
+            "K = 5 has the best accuracy, 90.00 % (95 % interval 88.0 to 91.7 %), and no smaller K is within the noise of it. "
+            f"It is the largest that was tried, so try larger ones too.{ONE_SEED}"
         )
 
     def test_one_in_the_middle_is_best(self) -> None:
         measured = [outcome(0, 500), outcome(5, 900), outcome(9, 880)]
-        assert recommend(curves(measured)[0], measured).reason.endswith("no smaller K is within the noise of it.")
+        assert recommend(curves(measured)[0], measured).reason.endswith(f"of it.{ONE_SEED}")
 
     def test_one_k_is_no_choice(self) -> None:
         measured = [outcome(3, 900)]

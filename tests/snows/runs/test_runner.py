@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from snows import events
 from snows.config import InputError, RunConfig
@@ -118,7 +118,9 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
         "dense_bytes",
         "packed_bytes",
         "num_evaluation",
+        "chance",
     }
+    assert found["chance"] == 0.1
     last = happened(finished)[-1]
     assert isinstance(last, events.RunFinished)
     assert last.metrics == found
@@ -433,6 +435,33 @@ def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
     assert more.seconds > 3 * planned.seconds
     assert more.bytes > planned.bytes
     assert [len(s.operations) for s in more.sites] == [7, 7, 6, 1] or len(more.sites[0].operations) == 7
+
+
+def test_a_plan_gives_a_range_that_narrows_with_the_layers_that_are_timed(planned: estimate.Plan) -> None:
+    assert planned.seconds == pytest.approx(sum(site.seconds for site in planned.sites))
+    least, most = planned.range
+    assert least < planned.seconds < most
+    steady = replace(planned, unsteady=1.0)
+    assert steady.left({}) == pytest.approx(steady.range)
+    names = [site.name for site in planned.sites]
+    twice = {site.name: 2 * site.seconds for site in planned.sites}
+    rest = [sum(2 * site.seconds for site in planned.sites[done:]) for done in range(len(names))]
+    wide = []
+    for done in (1, 2, 3):
+        low, high = steady.left({name: twice[name] for name in names[:done]})
+        assert low < rest[done] < high
+        wide.append((high - low) / rest[done])
+    assert wide == sorted(wide, reverse=True)
+    assert wide[0] < (most - least) / planned.seconds + 0.5
+    assert steady.left(twice) == (0, 0)
+    noisy = replace(planned, unsteady=3.0)
+    assert noisy.range[1] == pytest.approx(3 * steady.range[1])
+
+
+def test_a_plan_refuses_the_mask_of_another_network(tmp_path: Path) -> None:
+    save_file({"elsewhere.weight": torch.zeros(2, 2, dtype=torch.bool)}, tmp_path / "mask.safetensors")
+    with pytest.raises(InputError, match="The mask file has no mask for"):
+        plan(config(prune={"mask": str(tmp_path / "mask.safetensors")}))
 
 
 PEAK = """

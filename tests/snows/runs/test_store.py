@@ -687,7 +687,7 @@ def test_an_unknown_or_foreign_id_is_refused(store: RunStore, tmp_path: Path, ru
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text("{}")
     for call in (store.get, store.delete):
-        with pytest.raises(KeyError, match=r"There is no run .*`python -m snows list`"):
+        with pytest.raises(KeyError, match=r"There is no run .* among those kept here"):
             call(run_id)
     assert (store.root / "config.json").exists()
 

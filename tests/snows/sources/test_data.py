@@ -167,7 +167,7 @@ def test_damaged_idx_file(damage: Callable[[bytes], bytes], fashion_root: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "are not at"), (b"no archive", "is damaged"), (b"PK\x03\x04broken", "is damaged")]
+    ("content", "said"), [(None, "are missing"), (b"no archive", "is damaged"), (b"PK\x03\x04broken", "is damaged")]
 )
 def test_missing_or_damaged_bundle(
     content: bytes | None, said: str, grey: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -175,8 +175,9 @@ def test_missing_or_damaged_bundle(
     monkeypatch.setattr(data, "BUNDLE", tmp_path / "bundle.npz")
     if content is not None:
         data.BUNDLE.write_bytes(content)
-    with pytest.raises(DataError, match=f"{said}.*python -m snows bundle-data"):
+    with pytest.raises(DataError, match=f"{said}.*build it again") as refused:
         load("fashion-mnist", grey, 1, 1, 0)
+    assert refused.value.in_shell == "python -m snows bundle-data"
 
 
 @pytest.mark.parametrize(("calibration", "evaluation", "said"), [(3_001, 1, "at most 3,000"), (1, 10_001, "at most 10,000")])
@@ -186,7 +187,7 @@ def test_more_than_there_are(calibration: int, evaluation: int, said: str, grey:
 
 
 def test_fashion_images_do_not_suit_a_colour_network(colour: LoadedModel) -> None:
-    with pytest.raises(DataError, match=r"timm:test_vit takes images of shape 3x160x160 .* --data FOLDER"):
+    with pytest.raises(DataError, match=r"timm:test_vit takes images of shape 3x160x160 .* bring a folder of them"):
         load("fashion-mnist", colour, 1, 1, 0)
 
 

@@ -118,7 +118,7 @@ def test_weights_that_arrive_damaged(cifar_file: bytes, monkeypatch: pytest.Monk
 def test_a_file_that_is_gone(cifar_file: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving({}) as (address, _):
         _cifar_weights(monkeypatch, address, cifar_file)
-        with pytest.raises(DownloadError, match=r"r20.pt: HTTP Error 404.* --checkpoint FILE"):
+        with pytest.raises(DownloadError, match=r"r20.pt: HTTP Error 404.* as your own weights"):
             models.load("resnet20-cifar10")
 
 
@@ -264,8 +264,9 @@ def test_every_set_comes_by_name_once_with_progress(
     files, address, asked = server
     files |= MAKERS[name](address, monkeypatch)
     assert not named_sets.is_here(name)
-    with pytest.raises(data.DataError, match=f"not on this machine yet.*fetch {name}"):
+    with pytest.raises(data.DataError, match="not on this machine yet") as refused:
         data.preview(name, colour, 4, 8, 0, count=2)
+    assert refused.value.in_shell == f"python -m snows fetch {name}"
     said = Said()
     loaded = data.load(name, colour, 6, 8, seed=0, report=said)
     assert loaded.calibration.shape == (6, 3, 160, 160)
@@ -321,7 +322,7 @@ def test_a_set_that_arrives_damaged_or_not_at_all(
 ) -> None:
     files, address, _ = server
     (path, content), *_ = _cifar(address, monkeypatch).items()
-    with pytest.raises(DownloadError, match=r"CIFAR-10 could not be fetched .*404.* unpack it in .*cifar-10-batches-py"):
+    with pytest.raises(DownloadError, match=r"CIFAR-10 could not be fetched .*404.* bring the pictures in it as an archive"):
         named_sets.fetch("cifar-10")
     files[path] = content[:-5]
     with pytest.raises(DownloadError, match="CIFAR-10 arrived damaged"):
@@ -331,7 +332,7 @@ def test_a_set_that_arrives_damaged_or_not_at_all(
 
 def test_a_set_that_is_not_whole_says_what_to_do(server: object, colour: LoadedModel) -> None:
     (named_sets.ROOT / "flowers-102").mkdir(parents=True)
-    with pytest.raises(DownloadError, match=r"is not whole .* Delete that folder, and it will be downloaded again"):
+    with pytest.raises(DownloadError, match=r"is not whole .* Have its folder .* deleted, and it will be downloaded again"):
         data.load("flowers-102", colour, 1, 1, 0)
 
 
