@@ -18,6 +18,7 @@ MASKS = ("magnitude", "wanda", "sparsegpt", "random")
 UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
 REFINEMENTS = ("none", "layer", "window")
+JOINTS = ("none", "network")
 CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 
@@ -209,6 +210,11 @@ class PruneConfig(_Config):
         le=10,
         description="How often the layers are gone through. A second time, each layer meets later layers that are pruned too: "
         "twice the time, and worth it where few weights stay.",
+    )
+    joint: Literal["none", "network"] = Field(
+        "none",
+        description="Whether, after the layers, all kept weights of the network move together, toward the dense network's "
+        "values at its blocks' ends and its answers.",
     )
     targets: Literal["dense", "propagated"] = Field(
         "dense",

@@ -137,6 +137,43 @@ class SiteFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JointStarted(Event):
+    """All layers are fitted; now their `count` kept weights move together. `captured`: the values that are matched. `losses` at
+    each of them, and `scale`, the mean square of the targets."""
+
+    captured: list[str]
+    count: int
+    losses: list[float]
+    scale: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointStep(Event):
+    """One Newton step of the joint fit, see `NewtonStep`. `loss` is the sum of the losses over their scale."""
+
+    step: int
+    loss: float
+    cg_status: str
+    cg_iterations: int
+    step_size: float
+    predicted: float
+    actual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointFinished(Event):
+    """`before` and `after`: the losses at each captured value; the rest as in `SiteFinished`."""
+
+    before: list[float]
+    after: list[float]
+    scale: list[float]
+    status: str
+    message: str
+    seconds: float
+    num_products: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFinished(Event):
     """`right`: which evaluation images the pruned network answers as their label says, or, where there are none, as the dense
     network does: a bit an image, the first the highest of its byte, in hex. Runs on the same images compare image by image."""

@@ -11,9 +11,47 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from app.charts.axes import BAND, KEPT, LEAST_ROWS, LINE, ROW, ROWS_MARGIN, log_axis, mark_rows, new_figure, rows_axis
+from app.charts.axes import (
+    BAND,
+    KEPT,
+    LEAST_ROWS,
+    LINE,
+    ROW,
+    ROWS_MARGIN,
+    log_axis,
+    mark_rows,
+    named_rows,
+    new_figure,
+    rows_axis,
+)
 from app.charts.palette import COLORS, LABELS, SYMBOLS, stages
 from snows.measures.names import MEASURES
+
+
+def joint_chart(errors: pd.DataFrame) -> go.Figure:
+    """How far the network is from the dense one at each value that a joint fit matches: an open mark before it, a full one
+    after it, as far as it has come.
+
+    `errors`: columns name, before, after (relative errors; NaN while it is not known)."""
+    names = errors["name"].tolist()
+    figure = new_figure(
+        height=max(ROW * len(names), LEAST_ROWS) + 100,
+        margin=ROWS_MARGIN,
+        xaxis=log_axis([*errors["before"], *errors["after"].dropna()], "Error ÷ target"),
+        yaxis=named_rows(names),
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
+        hovermode="y unified",
+    )
+    for name, column, symbol in (("Layer by layer", "before", "circle-open"), ("Then together", "after", "circle")):
+        figure.add_scatter(
+            x=errors[column].tolist(),
+            y=list(range(len(names))),
+            name=name,
+            mode="markers",
+            marker={"color": COLORS["snows"], "symbol": symbol, "size": 9, "line": {"width": 2, "color": COLORS["snows"]}},
+            hovertemplate="%{x:.3g}",
+        )
+    return figure
 
 
 def loss_chart(

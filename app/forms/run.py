@@ -21,6 +21,7 @@ from app.parts import live
 from app.tables import run as run_tables
 from app.work import engine
 from snows.config import (
+    JOINTS,
     MASKS,
     REFINEMENTS,
     TARGETS,
@@ -49,6 +50,10 @@ REFINE_WORDS = {
     "none": "No: the mask stays as the scores chose it",
     "layer": "By the layer's own output",
     "window": "By the layer's own output, then by the K operations after it",
+}
+JOINT_WORDS = {
+    "none": "No: each layer is fitted on its own",
+    "network": "Yes: after that, the whole network's weights move together",
 }
 UPDATE_WORDS = {
     "none": "None: leave their values alone",
@@ -315,7 +320,7 @@ def _how_refitted() -> tuple[Any, Any]:
         "ahead.",
     )
     window = st.container(gap="small")
-    with st.expander("More: mask refinement, sweeps, target, solver"):
+    with st.expander("More: mask refinement, joint fit, target, solver"):
         refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS
         _choice(
             "prune.refine",
@@ -325,6 +330,7 @@ def _how_refitted() -> tuple[Any, Any]:
             help=PruneConfig.model_fields["refine"].description,
         )
         _choice("prune.targets", TARGETS, _named(TARGET_WORDS), help="What the layer's output is fitted to.")
+        _choice("prune.joint", JOINTS, _named(JOINT_WORDS), help=PruneConfig.model_fields["joint"].description)
         left, right = st.columns(2)
         with left:
             _number("prune.sweeps", 1, disabled=update != "snows", help=PruneConfig.model_fields["sweeps"].description)

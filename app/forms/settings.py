@@ -28,6 +28,7 @@ LABELS = {
     "prune.update": "Update",
     "prune.k_steps": "K",
     "prune.sweeps": "Sweeps",
+    "prune.joint": "Joint fit",
     "prune.targets": "Target",
     "prune.ridge": "Ridge",
     "prune.batch_size": "Batch size",

@@ -137,7 +137,9 @@ def _running(run: Run, config: RunConfig, progress: run_tables.Progress) -> None
     left = run_tables.time_left(progress, form.planned(config))
     left = f" · {left}{after}" if left else ""
     where = (
-        f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
+        f"All layers together, Newton step {progress.joint_step + 1}"
+        if progress.joint_step is not None
+        else f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
         if progress.current
         else progress.phase
     )
@@ -250,6 +252,11 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
     if now is not None:
         with now, st.expander("The solver, step by step", expanded=not folded, icon=":material/trending_down:"):
             _solver(events, config)
+    errors, said = run_tables.joint_errors(events)
+    if said:
+        st.markdown("**All layers together**")
+        live.chart(layer_charts.joint_chart(errors), key="joint", alt="Error of the network before and after the joint fit")
+        st.caption(f"{said} How far the network is from the dense one, where everything passes, and at its answers.")
     st.markdown("**What happened**, newest first")
     st.dataframe(
         run_tables.log(events),

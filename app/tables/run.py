@@ -4,18 +4,22 @@ Pure functions of a list of events; which record of a layer counts, and how far 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from app.words import layer, words
+from app.words import counted, layer, words
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
     Event,
     Fetched,
+    JointFinished,
+    JointStarted,
+    JointStep,
     NewtonStep,
     Note,
     Phase,
@@ -43,6 +47,7 @@ PHASES = {
 _WIDEST_PICTURE = 48
 _PICTURE_ROWS = 6
 _FEW = 8
+TOGETHER = "all layers"  # stands where a layer would, in the joint fit
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Progress:
     done: int  # layers, over all sweeps
     total: int  # likewise
     current: SiteStarted | None  # the layer in work
+    joint_step: int | None  # the Newton step in work of the joint fit, after the layers
     phase: str
     fraction: float  # of the phase: layers while pruning, images while measuring
     elapsed: float
@@ -78,6 +84,7 @@ def progress(events: list[Event], now: float) -> Progress:
         done=log.done,
         total=log.total,
         current=log.current,
+        joint_step=log.joint_step,
         phase=phase,
         fraction=log.fraction,
         elapsed=log.elapsed(now),
@@ -179,6 +186,15 @@ def log(events: list[Event]) -> pd.DataFrame:
                     else number(event.losses["final"])
                 )
                 rows.append((after, layer(event.site), f"Finished in {duration(event.seconds)}: loss {change}", event.message))
+            case JointStarted():
+                rows.append((after, "", f"All layers together: {event.count:,} weights", ""))
+            case JointStep():
+                what = f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations"
+                rows.append((after, TOGETHER, f"{what}, step size {number(event.step_size)}", words(event.cg_status)))
+            case JointFinished():
+                before, after_it = (joint_loss(losses, event.scale) for losses in (event.before, event.after))
+                what = f"Finished in {duration(event.seconds)}: loss {number(before)} to {number(after_it)}"
+                rows.append((after, TOGETHER, what, event.message))
             case Note():
                 rows.append((after, "", event.message, ""))
             case RunFinished():
@@ -188,6 +204,41 @@ def log(events: list[Event]) -> pd.DataFrame:
             case RunFailed():
                 rows.append((after, "", "Failed", event.message))
     return pd.DataFrame(rows[::-1], columns=["after", "layer", "what", "status"])
+
+
+def joint_loss(losses: Sequence[float], scale: Sequence[float]) -> float:
+    """The joint fit's loss: relative to the targets, summed over the values that are matched."""
+    return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)
+
+
+def joint_errors(events: list[Event]) -> tuple[pd.DataFrame, str]:
+    """The joint fit of the run's last stretch of work: name, before, after of each value that is matched, relative to its size,
+    root mean square; and a sentence. Nothing where it has not begun."""
+    started = finished = None
+    steps = 0
+    for event in events:
+        match event:
+            case RunStarted():
+                started = finished = None
+            case JointStarted():
+                started, steps = event, 0
+            case JointStep():
+                steps += 1
+            case JointFinished():
+                finished = event
+    if started is None:
+        return pd.DataFrame(columns=["name", "before", "after"]), ""
+
+    def relative(losses: Sequence[float]) -> list[float]:
+        return [math.sqrt(loss / size) if size > 0 else math.nan for loss, size in zip(losses, started.scale, strict=True)]
+
+    after = [math.nan] * len(started.losses) if finished is None else relative(finished.after)
+    errors = pd.DataFrame({"name": started.captured, "before": relative(started.losses), "after": after})
+    if finished is None:
+        return errors, f"{started.count:,} weights move together."
+    before, end = (joint_loss(losses, started.scale) for losses in (started.losses, finished.after))
+    said = f"{counted(steps, 'Newton step')} of {started.count:,} weights, {duration(finished.seconds)}"
+    return errors, f"{said}: loss {number(before)} to {number(end)}."
 
 
 def coverage(plan: "Plan") -> pd.DataFrame:

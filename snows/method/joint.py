@@ -1,14 +1,28 @@
-"""Joint fits: all kept weights of a region move together, toward the dense network's values at its cuts."""
+"""Joint fits: after the layers were fitted one by one, all kept weights of the network move together.
 
-from collections.abc import Mapping, Sequence
+Layer by layer, a fit answers for the next K operations and takes all other layers as they are. Here every pruned weight moves
+at once, toward the dense network's values where the network has a waist (`cuts`) and at its output: the same objective and the
+same Newton-CG (`objective`, `solver`), over one flat vector. A curvature product is one run through the whole network, whatever
+the number of weights; each layer's own rows' systems precondition it. Label-free, as all else here. Masks stay as they are.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor, fx
 
+from snows import events
+from snows.config import Cancelled, PruneConfig
+from snows.method.coverage import Coverage, PruneError, share_out
 from snows.method.graph import NetworkGraph, Site, Window
-from snows.method.objective import Batch, Objective, mean_squares
-from snows.method.rows import KeptWeights, RowSystems
-from snows.method.sparsity import to_matrix
+from snows.method.objective import Batch, Objective, Remade, mean_squares
+from snows.method.operations import Values, move
+from snows.method.refinement import refine
+from snows.method.rows import KeptWeights, RowSystems, input_gram, row_systems
+from snows.method.solver import NewtonResult, Status, StepResult, newton_cg
+from snows.method.sparsity import from_matrix, to_matrix
 
 
 class KeptOfSeveral:
@@ -25,17 +39,21 @@ class KeptOfSeveral:
             start += size
         self.places, self.size = torch.cat(places), start
         self.counts = [part.count for part in parts]
+        self.rows = [part.matrix_shape[0] for part in parts]
         self.count = sum(self.counts)
 
     def expand(self, kept: Tensor) -> Tensor:
+        """(n,) to (N,), the pruned ones at zero."""
         flat = kept.new_zeros(self.size)
         flat[self.places] = kept
         return flat
 
     def restrict(self, weights: Tensor) -> Tensor:
+        """(N,) to (n,)."""
         return weights.flatten()[self.places]
 
     def row_sums(self, kept: Tensor) -> Tensor:
+        """(n,) summed row by row, in float64, all sites' rows one after the other."""
         return torch.cat([part.row_sums(own) for part, own in zip(self.parts, kept.split(self.counts), strict=True)])
 
 
@@ -44,102 +62,249 @@ class SystemsOfSeveral:
 
     def __init__(self, parts: Sequence[RowSystems]) -> None:
         self.parts = parts
-        self.counts = [part.kept.count for part in parts]
-        self.rows = [part.kept.matrix_shape[0] for part in parts]
+        self._counts = [part.kept.count for part in parts]
+        self._rows = [part.kept.matrix_shape[0] for part in parts]
 
     def quadratic(self, kept: Tensor) -> Tensor:
-        return torch.cat([part.quadratic(own) for part, own in zip(self.parts, kept.split(self.counts), strict=True)])
+        """w_r · block_r w_r of every row."""
+        return torch.cat([part.quadratic(own) for part, own in zip(self.parts, kept.split(self._counts), strict=True)])
 
     def solve(self, kept: Tensor, scales: Tensor) -> Tensor:
-        parts = zip(self.parts, kept.split(self.counts), scales.split(self.rows), strict=True)
+        """Each row's right-hand side (n,), its block times its scale undone."""
+        parts = zip(self.parts, kept.split(self._counts), scales.split(self._rows), strict=True)
         return torch.cat([part.solve(own, scale) for part, own, scale in parts])
 
 
 def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
-    """The values that the network hangs on, the last one between each of `sites` and the next: there is no way around them.
-    And the network's own output."""
-    found: list[fx.Node] = []
-    starts = [graph.index[site.node] for site in sites] + [len(graph.nodes)]
-    data = graph.depends_on_images
-    alive: set[fx.Node] = {graph.input}
-    last: dict[int, fx.Node] = {}
-    part = -1
+    """The waists: of each stretch between one of `sites` and the next, the last value that all later ones hang on and that
+    hangs on all earlier ones; and the network's output. In a residual network these are the blocks' ends, or what an activation
+    makes of them."""
+    starts = [graph.index[site.node] for site in sites]
+    alive, waists = {graph.input}, dict[int, fx.Node]()
+    stretch = -1
     for i, node in enumerate(graph.nodes):
-        if part + 1 < len(sites) and i >= starts[part + 1]:
-            part += 1
-        if node in data:
+        if stretch + 1 < len(starts) and i >= starts[stretch + 1]:
+            stretch += 1
+        if node in graph.depends_on_images:
             alive.add(node)
-        alive = {n for n in alive if graph.last_use(n) > i}
-        if part >= 0 and alive == {node} and node is not graph.output:
-            last[part] = node
-    found = list(dict.fromkeys(last[k] for k in sorted(last)))
-    return [*found, graph.output] if graph.output not in found else found
+        alive = {value for value in alive if graph.last_use(value) > i}
+        if stretch >= 0 and alive == {node}:
+            waists[stretch] = node
+    return list(dict.fromkeys([*waists.values(), graph.output]))
 
 
-def problem(
+def fit(
     graph: NetworkGraph,
-    sites: Sequence[Site],
-    captured: Sequence[fx.Node],
-    parameters: Mapping[fx.Node, Tensor],
-    dense_parameters: Mapping[fx.Node, Tensor],
-    masks: Mapping[str, Tensor],
+    covered: Coverage,
+    config: PruneConfig,
     batches: Sequence[Tensor],
-    *,
     device: torch.device,
-    ridge: float,
-    seed: int = 0,
-    curvature_share: float = 0.25,
-    damping: float = 1e-4,
-    weights_of: Sequence[float] | None = None,
-    relative: bool = True,
-) -> tuple[Objective, Tensor]:
-    """The joint objective of `sites`, and the point to begin at."""
-    from snows.method.rows import input_gram, row_systems
+    found: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    on_event: Callable[[events.Event], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, tuple[Tensor, Tensor]], events.JointFinished]:
+    """Each site's weight and mask in its parameter's shape, fitted together from `found`, the same of the layers alone; and
+    what happened. The loss never ends above where it began.
 
-    window = Window(graph, sites, captured)
-    kept = [KeptWeights(to_matrix(masks[s.name]), s.shape) for s in sites]
-    several = KeptOfSeveral(kept)
-    flat = torch.cat([parameters[graph.tensor_node(s.name)].flatten() for s in sites])
-    dense = torch.cat([dense_parameters[graph.tensor_node(s.name)].flatten() for s in sites])
-    given, grams = [], {}
-    names = {s.name: parameters[graph.tensor_node(s.name)] for s in sites}
-    total = sum(map(len, batches))
-    for batch in batches:
-        x = graph.laid_out(batch)
-        named = {graph.tensors_by_use[n]: v for n, v in parameters.items() if n in graph.tensors_by_use}
-        _, values = graph.run(x, named, capture=[*(s.input for s in sites), *(n for n in window.outside if n is not graph.input)])
-        inputs = window.inputs(values | {graph.input: x}, parameters)
-        for s in sites:
-            g = input_gram(s, [values[s.input]], device) * (len(batch) / total)
-            grams[s.name] = grams[s.name] + g if s.name in grams else g
-        with torch.no_grad():
-            targets = [t.clone() for t in window.outputs(dense, inputs)]
-        given.append(Batch(inputs, targets, len(batch)))
-    parts, pulls = [], []
-    for s, k in zip(sites, kept, strict=True):
-        g = grams[s.name]
-        lam = ridge / total * float(g.diagonal().mean())
-        g.diagonal().add_(lam)
-        parts.append(row_systems(g, k))
-        pulls.append(lam)
-    systems = SystemsOfSeveral(parts)
-    sizes = mean_squares(given)
-    coefficients = [(w / size if relative else w) for w, size in zip(weights_of or [1.0] * len(sizes), sizes, strict=True)]
-    objective = Objective(
-        window, several, given, coefficients=coefficients, device=device, curvature_share=curvature_share, damping=damping,
-        dense=dense, pull=0.0, row_systems=lambda: systems, seed=seed,
+    `batches`: calibration images. Raises `Cancelled`, and `PruneError` where a loss is not a number.
+    """
+    started = time.perf_counter()
+    given = Problem(graph, covered, config, batches, device, found, cancelled)
+    objective, x = given.objective, given.start
+    before, scale = objective.losses(x), mean_squares(objective.batches)
+    on_event(events.JointStarted(captured=given.window.operations, count=given.kept.count, losses=before, scale=scale))
+
+    def on_iteration(step: int, iteration: int, residual: float, curvature: float) -> None:
+        if cancelled():
+            raise Cancelled
+
+    def on_step(result: StepResult) -> None:
+        on_event(
+            events.JointStep(
+                step=result.step,
+                loss=result.loss,
+                cg_status=result.cg.status.name,
+                cg_iterations=result.cg.num_products,
+                step_size=result.step_size,
+                predicted=result.predicted,
+                actual=result.actual,
+            )
+        )
+
+    def newton(problem: Problem, x: Tensor, step: int) -> NewtonResult:
+        return newton_cg(
+            problem.objective,
+            x,
+            max_steps=1,
+            first_step=step,
+            max_iters=config.solver.max_iters,
+            rtol=config.solver.rtol,
+            min_decrease=config.solver.min_decrease,
+            more_follows=step + 1 < NEWTON_STEPS,
+            on_iteration=on_iteration,
+            on_step=on_step,
+        )
+
+    result, products = newton(given, x, 0), given.objective.num_products
+    for step in range(1, NEWTON_STEPS):
+        if result.status in (Status.NOT_FINITE, Status.ALREADY_OPTIMAL):
+            break
+        exchanged, x = given.exchange(result.x, result.loss) if config.refinement == "window" else (given, result.x)
+        if exchanged is given and result.status is not Status.MAX_STEPS:
+            break
+        given, done = exchanged, exchanged.objective.num_products
+        result = newton(given, x, step)
+        products += given.objective.num_products - done
+    flat = given.kept.expand(result.x)
+    if not bool(torch.isfinite(flat).all()):
+        raise PruneError("The joint fit found weights that are NaN or infinite. Use float64, or leave the joint fit out.")
+    weights = {graph.tensors_by_use[node]: part.clone() for node, part in given.window.assign(flat).items()}
+    finished = events.JointFinished(
+        before=before,
+        after=given.objective.losses(result.x),
+        scale=scale,
+        status=result.status.name,
+        message=result.status.value,
+        seconds=time.perf_counter() - started,
+        num_products=products,
     )
-    x = several.restrict(flat)
-    if ridge:
-        _, probe, image = objective._probe(x, 0)
-        own = systems.quadratic(probe)
-        seen = several.row_sums(probe * image)
-        pull = torch.empty(several.size)
-        at = start = 0
-        for s, k, lam in zip(sites, kept, pulls, strict=True):
-            rows, size = k.matrix_shape[0], k.matrix_shape[0] * k.matrix_shape[1]
-            o = float(own[at : at + rows].sum()) - lam * k.count
-            pull[start : start + size] = lam / 2 * abs(float(seen[at : at + rows].sum())) / o if o > 0 else 0.0
-            at, start = at + rows, start + size
-        objective.pull = pull
-    return objective, x
+    masks = {site.name: from_matrix(mask, site.shape) for site, mask in zip(given.sites, given.masks, strict=True)}
+    return {name: (weight, masks[name]) for name, weight in weights.items()}, finished
+
+
+NEWTON_STEPS = 4
+
+
+class Problem:
+    """The joint objective of all sites of a network, and the point where it begins."""
+
+    def __init__(
+        self,
+        graph: NetworkGraph,
+        covered: Coverage,
+        config: PruneConfig,
+        batches: Sequence[Tensor],
+        device: torch.device,
+        found: Mapping[str, tuple[Tensor, Tensor]],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.graph, self.sites, self.device, self._patterns = graph, covered.sites, device, covered.patterns
+        sites = covered.sites
+        self.window = window = Window(graph, sites, cuts(graph, sites))
+        batches = share_out(batches, [window], config)
+        images = sum(map(len, batches))
+        dense_parameters = graph.bind({})
+        parameters = graph.bind({name: weight for name, (weight, _) in found.items()})
+        flat, dense = (
+            torch.cat([bound[graph.tensor_node(site.name)].flatten() for site in sites])
+            for bound in (parameters, dense_parameters)
+        )
+        masks = [to_matrix(found[site.name][1]) for site in sites]
+        remade = window.target_bytes * images > 2 * config.memory * 2**30
+        grams = dict[str, Tensor]()
+        given = []
+        wanted = {*(site.input for site in sites), *window.outside} - {graph.input}
+        by_name = {name: weight for name, (weight, _) in found.items()}
+        for batch in batches:
+            if cancelled():
+                raise Cancelled
+            x = graph.laid_out(batch.to(device))
+            values: Values = {graph.input: x, **graph.run(x, by_name, capture=list(wanted))[1]}
+            for site in sites:
+                gram = input_gram(site, [(values if site.input in values else parameters)[site.input]], device) * (
+                    len(batch) / images
+                )
+                grams[site.name] = grams[site.name] + gram if site.name in grams else gram
+            inputs = {
+                n: v if n in parameters else move(v, torch.device("cpu")) for n, v in window.inputs(values, parameters).items()
+            }
+            targets: Sequence[Tensor] = Remade(window, dense, inputs)
+            if not remade:
+                targets = [move(y, torch.device("cpu")) for y in targets]
+            given.append(Batch(inputs, targets, len(batch)))
+        self._ridges = [config.ridge / images * float(grams[site.name].diagonal().double().mean()) for site in sites]
+        self._grams = [grams[site.name] for site in sites]
+        for gram, ridge in zip(self._grams, self._ridges, strict=True):
+            gram.diagonal().add_(ridge)
+        self._config, self._batches, self._dense = config, given, dense
+        # Relative errors: values at the waists differ in size by orders of magnitude, and each says the same of the network.
+        self._coefficients = [1 / size if size > 0 else 0.0 for size in mean_squares(given)]
+        self._systems = [
+            row_systems(gram, KeptWeights(mask, site.shape)) for gram, mask, site in zip(self._grams, masks, sites, strict=True)
+        ]
+        self._pulls: float | Tensor = 0.0
+        self._prepare()
+        self.start = self.kept.restrict(flat)
+        if config.ridge:
+            self._pulls = self.objective.pull = self._pull()
+
+    def _prepare(self) -> None:
+        """What depends on the masks."""
+        self.kept = KeptOfSeveral([system.kept for system in self._systems])
+        self.systems = systems = SystemsOfSeveral(self._systems)
+        self.objective = Objective(
+            self.window,
+            self.kept,  # type: ignore[arg-type]
+            self._batches,
+            coefficients=self._coefficients,
+            device=self.device,
+            curvature_share=self._config.solver.curvature_share,
+            damping=self._config.solver.damping,
+            dense=self._dense,
+            pull=self._pulls,
+            row_systems=lambda: systems,  # type: ignore[arg-type, return-value]
+            seed=self._config.seed,
+            memory=self._config.memory * 2**30,
+        )
+
+    def _pull(self) -> Tensor:
+        """Each site's pull toward its dense values: what its ridge is at K = 0, in proportion to how much more its weights
+        matter to the whole network, as `Objective.pull_like` measures it for one site."""
+        _, probe, image = self.objective._probe(self.start, 0)
+        own, seen = self.systems.quadratic(probe), self.kept.row_sums(probe * image)
+        pull = torch.empty(self.kept.size, dtype=self.start.dtype, device=self.start.device)
+        places = pull.split([part.matrix_shape[0] * part.matrix_shape[1] for part in self.kept.parts])
+        for ridge, part, of, here, there in zip(
+            self._ridges, self.kept.parts, places, own.split(self.kept.rows), seen.split(self.kept.rows), strict=True
+        ):
+            alone = float(here.sum()) - ridge * part.count  # its Gram matrix holds the ridge
+            of.fill_(ridge / 2 * abs(float(there.sum())) / alone if alone > 0 else 0.0)
+        return pull
+
+    def exchange(self, x: Tensor, loss: float) -> tuple["Problem", Tensor]:
+        """The problem and a point of it, after exchanges in all sites by what matters to the whole network, see
+        `updates.exchange_in_window`; as they were where the loss does not fall by them."""
+        assert self.objective.row_scales is not None  # a Newton step has measured them
+        problem, scales = self, self.objective.row_scales.split(self.kept.rows)
+        # One site after the other: together they would all make up for the same error.
+        for index, site in enumerate(self.sites):
+            flat = problem.kept.expand(x)
+            weight, slope = (
+                to_matrix(list(self.window.assign(of).values())[index]).double()
+                for of in (flat, problem.objective.full_gradient(x))
+            )
+            gram = self._grams[index].double()
+            cross = weight @ gram - slope / scales[index][:, None]
+            mask = problem.masks[index]
+            found, near = refine(mask, weight, gram, cross, self._patterns[site.name])
+            if torch.equal(found, mask):
+                continue
+            part = KeptWeights(found, site.shape)
+            system = row_systems(self._grams[index], part)
+            known = near.flatten()[part.places].to(x.dtype)
+            start = list(x.split(problem.kept.counts))
+            start[index] = system.least_squares(cross.to(x.dtype), known, known)
+            other = copy(problem)
+            other._systems = [*problem._systems[:index], system, *problem._systems[index + 1 :]]
+            other._prepare()
+            tried = torch.cat(start)
+            reached, _ = other.objective.loss_and_gradient(tried)  # the gradient is wanted next, and the loss comes with it
+            if reached < loss:
+                problem, x, loss = other, tried, reached
+        return problem, x
+
+    @property
+    def masks(self) -> list[Tensor]:
+        """(R, P) of each site, True = kept."""
+        return [system.kept.mask for system in self._systems]

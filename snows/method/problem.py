@@ -57,7 +57,8 @@ class SiteProblem:
         self._site_inputs, self.propagated, self._bias, self._gram = site_inputs, propagated, bias, gram
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
-        self._ridge, self._pull, self._memory = ridge, 0.0, memory
+        self._ridge, self._memory = ridge, memory
+        self._pull: float | Tensor = 0.0
         self.near: Tensor | None = None
 
     def with_mask(self, mask: Tensor, near: Tensor) -> "SiteProblem":

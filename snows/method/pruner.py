@@ -20,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from snows import events
 from snows.config import MASKS, NM, Dense, PruneConfig, Unstructured
+from snows.method import joint
 from snows.method.cascade import Cascade
 from snows.method.coverage import PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
 from snows.method.graph import NetworkGraph, Site
@@ -205,6 +206,13 @@ def _prune(
                 bar.update()
     if bar is not None:
         bar.close()
+    together: list[events.JointFinished] = []
+    if config.joint == "network":
+        weights_and_masks, ended = joint.fit(
+            graph, covered, config, batches, device, weights_and_masks, on_event=on_event, cancelled=cancelled
+        )
+        on_event(ended)
+        together.append(ended)
     result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
     return PruneResult(
         result,
@@ -212,7 +220,7 @@ def _prune(
         covered.patterns,
         done,
         covered.skipped,
-        sum(r.num_products for r in done),
+        sum(r.num_products for r in done) + sum(r.num_products for r in together),
         time.perf_counter() - started,
     )
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from snows.config import MASKS, PruneConfig, RunConfig
+from snows.method import joint
 from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
-from snows.method.graph import SAVED, NetworkGraph, Site
+from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.operations import execute_node
 from snows.method.pruner import check_mask_file
 from snows.method.rows import AT_ONCE, LARGEST_BLOCKS, RANK, blocks_bytes
@@ -106,6 +107,14 @@ def plan(config: RunConfig) -> Plan:
         factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
         site_seconds[site.name] = an_image * images + factoring
         most = max(most, held * (images + config.num_held_back) + work + factors)
+    together = 0.0
+    if config.prune.joint == "network":
+        whole = Window(graph, covered.sites, joint.cuts(graph, covered.sites))
+        together = sum(seconds.values()) * images * _joint_passes(config.prune)
+        linearized = SAVED * whole.image_bytes * config.prune.solver.curvature_share * images
+        systems = sum(_row_systems(s, covered.patterns[s.name].density, config.prune, example)[1] for s in covered.sites)
+        work = min(linearized, config.prune.memory * 2**30)
+        most = max(most, min(whole.target_bytes * images, 2 * config.prune.memory * 2**30) + work + systems)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
     # The frontier's own passes, dense and pruned; a layer's share of them is its share of the work.
@@ -124,7 +133,7 @@ def plan(config: RunConfig) -> Plan:
         )
         for s in covered.sites
     ]
-    total = sum(site_seconds.values()) + passes
+    total = sum(site_seconds.values()) + passes + together
     memory = int(process + _NETWORKS * weights + most)
     return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy)
 
@@ -163,6 +172,11 @@ def _window_passes(config: PruneConfig) -> float:
     steps = solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
     exchanges = 3 * (solver.newton_steps - 1) if config.refinement == "window" else 0
     return config.sweeps * (evaluations + steps + exchanges)
+
+
+def _joint_passes(config: PruneConfig) -> float:
+    """Forward passes through the network that the joint fit takes, counting a backward pass as one more."""
+    return joint.NEWTON_STEPS * (6 + 2 * (1 + 0.5 * config.solver.max_iters) * config.solver.curvature_share)
 
 
 def _gram_cost(site: Site) -> float:

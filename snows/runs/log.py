@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from snows.events import (
     Event,
     Fetched,
+    JointFinished,
+    JointStarted,
+    JointStep,
     Measured,
     Note,
     Phase,
@@ -36,6 +39,7 @@ class Log:
     records: dict[tuple[int, int], SiteFinished] = field(default_factory=dict)  # by sweep and index
     begun: dict[str, SiteStarted] = field(default_factory=dict)  # how each site was begun last
     current: SiteStarted | None = None  # the layer in work
+    joint_step: int | None = None  # the Newton step in work of the joint fit
     phase: str = "load"
     phase_since: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -57,7 +61,7 @@ class Log:
         if isinstance(event, Queued):
             if self._since is not None and before is not None:  # what went before was interrupted
                 self._worked += before.time - self._since
-            self._since, self.current, self.phase = None, None, "load"
+            self._since, self.current, self.joint_step, self.phase = None, None, None, "load"
             return
         if self._since is None:
             self._since = event.time
@@ -71,6 +75,12 @@ class Log:
             case SiteFinished():
                 self.records[event.sweep, event.index] = event
                 self.current = None
+            case JointStarted():
+                self.joint_step = 0
+            case JointStep():
+                self.joint_step = event.step + 1
+            case JointFinished():
+                self.joint_step = None
             case Note():
                 self.notes.append(event.message)
             case RunFinished() | RunFailed() | RunCancelled():
