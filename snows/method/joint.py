@@ -8,21 +8,19 @@ the number of weights; each layer's own rows' systems precondition it. Label-fre
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 
 import torch
 from torch import Tensor, fx
 
 from snows import events
 from snows.config import Cancelled, PruneConfig
-from snows.method.coverage import Coverage, PruneError, share_out
+from snows.method.coverage import PruneError, share_out
 from snows.method.graph import NetworkGraph, Site, Window
 from snows.method.objective import Batch, Objective, Remade, mean_squares
 from snows.method.operations import Values, move
-from snows.method.refinement import refine
 from snows.method.rows import KeptWeights, RowSystems, input_gram, row_systems
-from snows.method.solver import NewtonResult, Status, StepResult, newton_cg
-from snows.method.sparsity import from_matrix, to_matrix
+from snows.method.solver import StepResult, newton_cg
+from snows.method.sparsity import to_matrix
 
 
 class KeptOfSeveral:
@@ -95,7 +93,7 @@ def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
 
 def fit(
     graph: NetworkGraph,
-    covered: Coverage,
+    sites: Sequence[Site],
     config: PruneConfig,
     batches: Sequence[Tensor],
     device: torch.device,
@@ -103,14 +101,14 @@ def fit(
     *,
     on_event: Callable[[events.Event], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], events.JointFinished]:
-    """Each site's weight and mask in its parameter's shape, fitted together from `found`, the same of the layers alone; and
-    what happened. The loss never ends above where it began.
+) -> tuple[dict[str, Tensor], events.JointFinished]:
+    """All sites' weights in their parameters' shapes, fitted together from `found`, each site's weight and mask; and what
+    happened. The loss never ends above where it began.
 
     `batches`: calibration images. Raises `Cancelled`, and `PruneError` where a loss is not a number.
     """
     started = time.perf_counter()
-    given = Problem(graph, covered, config, batches, device, found, cancelled)
+    given = Problem(graph, sites, config, batches, device, found, cancelled)
     objective, x = given.objective, given.start
     before, scale = objective.losses(x), mean_squares(objective.batches)
     on_event(events.JointStarted(captured=given.window.operations, count=given.kept.count, losses=before, scale=scale))
@@ -132,48 +130,34 @@ def fit(
             )
         )
 
-    def newton(problem: Problem, x: Tensor, step: int) -> NewtonResult:
-        return newton_cg(
-            problem.objective,
-            x,
-            max_steps=1,
-            first_step=step,
-            max_iters=config.solver.max_iters,
-            rtol=config.solver.rtol,
-            min_decrease=config.solver.min_decrease,
-            more_follows=step + 1 < NEWTON_STEPS,
-            on_iteration=on_iteration,
-            on_step=on_step,
-        )
-
-    result, products = newton(given, x, 0), given.objective.num_products
-    for step in range(1, NEWTON_STEPS):
-        if result.status in (Status.NOT_FINITE, Status.ALREADY_OPTIMAL):
-            break
-        exchanged, x = given.exchange(result.x, result.loss) if config.refinement == "window" else (given, result.x)
-        if exchanged is given and result.status is not Status.MAX_STEPS:
-            break
-        given, done = exchanged, exchanged.objective.num_products
-        result = newton(given, x, step)
-        products += given.objective.num_products - done
+    result = newton_cg(
+        objective,
+        x,
+        max_steps=NEWTON_STEPS,
+        max_iters=config.solver.max_iters,
+        rtol=config.solver.rtol,
+        min_decrease=config.solver.min_decrease,
+        on_iteration=on_iteration,
+        on_step=on_step,
+    )
     flat = given.kept.expand(result.x)
     if not bool(torch.isfinite(flat).all()):
         raise PruneError("The joint fit found weights that are NaN or infinite. Use float64, or leave the joint fit out.")
     weights = {graph.tensors_by_use[node]: part.clone() for node, part in given.window.assign(flat).items()}
     finished = events.JointFinished(
         before=before,
-        after=given.objective.losses(result.x),
+        after=objective.losses(result.x),
         scale=scale,
         status=result.status.name,
         message=result.status.value,
         seconds=time.perf_counter() - started,
-        num_products=products,
+        num_products=objective.num_products,
     )
-    masks = {site.name: from_matrix(mask, site.shape) for site, mask in zip(given.sites, given.masks, strict=True)}
-    return {name: (weight, masks[name]) for name, weight in weights.items()}, finished
+    return weights, finished
 
 
 NEWTON_STEPS = 4
+_WAITING = torch.device("cpu")  # where images' values are that no product reads just now
 
 
 class Problem:
@@ -182,15 +166,14 @@ class Problem:
     def __init__(
         self,
         graph: NetworkGraph,
-        covered: Coverage,
+        sites: Sequence[Site],
         config: PruneConfig,
         batches: Sequence[Tensor],
         device: torch.device,
         found: Mapping[str, tuple[Tensor, Tensor]],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.graph, self.sites, self.device, self._patterns = graph, covered.sites, device, covered.patterns
-        sites = covered.sites
+        self.sites = sites
         self.window = window = Window(graph, sites, cuts(graph, sites))
         batches = share_out(batches, [window], config)
         images = sum(map(len, batches))
@@ -200,7 +183,6 @@ class Problem:
             torch.cat([bound[graph.tensor_node(site.name)].flatten() for site in sites])
             for bound in (parameters, dense_parameters)
         )
-        masks = [to_matrix(found[site.name][1]) for site in sites]
         remade = window.target_bytes * images > 2 * config.memory * 2**30
         grams = dict[str, Tensor]()
         given = []
@@ -212,99 +194,50 @@ class Problem:
             x = graph.laid_out(batch.to(device))
             values: Values = {graph.input: x, **graph.run(x, by_name, capture=list(wanted))[1]}
             for site in sites:
-                gram = input_gram(site, [(values if site.input in values else parameters)[site.input]], device) * (
-                    len(batch) / images
-                )
+                read = (values if site.input in values else parameters)[site.input]  # a layer may be applied to a parameter
+                gram = input_gram(site, [read], device) * (len(batch) / images)
                 grams[site.name] = grams[site.name] + gram if site.name in grams else gram
-            inputs = {
-                n: v if n in parameters else move(v, torch.device("cpu")) for n, v in window.inputs(values, parameters).items()
-            }
+            inputs = {n: v if n in parameters else move(v, _WAITING) for n, v in window.inputs(values, parameters).items()}
             targets: Sequence[Tensor] = Remade(window, dense, inputs)
             if not remade:
-                targets = [move(y, torch.device("cpu")) for y in targets]
+                targets = [move(y, _WAITING) for y in targets]
             given.append(Batch(inputs, targets, len(batch)))
-        self._ridges = [config.ridge / images * float(grams[site.name].diagonal().double().mean()) for site in sites]
-        self._grams = [grams[site.name] for site in sites]
-        for gram, ridge in zip(self._grams, self._ridges, strict=True):
-            gram.diagonal().add_(ridge)
-        self._config, self._batches, self._dense = config, given, dense
-        # Relative errors: values at the waists differ in size by orders of magnitude, and each says the same of the network.
-        self._coefficients = [1 / size if size > 0 else 0.0 for size in mean_squares(given)]
-        self._systems = [
-            row_systems(gram, KeptWeights(mask, site.shape)) for gram, mask, site in zip(self._grams, masks, sites, strict=True)
-        ]
-        self._pulls: float | Tensor = 0.0
-        self._prepare()
+        ridges, systems = [], []
+        for site in sites:
+            gram = grams.pop(site.name)
+            ridges.append(config.ridge / images * float(gram.diagonal().double().mean()))
+            gram.diagonal().add_(ridges[-1])
+            systems.append(row_systems(gram, KeptWeights(to_matrix(found[site.name][1]), site.shape)))
+        self.kept = KeptOfSeveral([system.kept for system in systems])
         self.start = self.kept.restrict(flat)
-        if config.ridge:
-            self._pulls = self.objective.pull = self._pull()
-
-    def _prepare(self) -> None:
-        """What depends on the masks."""
-        self.kept = KeptOfSeveral([system.kept for system in self._systems])
-        self.systems = systems = SystemsOfSeveral(self._systems)
+        together = SystemsOfSeveral(systems)
         self.objective = Objective(
-            self.window,
+            window,
             self.kept,  # type: ignore[arg-type]
-            self._batches,
-            coefficients=self._coefficients,
-            device=self.device,
-            curvature_share=self._config.solver.curvature_share,
-            damping=self._config.solver.damping,
-            dense=self._dense,
-            pull=self._pulls,
-            row_systems=lambda: systems,  # type: ignore[arg-type, return-value]
-            seed=self._config.seed,
-            memory=self._config.memory * 2**30,
+            given,
+            # Relative errors: values at the waists differ in size by orders of magnitude, and say the same of the network.
+            coefficients=[1 / size if size > 0 else 0.0 for size in mean_squares(given)],
+            device=device,
+            curvature_share=config.solver.curvature_share,
+            damping=config.solver.damping,
+            dense=dense,
+            row_systems=lambda: together,  # type: ignore[arg-type, return-value]
+            seed=config.seed,
+            memory=config.memory * 2**30,
         )
+        if config.ridge:
+            self.objective.pull = self._pull(together, ridges)
 
-    def _pull(self) -> Tensor:
+    def _pull(self, systems: SystemsOfSeveral, ridges: Sequence[float]) -> Tensor:
         """Each site's pull toward its dense values: what its ridge is at K = 0, in proportion to how much more its weights
         matter to the whole network, as `Objective.pull_like` measures it for one site."""
         _, probe, image = self.objective._probe(self.start, 0)
-        own, seen = self.systems.quadratic(probe), self.kept.row_sums(probe * image)
+        own, seen = systems.quadratic(probe), self.kept.row_sums(probe * image)
         pull = torch.empty(self.kept.size, dtype=self.start.dtype, device=self.start.device)
         places = pull.split([part.matrix_shape[0] * part.matrix_shape[1] for part in self.kept.parts])
         for ridge, part, of, here, there in zip(
-            self._ridges, self.kept.parts, places, own.split(self.kept.rows), seen.split(self.kept.rows), strict=True
+            ridges, self.kept.parts, places, own.split(self.kept.rows), seen.split(self.kept.rows), strict=True
         ):
             alone = float(here.sum()) - ridge * part.count  # its Gram matrix holds the ridge
             of.fill_(ridge / 2 * abs(float(there.sum())) / alone if alone > 0 else 0.0)
         return pull
-
-    def exchange(self, x: Tensor, loss: float) -> tuple["Problem", Tensor]:
-        """The problem and a point of it, after exchanges in all sites by what matters to the whole network, see
-        `updates.exchange_in_window`; as they were where the loss does not fall by them."""
-        assert self.objective.row_scales is not None  # a Newton step has measured them
-        problem, scales = self, self.objective.row_scales.split(self.kept.rows)
-        # One site after the other: together they would all make up for the same error.
-        for index, site in enumerate(self.sites):
-            flat = problem.kept.expand(x)
-            weight, slope = (
-                to_matrix(list(self.window.assign(of).values())[index]).double()
-                for of in (flat, problem.objective.full_gradient(x))
-            )
-            gram = self._grams[index].double()
-            cross = weight @ gram - slope / scales[index][:, None]
-            mask = problem.masks[index]
-            found, near = refine(mask, weight, gram, cross, self._patterns[site.name])
-            if torch.equal(found, mask):
-                continue
-            part = KeptWeights(found, site.shape)
-            system = row_systems(self._grams[index], part)
-            known = near.flatten()[part.places].to(x.dtype)
-            start = list(x.split(problem.kept.counts))
-            start[index] = system.least_squares(cross.to(x.dtype), known, known)
-            other = copy(problem)
-            other._systems = [*problem._systems[:index], system, *problem._systems[index + 1 :]]
-            other._prepare()
-            tried = torch.cat(start)
-            reached, _ = other.objective.loss_and_gradient(tried)  # the gradient is wanted next, and the loss comes with it
-            if reached < loss:
-                problem, x, loss = other, tried, reached
-        return problem, x
-
-    @property
-    def masks(self) -> list[Tensor]:
-        """(R, P) of each site, True = kept."""
-        return [system.kept.mask for system in self._systems]

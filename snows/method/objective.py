@@ -22,6 +22,7 @@ from snows.method.graph import SAVED, Window
 from snows.method.linearization import Linearization, gradient_of
 from snows.method.operations import Values, moved
 from snows.method.rows import KeptWeights, RowSystems
+from snows.method.sparsity import to_matrix
 
 Product = Callable[[Tensor], Tensor]
 _POINTS_REMEMBERED = 8
@@ -126,10 +127,10 @@ class Objective:
         return self._weighted(losses) + self._penalty(kept), self.kept.restrict(self._pulled(kept, gradient))
 
     def full_gradient(self, kept: Tensor) -> Tensor:
-        """The gradient with respect to all weights (parameter shape), the pruned ones at zero: which of them would help."""
+        """The gradient with respect to all weights (R, P), the pruned ones at zero: which of them would help."""
         gradient = self._evaluated(kept, with_gradient=True)[1]
         assert gradient is not None
-        return self._pulled(kept, gradient)
+        return to_matrix(self._pulled(kept, gradient))
 
     def _penalty(self, kept: Tensor) -> float:
         return float((self.pull * self._distance(kept).double().square()).sum()) if self._pulls else 0.0

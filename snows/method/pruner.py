@@ -208,9 +208,10 @@ def _prune(
         bar.close()
     together: list[events.JointFinished] = []
     if config.joint == "network":
-        weights_and_masks, ended = joint.fit(
-            graph, covered, config, batches, device, weights_and_masks, on_event=on_event, cancelled=cancelled
+        weights, ended = joint.fit(
+            graph, covered.sites, config, batches, device, weights_and_masks, on_event=on_event, cancelled=cancelled
         )
+        weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
         together.append(ended)
     result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)

@@ -146,12 +146,6 @@ class KeptWeights:
         self.places = mask.flatten().nonzero().squeeze(1)
         self.count = len(self.places)
 
-    @property
-    def mask(self) -> Tensor:
-        """(R, P), True = kept."""
-        flat = torch.zeros(self.matrix_shape[0] * self.matrix_shape[1], dtype=torch.bool, device=self.places.device)
-        return flat.index_fill_(0, self.places, True).view(self.matrix_shape)
-
     def expand(self, kept: Tensor) -> Tensor:
         """(n,) to a weight of the parameter's shape, exactly zero where the mask prunes."""
         flat = kept.new_zeros(self.matrix_shape[0] * self.matrix_shape[1])

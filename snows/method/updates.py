@@ -131,7 +131,7 @@ def exchange_in_window(problem: SiteProblem, x: Tensor, loss: float) -> tuple[Si
     scales, gram = problem.objective.row_scales, problem.exact_gram
     assert scales is not None  # a Newton step has measured them
     weight = to_matrix(problem.kept.expand(x)).double()
-    cross = weight @ gram - to_matrix(problem.objective.full_gradient(x)).double() / scales[:, None]
+    cross = weight @ gram - problem.objective.full_gradient(x).double() / scales[:, None]
     mask, near = refine(problem.mask, weight, gram, cross, problem.pattern)
     if torch.equal(mask, problem.mask):
         return problem, x

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from snows.config import (
     CURVATURES,
+    JOINTS,
     MASKS,
     NM,
     TARGETS,
@@ -47,6 +48,7 @@ prunes = st.builds(
     mask=st.sampled_from([*MASKS, "some/mask.safetensors"]),
     update=st.sampled_from(UPDATES),
     k_steps=st.integers(0, 10_000),
+    joint=st.sampled_from(JOINTS),
     targets=st.sampled_from(TARGETS),
     batch_size=st.integers(1, 4096),
     seed=st.integers(0, 2**63 - 1),

@@ -9,7 +9,21 @@ import pytest
 from app import words
 from app.tables import run as run_tables
 from snows.config import NM, Dense, Unstructured
-from snows.events import CGIteration, Event, Measured, Note, Phase, Queued, RunFinished, RunStarted, SiteFinished, SiteStarted
+from snows.events import (
+    CGIteration,
+    Event,
+    JointFinished,
+    JointStarted,
+    JointStep,
+    Measured,
+    Note,
+    Phase,
+    Queued,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    SiteStarted,
+)
 from snows.runs.estimate import Plan, SitePlan
 from snows.runs.log import Log
 from snows.runs.store import RunStore
@@ -100,6 +114,43 @@ def test_progress_over_a_resume() -> None:
     assert run_tables.progress([*first, *second], now=9999).elapsed == pytest.approx((116 - 110) + (1020 - 1010))
     waiting = run_tables.progress([*first, Queued(time=1000)], now=1005)
     assert (waiting.done, waiting.current, waiting.left) == (1, None, None)
+
+
+def test_the_joint_fit_follows_the_layers() -> None:
+    start = JointStarted(time=120, captured=["block", "fc"], count=1000, losses=[0.04, 0.09], scale=[4.0, 1.0])
+    step = JointStep(
+        time=125, step=0, loss=0.05, cg_status="MAX_ITERS", cg_iterations=20, step_size=1, predicted=0.05, actual=0.05
+    )
+    end = JointFinished(
+        time=130,
+        before=[0.04, 0.09],
+        after=[0.01, 0.01],
+        scale=[4.0, 1.0],
+        status="MAX_STEPS",
+        message="Took all its steps.",
+        seconds=10,
+        num_products=20,
+    )
+    before = [*opening(100), started_site(0, 114), finished_site(0, 116)]
+    assert run_tables.progress([*before, start], 121).joint_step == 0
+    assert run_tables.progress([*before, start, step], 126).joint_step == 1
+    assert run_tables.progress([*before, start, step, end], 131).joint_step is None
+    assert run_tables.progress([*before, start, Queued(time=140)], 141).joint_step is None
+
+    errors, said = run_tables.joint_errors([*before, start, step])
+    assert errors["name"].tolist() == ["block", "fc"]
+    assert errors["before"].tolist() == pytest.approx([0.1, 0.3])
+    assert errors["after"].isna().all()
+    assert said == "1,000 weights move together."
+    errors, said = run_tables.joint_errors([*before, start, step, end])
+    assert errors["after"].tolist() == pytest.approx([0.05, 0.1])
+    assert said == "1 Newton step of 1,000 weights, 10 s: loss 0.1 to 0.0125."
+    assert run_tables.joint_errors(before)[1] == ""
+    assert run_tables.log([*before, start, step, end])["what"].tolist()[:3] == [
+        "Finished in 10 s: loss 0.1 to 0.0125",
+        "Newton step 1: loss 0.05, 20 CG iterations, step size 1",
+        "All layers together: 1,000 weights",
+    ]
 
 
 def test_progress_of_nothing() -> None:

@@ -25,6 +25,7 @@ def measured(accuracy: float, seconds: float) -> dict[str, float | None]:
         ({"k_steps": 5}, "SNOWS, refined mask, K = 5"),
         ({"refine": "none"}, "SNOWS, dense targets, K = 3"),
         ({"sweeps": 2}, "SNOWS, refined mask, K = 3, 2 sweeps"),
+        ({"joint": "network"}, "SNOWS, refined mask, K = 3, joint fit"),
         ({"mask": "wanda"}, "SNOWS, Wanda mask, refined, K = 3"),
         ({"mask": "random", "update": "sparsegpt", "targets": "propagated"}, "SparseGPT, random mask, propagated targets"),
         ({"update": "least-squares"}, "Least squares, magnitude mask, refined by layer"),
