@@ -134,7 +134,7 @@ def fit(
         objective,
         x,
         max_steps=NEWTON_STEPS,
-        max_iters=config.solver.max_iters,
+        max_iters=min(ITERATIONS, config.solver.max_iters),
         rtol=config.solver.rtol,
         min_decrease=config.solver.min_decrease,
         on_iteration=on_iteration,
@@ -156,7 +156,9 @@ def fit(
     return weights, finished
 
 
-NEWTON_STEPS = 4
+# Measured on both bundled networks at 1:16: half of the layers' share of the images for curvature gets as far in a third of the
+# time, and more iterations a step, or more steps, bring no accuracy.
+NEWTON_STEPS, ITERATIONS, SHARE = 6, 20, 0.5
 _WAITING = torch.device("cpu")  # where images' values are that no product reads just now
 
 
@@ -175,7 +177,9 @@ class Problem:
     ) -> None:
         self.sites = sites
         self.window = window = Window(graph, sites, cuts(graph, sites))
-        batches = share_out(batches, [window], config)
+        share = SHARE * config.solver.curvature_share
+        solver = config.solver.model_copy(update={"curvature_share": share})
+        batches = share_out(batches, [window], config.model_copy(update={"solver": solver}))
         images = sum(map(len, batches))
         dense_parameters = graph.bind({})
         parameters = graph.bind({name: weight for name, (weight, _) in found.items()})
@@ -218,7 +222,7 @@ class Problem:
             # Relative errors: values at the waists differ in size by orders of magnitude, and say the same of the network.
             coefficients=[1 / size if size > 0 else 0.0 for size in mean_squares(given)],
             device=device,
-            curvature_share=config.solver.curvature_share,
+            curvature_share=share,
             damping=config.solver.damping,
             dense=dense,
             row_systems=lambda: together,  # type: ignore[arg-type, return-value]

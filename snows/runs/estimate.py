@@ -41,7 +41,7 @@ class SitePlan:
 class Plan:
     """What a config would do. `seconds` and `bytes` are estimates from a few timed passes of a few images. `warning`: that the
     images are too few for a layer, or nothing. `unsteady`: how many times as long a usual pass took as one that nothing held
-    up; `busy`: whether other work takes most of the machine's cores."""
+    up; `busy`: whether other work takes most of the machine's cores. `together`: seconds of the joint fit after the layers."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
@@ -50,6 +50,7 @@ class Plan:
     warning: str = ""
     unsteady: float = 1.0
     busy: bool = False
+    together: float = 0.0
 
     @property
     def range(self) -> tuple[float, float]:
@@ -60,7 +61,7 @@ class Plan:
         """The fewest and the most seconds to expect for one pass over the layers that are not in `timed`, which says what those
         took that are finished. The more there are, and the more alike they missed the plan, the narrower it is."""
         missed = [timed[site.name] / site.seconds for site in self.sites if site.name in timed and site.seconds]
-        rest = sum(site.seconds for site in self.sites if site.name not in timed)
+        rest = sum(site.seconds for site in self.sites if site.name not in timed) + self.together
         if not missed:
             return _LEAST * rest, _MOST * rest * max(1.0, self.unsteady)
         done = [site for site in self.sites if site.name in timed]
@@ -111,7 +112,7 @@ def plan(config: RunConfig) -> Plan:
     if config.prune.joint == "network":
         whole = Window(graph, covered.sites, joint.cuts(graph, covered.sites))
         together = sum(seconds.values()) * images * _joint_passes(config.prune)
-        linearized = SAVED * whole.image_bytes * config.prune.solver.curvature_share * images
+        linearized = SAVED * whole.image_bytes * joint.SHARE * config.prune.solver.curvature_share * images
         systems = sum(_row_systems(s, covered.patterns[s.name].density, config.prune, example)[1] for s in covered.sites)
         work = min(linearized, config.prune.memory * 2**30)
         most = max(most, min(whole.target_bytes * images, 2 * config.prune.memory * 2**30) + work + systems)
@@ -135,7 +136,7 @@ def plan(config: RunConfig) -> Plan:
     ]
     total = sum(site_seconds.values()) + passes + together
     memory = int(process + _NETWORKS * weights + most)
-    return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy)
+    return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy, together)
 
 
 def _busy() -> bool:
@@ -176,7 +177,8 @@ def _window_passes(config: PruneConfig) -> float:
 
 def _joint_passes(config: PruneConfig) -> float:
     """Forward passes through the network that the joint fit takes, counting a backward pass as one more."""
-    return joint.NEWTON_STEPS * (6 + 2 * (1 + 0.5 * config.solver.max_iters) * config.solver.curvature_share)
+    products = 1 + min(joint.ITERATIONS, config.solver.max_iters)
+    return joint.NEWTON_STEPS * (6 + 3 * products * joint.SHARE * config.solver.curvature_share)
 
 
 def _gram_cost(site: Site) -> float:

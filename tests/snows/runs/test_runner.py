@@ -435,6 +435,10 @@ def test_a_plan_estimates_time_and_memory(planned: estimate.Plan) -> None:
     assert more.seconds > 3 * planned.seconds
     assert more.bytes > planned.bytes
     assert [len(s.operations) for s in more.sites] == [7, 7, 6, 1] or len(more.sites[0].operations) == 7
+    joint = plan(config(prune={"joint": "network"}))
+    assert joint.together > 0
+    assert joint.seconds == pytest.approx(sum(site.seconds for site in joint.sites) + joint.together)
+    assert joint.left({site.name: site.seconds for site in joint.sites})[0] == pytest.approx(joint.together, rel=0.6)
 
 
 def test_a_plan_gives_a_range_that_narrows_with_the_layers_that_are_timed(planned: estimate.Plan) -> None:
