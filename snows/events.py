@@ -149,7 +149,8 @@ class JointStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JointStep(Event):
-    """One Newton step of the joint fit, see `NewtonStep`. `loss` is the sum of the losses over their scale."""
+    """One Newton step of the joint fit, see `NewtonStep`. `loss` is the sum of the losses over their scale, and
+    the pull toward the dense values."""
 
     step: int
     loss: float
