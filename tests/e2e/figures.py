@@ -5,7 +5,7 @@ from playwright.sync_api import Page, expect
 
 def click_row(page: Page, figure: int, layer: str, across: float = 0.4) -> None:
     """Click in a layer's row of the page's `figure`-th figure, where there is no mark; once the page no longer moves."""
-    chart = page.locator(".live-chart").nth(figure)
+    chart = page.locator(".live-chart:visible").nth(figure)
     expect(chart.locator(".ytick text").first).to_be_visible()
     names = chart.locator(".ytick text").all_text_contents()
     before, area = None, chart.locator(".nsewdrag").first.bounding_box()

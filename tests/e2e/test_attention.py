@@ -77,14 +77,14 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     expect(picture(page).locator(".heatmaplayer image")).to_have_css("opacity", "0.65")
     page.get_by_role("button", name="Image 5: Trouser").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible()
+    expect(page.get_by_text("Evaluation image 5, labeled Trouser", exact=True)).to_be_visible()
     expect_address(page, "image=5")
     seen = expect_other_heat(page, seen)
 
     # The link shows another person the same.
     other = browser.new_context(viewport={"width": 1440, "height": 1800}).new_page()
     other.goto(page.url)
-    expect(other.get_by_text("Evaluation image 5, labeled Trouser")).to_be_visible()
+    expect(other.get_by_text("Evaluation image 5, labeled Trouser", exact=True)).to_be_visible()
     expect(other.get_by_role("radio", name="3", exact=True)).to_be_checked()
     expect(other.get_by_role("figure", name="where this network looks")).to_have_count(4)
     assert heat(other) == seen
@@ -99,11 +99,11 @@ def test_compare_where_networks_look(address: str, browser: Browser, store: RunS
     expect(page.get_by_text("this network takes 28x28 grey images, not 200x300")).to_be_visible()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Make it like Fashion-MNIST").click()
-    expect(page.get_by_text("Your own image, mine.png")).to_be_visible()
+    expect(page.get_by_text("Your own image, mine.png", exact=True)).to_be_visible()
     seen = heat(page)
-    page.get_by_role("link", name="Start", exact=True).click()
+    page.get_by_role("link", name="Start").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("forgets")
     page.get_by_role("button", name="Inspect").click()
     page.get_by_role("menuitem", name="Attention").click()
-    expect(page.get_by_text("Your own image, mine.png")).to_be_visible()
+    expect(page.get_by_text("Your own image, mine.png", exact=True)).to_be_visible()
     assert heat(page) == seen

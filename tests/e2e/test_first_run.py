@@ -72,7 +72,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
     # A longer one through the form. A reload and a second tab show the same run, still going.
     page.get_by_text("More: how many").click()
     set_number(page, "Calibration images", 2000)
-    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_role("button", name="Start").click()
     page.wait_for_function("first => !location.search.includes(first)", arg=first)
     longer = run_id(page)
     page.reload()
@@ -89,7 +89,7 @@ def test_from_first_look_to_weights_in_use(address: str, browser: Browser, store
     set_number(page, "Evaluation images", 200)
     set_number(page, "K", 1)
     expect(page.locator("ol li").filter(has_text="act1").first).to_be_visible()
-    page.get_by_role("button", name="Start", exact=True).click()
+    page.get_by_role("button", name="Start").click()
     page.wait_for_function("longer => !location.search.includes(longer)", arg=longer)
     second = run_id(page)
     expect(page.get_by_text("Agreement").first).to_be_visible(timeout=6 * MINUTES)

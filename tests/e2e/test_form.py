@@ -7,7 +7,7 @@ pytestmark = pytest.mark.e2e
 
 
 def in_view(page: Page, name: str) -> bool:
-    box = page.get_by_role("button", name=name, exact=True).bounding_box()
+    box = page.get_by_role("button", name=name).bounding_box()
     assert box is not None
     assert page.viewport_size is not None
     return box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]
@@ -16,7 +16,7 @@ def in_view(page: Page, name: str) -> bool:
 def test_find_see_what_it_takes_and_come_back(address: str, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.goto(f"{address}/prune")
-    start = page.get_by_role("button", name="Start", exact=True)
+    start = page.get_by_role("button", name="Start")
     expect(start).to_be_enabled()
     expect(page.get_by_text("keep 2 of 4 weights (2:4) · 20 layers · SNOWS, K = 3 · about")).to_be_visible()
     assert in_view(page, "Start")

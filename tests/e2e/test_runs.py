@@ -39,7 +39,7 @@ def download(page: Page, label: str, folder: Path) -> Path:
 
 
 def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: Path) -> None:
-    run = helpers.write_run(store, "finished", config=RunConfig.model_validate({"prune": {"pattern": "1:8"}}))
+    run = helpers.write_run(store, "finished", config=RunConfig.model_validate({"prune": {"pattern": "1:16"}}))
     helpers.write_run(store, "failed").save_labels(Labels(name="Wrong turn"))
     page = browser.new_page(viewport={"width": 1440, "height": 1400})
     page.goto(f"{address}/runs")
@@ -47,7 +47,7 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     expect(cells(page, "Recorded example")).to_have_count(2)
 
     # Find it, tick it, name it.
-    page.get_by_label("Find").fill("1:8")
+    page.get_by_label("Find").fill("1:16")
     page.keyboard.press("Enter")
     expect(cells(page, "Wrong turn")).to_have_count(0)
     tick(page, 0)
@@ -63,7 +63,7 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     other = browser.new_page(viewport={"width": 1440, "height": 1400})
     other.goto(page.url)
     expect(other.get_by_role("heading", name="The best so far")).to_be_visible()
-    expect(other.get_by_label("Find")).to_have_value("1:8")
+    expect(other.get_by_label("Find")).to_have_value("1:16")
     expect(cells(other, "Wrong turn")).to_have_count(0)
     other.close()
 
@@ -105,11 +105,11 @@ def test_keep_house(address: str, browser: Browser, store: RunStore, tmp_path: P
     expect(page.get_by_role("heading", name="The best so far")).to_be_visible()
 
     # Run it again with one change: the form of the Prune page holds it.
-    page.get_by_role("combobox", name="From 1:8 to").click()
-    page.get_by_role("option", name="1:16").click()
+    page.get_by_role("combobox", name="From 1:16 to").click()
+    page.get_by_role("option", name="1:8").click()
     page.get_by_role("button", name="Set it up").click()
     page.wait_for_url("**/prune?*pattern=1*")
-    expect(page.get_by_text("Keep 1 of 16 weights (1:16)").first).to_be_visible()
+    expect(page.get_by_text("Keep 1 of 8 weights (1:8)").first).to_be_visible()
 
 
 def check_report(browser: Browser, path: Path) -> None:
