@@ -92,30 +92,19 @@ def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
 
 
 def fit(
-    graph: NetworkGraph,
-    sites: Sequence[Site],
-    config: PruneConfig,
-    batches: Sequence[Tensor],
-    device: torch.device,
-    found: Mapping[str, tuple[Tensor, Tensor]],
-    *,
-    on_event: Callable[[events.Event], None] = lambda event: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    given: "Problem", on_event: Callable[[events.Event], None] = lambda event: None
 ) -> tuple[dict[str, Tensor], events.JointFinished]:
-    """All sites' weights in their parameters' shapes, fitted together from `found`, each site's weight and mask; and what
-    happened. The loss never ends above where it began.
+    """All sites' weights in their parameters' shapes, fitted together from where `given` begins; and what happened. The loss
+    never ends above where it began.
 
-    `batches`: calibration images. Raises `Cancelled`, and `PruneError` where a loss is not a number.
+    Raises `Cancelled`, and `PruneError` where a weight is not a number.
     """
-    started = time.perf_counter()
-    given = Problem(graph, sites, config, batches, device, found, cancelled)
-    objective, x = given.objective, given.start
+    config, objective, x = given.config, given.objective, given.start
     before, scale = objective.losses(x), mean_squares(objective.batches)
     on_event(events.JointStarted(captured=given.window.operations, count=given.kept.count, losses=before, scale=scale))
 
     def on_iteration(step: int, iteration: int, residual: float, curvature: float) -> None:
-        if cancelled():
-            raise Cancelled
+        given.check()
 
     def on_step(result: StepResult) -> None:
         on_event(
@@ -143,14 +132,14 @@ def fit(
     flat = given.kept.expand(result.x)
     if not bool(torch.isfinite(flat).all()):
         raise PruneError("The joint fit found weights that are NaN or infinite. Use float64, or leave the joint fit out.")
-    weights = {graph.tensors_by_use[node]: part.clone() for node, part in given.window.assign(flat).items()}
+    weights = {given.window.graph.tensors_by_use[node]: part.clone() for node, part in given.window.assign(flat).items()}
     finished = events.JointFinished(
         before=before,
         after=objective.losses(result.x),
         scale=scale,
         status=result.status.name,
         message=result.status.value,
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - given.started,
         num_products=objective.num_products,
     )
     return weights, finished
@@ -163,7 +152,8 @@ _WAITING = torch.device("cpu")  # where images' values are that no product reads
 
 
 class Problem:
-    """The joint objective of all sites of a network, and the point where it begins."""
+    """The joint objective of all `sites` of a network on `batches` of calibration images, and the point where it begins:
+    `found`, each site's weight and mask in its parameter's shape. Raises `Cancelled` once `cancelled` says so."""
 
     def __init__(
         self,
@@ -175,7 +165,8 @@ class Problem:
         found: Mapping[str, tuple[Tensor, Tensor]],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.sites = sites
+        self.started = time.perf_counter()
+        self.sites, self.config, self._cancelled = sites, config, cancelled
         self.window = window = Window(graph, sites, cuts(graph, sites))
         share = SHARE * config.solver.curvature_share
         solver = config.solver.model_copy(update={"curvature_share": share})
@@ -193,8 +184,7 @@ class Problem:
         wanted = {*(site.input for site in sites), *window.outside} - {graph.input}
         by_name = {name: weight for name, (weight, _) in found.items()}
         for batch in batches:
-            if cancelled():
-                raise Cancelled
+            self.check()
             x = graph.laid_out(batch.to(device))
             values: Values = {graph.input: x, **graph.run(x, by_name, capture=list(wanted))[1]}
             for site in sites:
@@ -231,6 +221,10 @@ class Problem:
         )
         if config.ridge:
             self.objective.pull = self._pull(together, ridges)
+
+    def check(self) -> None:
+        if self._cancelled():
+            raise Cancelled
 
     def _pull(self, systems: SystemsOfSeveral, ridges: Sequence[float]) -> Tensor:
         """Each site's pull toward its dense values: what its ridge is at K = 0, in proportion to how much more its weights

@@ -206,14 +206,13 @@ def _prune(
                 bar.update()
     if bar is not None:
         bar.close()
-    together: list[events.JointFinished] = []
+    num_products = sum(record.num_products for record in done)
     if config.joint == "network":
-        weights, ended = joint.fit(
-            graph, covered.sites, config, batches, device, weights_and_masks, on_event=on_event, cancelled=cancelled
-        )
+        given_together = joint.Problem(graph, covered.sites, config, batches, device, weights_and_masks, cancelled)
+        weights, ended = joint.fit(given_together, on_event)
         weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
-        together.append(ended)
+        num_products += ended.num_products
     result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
     return PruneResult(
         result,
@@ -221,7 +220,7 @@ def _prune(
         covered.patterns,
         done,
         covered.skipped,
-        sum(r.num_products for r in done) + sum(r.num_products for r in together),
+        num_products,
         time.perf_counter() - started,
     )
 
