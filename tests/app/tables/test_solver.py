@@ -386,12 +386,12 @@ class TestPage:
         text = text_of(app)
         assert "Conjugate gradient is at the bottom after 2 iterations" in text
         ways = downhill.ways(30, True, (-2.0, 1.5))
-        assert f"it takes {len(ways['Newton'].points) - 1} of them" in text
+        assert f"it takes {len(ways['newton'].points) - 1} of them" in text
         assert "not there after 200 steps" in text
         drawn = next(figure for alt, figure in figures(app).items() if "of them" in alt)
         newton = next(trace for trace in drawn["data"] if trace.get("name") == "Newton")
-        assert newton["x"] == pytest.approx([x for x, _ in ways["Newton"].points])
-        assert newton["y"] == pytest.approx([y for _, y in ways["Newton"].points])
+        assert newton["x"] == pytest.approx([x for x, _ in ways["newton"].points])
+        assert newton["y"] == pytest.approx([y for _, y in ways["newton"].points])
 
     def test_a_recorded_run_before_anything_was_run(self, open_page: OpenPage, tmp_path: Path) -> None:
         helpers.write_run(RunStore(tmp_path / "recorded"), "finished")
