@@ -18,7 +18,7 @@ MASKS = ("magnitude", "wanda", "sparsegpt", "random")
 UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
 REFINEMENTS = ("none", "layer", "window")
-JOINTS = ("none", "network")
+JOINTS = ("none", "network", "answers")
 CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 
@@ -211,11 +211,12 @@ class PruneConfig(_Config):
         description="How often the layers are gone through. A second time, each layer meets later layers that are pruned too: "
         "twice the time, and worth it where few weights stay.",
     )
-    joint: Literal["none", "network"] = Field(
+    joint: Literal["none", "network", "answers"] = Field(
         "none",
-        description="Whether, after the layers, all kept weights of the network move together, toward the dense network's "
-        "values at its blocks' ends and its answers.",
+        description="Whether, after the layers, all kept weights of the network move together: toward the dense network's "
+        "values at its blocks' ends and its answers (network), or toward its answers alone.",
     )
+    joint_epochs: int = Field(20, ge=1, le=10_000, description="How often the joint fit goes through the calibration images.")
     targets: Literal["dense", "propagated"] = Field(
         "dense",
         description="What to reproduce: the untouched network's values, or the dense weight's on the pruned network's input.",

@@ -138,27 +138,23 @@ class SiteFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JointStarted(Event):
-    """All layers are fitted; now their `count` kept weights move together. `captured`: the values that are matched. `losses` at
-    each of them, and `scale`, the mean square of the targets."""
+    """All layers are fitted; now their `count` kept weights move together, in `epochs` passes over the images. `captured`: the
+    values that are matched. `losses` at each of them, and `scale`, the mean square of the targets."""
 
     captured: list[str]
     count: int
+    epochs: int
     losses: list[float]
     scale: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointStep(Event):
-    """One Newton step of the joint fit, see `NewtonStep`. `loss` is the sum of the losses over their scale, and
-    the pull toward the dense values."""
+class JointEpoch(Event):
+    """The joint fit has gone through the images once more. `loss`: the mean over its batches, as each was met, of the losses
+    summed over their scale."""
 
-    step: int
+    epoch: int
     loss: float
-    cg_status: str
-    cg_iterations: int
-    step_size: float
-    predicted: float
-    actual: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +167,6 @@ class JointFinished(Event):
     status: str
     message: str
     seconds: float
-    num_products: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,26 @@ def joint_chart(errors: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def joint_loss_chart(losses: pd.DataFrame) -> go.Figure:
+    """A joint fit's way down. `losses`: columns seconds, loss, one row for each pass over the images."""
+    figure = new_figure(
+        height=260,
+        margin={"l": 8, "r": 12, "t": 24, "b": 8},
+        xaxis={"title": "Seconds", "rangemode": "tozero", "showgrid": False, "automargin": True},
+        yaxis=log_axis(losses["loss"].tolist(), "Loss ÷ targets' mean square, summed"),
+        showlegend=False,
+    )
+    figure.add_scatter(
+        x=losses["seconds"].tolist(),
+        y=losses["loss"].tolist(),
+        mode="lines+markers",
+        line={"color": COLORS["snows"], "width": 2},
+        marker={"size": 6},
+        hovertemplate="%{x:.1f} s: %{y:.3g}",
+    )
+    return figure
+
+
 def loss_chart(
     losses: pd.DataFrame,
     layers: list[str],

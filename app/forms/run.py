@@ -54,6 +54,7 @@ REFINE_WORDS = {
 JOINT_WORDS = {
     "none": "No: each layer is fitted on its own",
     "network": "Yes: after that, the whole network's weights move together",
+    "answers": "Yes, and toward the dense network's answers alone",
 }
 UPDATE_WORDS = {
     "none": "None: leave their values alone",
@@ -330,7 +331,9 @@ def _how_refitted() -> tuple[Any, Any]:
             help=PruneConfig.model_fields["refine"].description,
         )
         _choice("prune.targets", TARGETS, _named(TARGET_WORDS), help="What the layer's output is fitted to.")
-        _choice("prune.joint", JOINTS, _named(JOINT_WORDS), help=PruneConfig.model_fields["joint"].description)
+        together = _choice("prune.joint", JOINTS, _named(JOINT_WORDS), help=PruneConfig.model_fields["joint"].description)
+        help_words = PruneConfig.model_fields["joint_epochs"].description
+        _number("prune.joint_epochs", 5, disabled=together == "none", help=help_words)
         left, right = st.columns(2)
         with left:
             _number("prune.sweeps", 1, disabled=update != "snows", help=PruneConfig.model_fields["sweeps"].description)

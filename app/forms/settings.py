@@ -29,6 +29,7 @@ LABELS = {
     "prune.k_steps": "K",
     "prune.sweeps": "Sweeps",
     "prune.joint": "Joint fit",
+    "prune.joint_epochs": "Passes of the joint fit",
     "prune.targets": "Target",
     "prune.ridge": "Ridge",
     "prune.batch_size": "Batch size",

@@ -137,8 +137,8 @@ def _running(run: Run, config: RunConfig, progress: run_tables.Progress) -> None
     left = run_tables.time_left(progress, form.planned(config))
     left = f" · {left}{after}" if left else ""
     where = (
-        f"All layers together, Newton step {progress.joint_step + 1}"
-        if progress.joint_step is not None
+        f"All layers together, pass {min(progress.together[0] + 1, progress.together[1])} of {progress.together[1]}"
+        if progress.together is not None
         else f"Layer {progress.current.index + 1} of {len(progress.sites)}{sweep}: {words.layer(progress.current.site)}"
         if progress.current
         else progress.phase
@@ -252,11 +252,19 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
     if now is not None:
         with now, st.expander("The solver, step by step", expanded=not folded, icon=":material/trending_down:"):
             _solver(events, config)
-    errors, said = run_tables.joint_errors(events)
-    if said:
+    if (together := run_tables.joint_fit(events)) is not None:
         st.markdown("**All layers together**")
-        live.chart(layer_charts.joint_chart(errors), key="joint", alt="Error of the network before and after the joint fit")
-        st.caption(f"{said} How far the network is from the dense one, where everything passes, and at its answers.")
+        before_after, by_pass = st.columns([3, 2], gap="large")
+        with before_after:
+            figure = layer_charts.joint_chart(together.errors)
+            live.chart(figure, key="joint", alt="Error of the network before and after the joint fit")
+            st.caption(
+                f"{together.said} How far the network is from the dense one, where everything passes, and at its answers."
+            )
+        with by_pass:
+            figure = layer_charts.joint_loss_chart(together.losses)
+            live.chart(figure, key="joint-losses", alt="Loss of the joint fit by seconds of work")
+            st.caption("The loss on blends of the images, one point for each pass over them.")
     st.markdown("**What happened**, newest first")
     st.dataframe(
         run_tables.log(events),

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from app.words import counted, layer, words
+from app.words import layer, words
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
     Event,
     Fetched,
+    JointEpoch,
     JointFinished,
     JointStarted,
-    JointStep,
     NewtonStep,
     Note,
     Phase,
@@ -60,7 +60,7 @@ class Progress:
     done: int  # layers, over all sweeps
     total: int  # likewise
     current: SiteStarted | None  # the layer in work
-    joint_step: int | None  # the Newton step in work of the joint fit, after the layers
+    together: tuple[int, int] | None  # the joint fit's passes over the images, after the layers, and how many there will be
     phase: str
     fraction: float  # of the phase: layers while pruning, images while measuring
     elapsed: float
@@ -84,7 +84,7 @@ def progress(events: list[Event], now: float) -> Progress:
         done=log.done,
         total=log.total,
         current=log.current,
-        joint_step=log.joint_step,
+        together=log.together,
         phase=phase,
         fraction=log.fraction,
         elapsed=log.elapsed(now),
@@ -188,9 +188,8 @@ def log(events: list[Event]) -> pd.DataFrame:
                 rows.append((after, layer(event.site), f"Finished in {duration(event.seconds)}: loss {change}", event.message))
             case JointStarted():
                 rows.append((after, "", f"All layers together: {event.count:,} weights", ""))
-            case JointStep():
-                what = f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations"
-                rows.append((after, TOGETHER, f"{what}, step size {number(event.step_size)}", words(event.cg_status)))
+            case JointEpoch():
+                rows.append((after, TOGETHER, f"Pass {event.epoch + 1}: loss {number(event.loss)}", ""))
             case JointFinished():
                 before, after_it = (joint_loss(losses, event.scale) for losses in (event.before, event.after))
                 what = f"Finished in {duration(event.seconds)}: loss {number(before)} to {number(after_it)}"
@@ -211,34 +210,45 @@ def joint_loss(losses: Sequence[float], scale: Sequence[float]) -> float:
     return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)
 
 
-def joint_errors(events: list[Event]) -> tuple[pd.DataFrame, str]:
-    """The joint fit of the run's last stretch of work: name, before, after of each value that is matched, relative to its size,
-    root mean square; and a sentence. Nothing where it has not begun."""
+@dataclass(frozen=True)
+class Together:
+    """The joint fit of a run. `errors`: name, before, after of each value that is matched, relative to its size, root mean
+    square; after is NaN until the fit is over. `losses`: seconds and loss of each pass over the images. `said`: a sentence."""
+
+    errors: pd.DataFrame
+    losses: pd.DataFrame
+    said: str
+
+
+def joint_fit(events: list[Event]) -> Together | None:
+    """The joint fit of the run's last stretch of work, None where it has not begun."""
     started = finished = None
-    steps = 0
+    passes: list[JointEpoch] = []
     for event in events:
         match event:
             case RunStarted():
                 started = finished = None
             case JointStarted():
-                started, steps = event, 0
-            case JointStep():
-                steps += 1
+                started, passes = event, []
+            case JointEpoch():
+                passes.append(event)
             case JointFinished():
                 finished = event
     if started is None:
-        return pd.DataFrame(columns=["name", "before", "after"]), ""
+        return None
 
     def relative(losses: Sequence[float]) -> list[float]:
         return [math.sqrt(loss / size) if size > 0 else math.nan for loss, size in zip(losses, started.scale, strict=True)]
 
     after = [math.nan] * len(started.losses) if finished is None else relative(finished.after)
     errors = pd.DataFrame({"name": started.captured, "before": relative(started.losses), "after": after})
+    losses = pd.DataFrame({"seconds": [p.time - started.time for p in passes], "loss": [p.loss for p in passes]}, dtype=float)
     if finished is None:
-        return errors, f"{started.count:,} weights move together."
+        return Together(errors, losses, f"{started.count:,} weights move together.")
     before, end = (joint_loss(losses, started.scale) for losses in (started.losses, finished.after))
-    said = f"{counted(steps, 'Newton step')} of {started.count:,} weights, {duration(finished.seconds)}"
-    return errors, f"{said}: loss {number(before)} to {number(end)}."
+    times = f"{len(passes)} pass" + ("" if len(passes) == 1 else "es")
+    said = f"{started.count:,} weights in {times} over the images, {duration(finished.seconds)}"
+    return Together(errors, losses, f"{said}: loss {number(before)} to {number(end)}. {finished.message}")
 
 
 def coverage(plan: "Plan") -> pd.DataFrame:

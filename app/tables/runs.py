@@ -90,8 +90,8 @@ def at_work(name: str, state: str, log: Log) -> str:
     """How far an active run is, and which it is: `layer 7 of 20 · 33 % · resnet20-fashion · 1:4`."""
     if state == "queued":
         return f"waiting · {name}"
-    if log.joint_step is not None:
-        return f"all layers together · {name}"
+    if log.together is not None:
+        return f"all layers together · {100 * log.together[0] / log.together[1]:.0f} % · {name}"
     if log.phase == "prune" and log.sites:
         place = log.current.index + 1 if log.current else min(log.done % len(log.sites) + 1, len(log.sites))
         return f"layer {place} of {len(log.sites)} · {100 * log.share:.0f} % · {name}"

@@ -13,7 +13,7 @@ from snows.runs.store import default_root
 
 RUN_FLAGS = ("model", "checkpoint", "class_names", "data", "num_calibration", "num_held_back", "num_evaluation", "name")
 PRUNE_FLAGS = (
-    *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "joint", "targets", "ridge"),
+    *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "joint", "joint_epochs", "targets", "ridge"),
     *("batch_size", "memory", "seed", "device", "precision"),
 )
 PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")

@@ -146,8 +146,8 @@ def _advance(bar: Any, event: events.Event) -> None:
             bar.update()
         case events.JointStarted():
             bar.set_description("all layers together")
-        case events.JointStep(step=step, loss=loss):
-            bar.set_postfix_str(f"Newton step {step + 1}, loss {loss:.3g}", refresh=False)
+        case events.JointEpoch(epoch=epoch, loss=loss):
+            bar.set_postfix_str(f"pass {epoch + 1}, loss {loss:.3g}", refresh=False)
             bar.update(0)
         case events.Note(message=message):
             bar.write(message, file=sys.stderr)

@@ -1,76 +1,28 @@
 """Joint fits: after the layers were fitted one by one, all kept weights of the network move together.
 
 Layer by layer, a fit answers for the next K operations and takes all other layers as they are. Here every pruned weight moves
-at once, toward the dense network's values where the network has a waist (`cuts`) and at its output: the same objective and the
-same Newton-CG (`objective`, `solver`), over one flat vector. A curvature product is one run through the whole network, whatever
-the number of weights; each layer's own rows' systems precondition it. Label-free, as all else here. Masks stay as they are.
+at once, toward the dense network's values where the network has a waist (`cuts`) and at its output, each error relative to its
+target's size. Adam (Kingma & Ba, 2015) takes the steps, one a batch; the images are blended with each other at random (mixup:
+Zhang et al., 2018), for the dense network answers for any image, and no label is asked for. Masks stay as they are.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from snows import events
 from snows.config import Cancelled, PruneConfig
-from snows.method.coverage import PruneError, share_out
-from snows.method.graph import NetworkGraph, Site, Window
-from snows.method.objective import Batch, Objective, Remade, mean_squares
-from snows.method.operations import Values, move
-from snows.method.rows import KeptWeights, RowSystems, input_gram, row_systems
-from snows.method.solver import StepResult, newton_cg
-from snows.method.sparsity import to_matrix
+from snows.method.coverage import PruneError
+from snows.method.graph import SAVED, NetworkGraph, Site, Window
+from snows.method.operations import Values
 
-
-class KeptOfSeveral:
-    """`rows.KeptWeights` of several sites, one after the other: between the flat vector of all kept weights (n,) and that of
-    all weights (N,)."""
-
-    def __init__(self, parts: Sequence[KeptWeights]) -> None:
-        self.parts = parts
-        places, start = [], 0
-        for part in parts:
-            size = part.matrix_shape[0] * part.matrix_shape[1]
-            order = to_matrix(torch.arange(start, start + size, device=part.places.device).view(part.shape)).flatten()
-            places.append(order[part.places])
-            start += size
-        self.places, self.size = torch.cat(places), start
-        self.counts = [part.count for part in parts]
-        self.rows = [part.matrix_shape[0] for part in parts]
-        self.count = sum(self.counts)
-
-    def expand(self, kept: Tensor) -> Tensor:
-        """(n,) to (N,), the pruned ones at zero."""
-        flat = kept.new_zeros(self.size)
-        flat[self.places] = kept
-        return flat
-
-    def restrict(self, weights: Tensor) -> Tensor:
-        """(N,) to (n,)."""
-        return weights.flatten()[self.places]
-
-    def row_sums(self, kept: Tensor) -> Tensor:
-        """(n,) summed row by row, in float64, all sites' rows one after the other."""
-        return torch.cat([part.row_sums(own) for part, own in zip(self.parts, kept.split(self.counts), strict=True)])
-
-
-class SystemsOfSeveral:
-    """`rows.RowSystems` of several sites: what preconditions their joint solve."""
-
-    def __init__(self, parts: Sequence[RowSystems]) -> None:
-        self.parts = parts
-        self._counts = [part.kept.count for part in parts]
-        self._rows = [part.kept.matrix_shape[0] for part in parts]
-
-    def quadratic(self, kept: Tensor) -> Tensor:
-        """w_r · block_r w_r of every row."""
-        return torch.cat([part.quadratic(own) for part, own in zip(self.parts, kept.split(self._counts), strict=True)])
-
-    def solve(self, kept: Tensor, scales: Tensor) -> Tensor:
-        """Each row's right-hand side (n,), its block times its scale undone."""
-        parts = zip(self.parts, kept.split(self._counts), scales.split(self._rows), strict=True)
-        return torch.cat([part.solve(own, scale) for part, own, scale in parts])
+# Measured on both bundled networks at 1:16. Batches of 128 need four times the images to come as far. A step is a share of the
+# size of a layer's weights: half of it ends level, and one size for all layers no better on either.
+BATCH, RATE = 32, 0.1
+_WARM_UP = 10  # steps until they have their full size: Adam knows the slopes' sizes by then
 
 
 def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
@@ -91,151 +43,151 @@ def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
     return list(dict.fromkeys([*waists.values(), graph.output]))
 
 
-def fit(
-    given: "Problem", on_event: Callable[[events.Event], None] = lambda event: None
-) -> tuple[dict[str, Tensor], events.JointFinished]:
-    """All sites' weights in their parameters' shapes, fitted together from where `given` begins; and what happened. The loss
-    never ends above where it began.
+def matched(graph: NetworkGraph, sites: Sequence[Site], config: PruneConfig) -> list[fx.Node]:
+    """The values that a joint fit of this config matches."""
+    return cuts(graph, sites) if config.joint == "network" else [graph.output]
 
-    Raises `Cancelled`, and `PruneError` where a weight is not a number.
+
+class Reconstruction:
+    """The errors of a network with other weights for `sites`, at the `captured` values, on images of any kind.
+
+    Weights are by site, in their parameters' shapes. `piece` is how many images pass the network at once.
     """
-    config, objective, x = given.config, given.objective, given.start
-    before, scale = objective.losses(x), mean_squares(objective.batches)
-    on_event(events.JointStarted(captured=given.window.operations, count=given.kept.count, losses=before, scale=scale))
-
-    def on_iteration(step: int, iteration: int, residual: float, curvature: float) -> None:
-        given.check()
-
-    def on_step(result: StepResult) -> None:
-        on_event(
-            events.JointStep(
-                step=result.step,
-                loss=result.loss,
-                cg_status=result.cg.status.name,
-                cg_iterations=result.cg.num_products,
-                step_size=result.step_size,
-                predicted=result.predicted,
-                actual=result.actual,
-            )
-        )
-
-    result = newton_cg(
-        objective,
-        x,
-        max_steps=NEWTON_STEPS,
-        max_iters=min(ITERATIONS, config.solver.max_iters),
-        rtol=config.solver.rtol,
-        min_decrease=config.solver.min_decrease,
-        on_iteration=on_iteration,
-        on_step=on_step,
-    )
-    flat = given.kept.expand(result.x)
-    if not bool(torch.isfinite(flat).all()):
-        raise PruneError("The joint fit found weights that are NaN or infinite. Use float64, or leave the joint fit out.")
-    weights = {given.window.graph.tensors_by_use[node]: part.clone() for node, part in given.window.assign(flat).items()}
-    finished = events.JointFinished(
-        before=before,
-        after=objective.losses(result.x),
-        scale=scale,
-        status=result.status.name,
-        message=result.status.value,
-        seconds=time.perf_counter() - given.started,
-        num_products=objective.num_products,
-    )
-    return weights, finished
-
-
-# Measured on both bundled networks at 1:16: half of the layers' share of the images for curvature gets as far in a third of the
-# time, and more iterations a step, or more steps, bring no accuracy.
-NEWTON_STEPS, ITERATIONS, SHARE = 6, 20, 0.5
-_WAITING = torch.device("cpu")  # where images' values are that no product reads just now
-
-
-class Problem:
-    """The joint objective of all `sites` of a network on `batches` of calibration images, and the point where it begins:
-    `found`, each site's weight and mask in its parameter's shape. Raises `Cancelled` once `cancelled` says so."""
 
     def __init__(
-        self,
-        graph: NetworkGraph,
-        sites: Sequence[Site],
-        config: PruneConfig,
-        batches: Sequence[Tensor],
-        device: torch.device,
-        found: Mapping[str, tuple[Tensor, Tensor]],
-        cancelled: Callable[[], bool] = lambda: False,
+        self, graph: NetworkGraph, sites: Sequence[Site], captured: Sequence[fx.Node], device: torch.device, memory: float
     ) -> None:
-        self.started = time.perf_counter()
-        self.sites, self.config, self._cancelled = sites, config, cancelled
-        self.window = window = Window(graph, sites, cuts(graph, sites))
-        share = SHARE * config.solver.curvature_share
-        solver = config.solver.model_copy(update={"curvature_share": share})
-        batches = share_out(batches, [window], config.model_copy(update={"solver": solver}))
-        images = sum(map(len, batches))
-        dense_parameters = graph.bind({})
-        parameters = graph.bind({name: weight for name, (weight, _) in found.items()})
-        flat, dense = (
-            torch.cat([bound[graph.tensor_node(site.name)].flatten() for site in sites])
-            for bound in (parameters, dense_parameters)
-        )
-        remade = window.target_bytes * images > 2 * config.memory * 2**30
-        grams = dict[str, Tensor]()
-        given = []
-        wanted = {*(site.input for site in sites), *window.outside} - {graph.input}
-        by_name = {name: weight for name, (weight, _) in found.items()}
-        for batch in batches:
-            self.check()
-            x = graph.laid_out(batch.to(device))
-            values: Values = {graph.input: x, **graph.run(x, by_name, capture=list(wanted))[1]}
-            for site in sites:
-                read = (values if site.input in values else parameters)[site.input]  # a layer may be applied to a parameter
-                gram = input_gram(site, [read], device) * (len(batch) / images)
-                grams[site.name] = grams[site.name] + gram if site.name in grams else gram
-            inputs = {n: v if n in parameters else move(v, _WAITING) for n, v in window.inputs(values, parameters).items()}
-            targets: Sequence[Tensor] = Remade(window, dense, inputs)
-            if not remade:
-                targets = [move(y, _WAITING) for y in targets]
-            given.append(Batch(inputs, targets, len(batch)))
-        ridges, systems = [], []
-        for site in sites:
-            gram = grams.pop(site.name)
-            ridges.append(config.ridge / images * float(gram.diagonal().double().mean()))
-            gram.diagonal().add_(ridges[-1])
-            systems.append(row_systems(gram, KeptWeights(to_matrix(found[site.name][1]), site.shape)))
-        self.kept = KeptOfSeveral([system.kept for system in systems])
-        self.start = self.kept.restrict(flat)
-        together = SystemsOfSeveral(systems)
-        self.objective = Objective(
-            window,
-            self.kept,  # type: ignore[arg-type]
-            given,
-            # Relative errors: values at the waists differ in size by orders of magnitude, and say the same of the network.
-            coefficients=[1 / size if size > 0 else 0.0 for size in mean_squares(given)],
-            device=device,
-            curvature_share=share,
-            damping=config.solver.damping,
-            dense=dense,
-            row_systems=lambda: together,  # type: ignore[arg-type, return-value]
-            seed=config.seed,
-            memory=config.memory * 2**30,
-        )
-        if config.ridge:
-            self.objective.pull = self._pull(together, ridges)
+        self.graph, self.sites, self.device = graph, list(sites), device
+        self.window = Window(graph, sites, captured)
+        self.piece = max(1, int(memory / (SAVED * self.window.image_bytes)))
+        self._dense = graph.bind({})
 
-    def check(self) -> None:
-        if self._cancelled():
+    def pieces(self, images: Tensor) -> Iterator[tuple[float, Values, list[Tensor]]]:
+        """Of each few of the images (N, C, H, W): their share, what the window takes, and the dense network's values."""
+        for few in images.split(self.piece):
+            x = self.graph.laid_out(few.to(self.device))
+            wanted = {*self.window.outside, *self.window.captured} - {self.graph.input}
+            values: Values = {self.graph.input: x, **self.graph.run(x, capture=wanted)[1]}
+            yield len(few) / len(images), self.window.inputs(values, self._dense), [values[n] for n in self.window.captured]
+
+    def outputs(self, weights: Mapping[str, Tensor], inputs: Values) -> list[Tensor]:
+        """The values at the captured nodes."""
+        flat = torch.cat([weights[site.name].flatten() for site in self.sites])
+        return self.window.outputs(flat.view(self.sites[0].shape) if len(self.sites) == 1 else flat, inputs)
+
+    @torch.no_grad()
+    def measure(self, weights: Mapping[str, Tensor], images: Sequence[Tensor], check: Callable[[], None]) -> list[list[float]]:
+        """Over all batches: the mean squared error at each captured value, and the mean square of its target."""
+        found = torch.zeros(2, len(self.window.captured), dtype=torch.float64)
+        for batch in images:
+            check()
+            share = len(batch) / sum(map(len, images))
+            for part, inputs, targets in self.pieces(batch):
+                outputs = self.outputs(weights, inputs)
+                errors = [(y - t).double().square().mean() for y, t in zip(outputs, targets, strict=True)]
+                sizes = [t.double().square().mean() for t in targets]
+                found += share * part * torch.stack([*errors, *sizes]).view(2, -1).cpu()
+        return found.tolist()
+
+    def descend(self, weights: Mapping[str, Tensor], images: Tensor, scale: Sequence[float]) -> float:
+        """The loss of one batch, the sum of squared errors over their `scale`; its gradients are added to the weights' own."""
+        loss = 0.0
+        for part, inputs, targets in self.pieces(images):
+            terms = [
+                (y - t).square().mean() / size
+                for y, t, size in zip(self.outputs(weights, inputs), targets, scale, strict=True)
+                if size > 0
+            ]
+            together = part * torch.stack(terms).sum()
+            together.backward()
+            loss += float(together.detach())
+        return loss
+
+
+def blended(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every other image, by chance, mixed with another of the batch (N, C, H, W), in a proportion drawn evenly."""
+    shares, mixed = torch.rand(2, len(images), generator=generator)
+    shares = torch.where(mixed < 0.5, shares, 1.0).view(-1, *[1] * (images.ndim - 1)).to(images.dtype)
+    return shares * images + (1 - shares) * images[torch.randperm(len(images), generator=generator)]
+
+
+def fit(
+    graph: NetworkGraph,
+    sites: Sequence[Site],
+    config: PruneConfig,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    found: Mapping[str, tuple[Tensor, Tensor]],
+    on_event: Callable[[events.Event], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Tensor], events.JointFinished]:
+    """All sites' weights in their parameters' shapes, fitted together on `batches` of calibration images; and what happened.
+    Begins at `found`, each site's weight and mask. Where the loss on all images does not fall, they stay as they were.
+
+    Raises `Cancelled` once `cancelled` says so, and `PruneError` where the loss is not a number.
+    """
+
+    def check() -> None:
+        if cancelled():
             raise Cancelled
 
-    def _pull(self, systems: SystemsOfSeveral, ridges: Sequence[float]) -> Tensor:
-        """Each site's pull toward its dense values: what its ridge is at K = 0, in proportion to how much more its weights
-        matter to the whole network, as `Objective.pull_like` measures it for one site."""
-        _, probe, image = self.objective._probe(self.start, 0)
-        own, seen = systems.quadratic(probe), self.kept.row_sums(probe * image)
-        pull = torch.empty(self.kept.size, dtype=self.start.dtype, device=self.start.device)
-        places = pull.split([part.matrix_shape[0] * part.matrix_shape[1] for part in self.kept.parts])
-        for ridge, part, of, here, there in zip(
-            ridges, self.kept.parts, places, own.split(self.kept.rows), seen.split(self.kept.rows), strict=True
-        ):
-            alone = float(here.sum()) - ridge * part.count  # its Gram matrix holds the ridge
-            of.fill_(ridge / 2 * abs(float(there.sum())) / alone if alone > 0 else 0.0)
-        return pull
+    started = time.perf_counter()
+    problem = Reconstruction(graph, sites, matched(graph, sites, config), device, config.memory * 2**30)
+    start = {site.name: found[site.name][0] for site in sites}
+    before, scale = problem.measure(start, batches, check)
+    count = sum(int(mask.sum()) for _, mask in found.values())
+    on_event(
+        events.JointStarted(
+            captured=problem.window.operations, count=count, epochs=config.joint_epochs, losses=before, scale=scale
+        )
+    )
+
+    leaves = {name: weight.clone().requires_grad_() for name, weight in start.items()}
+    optimizer = torch.optim.Adam([{"params": [leaves[name]], "lr": RATE * _size(*found[name])} for name in leaves])
+    images = [image for batch in batches for image in batch]
+    generator = torch.Generator().manual_seed(config.seed)
+    steps = math.ceil(len(images) / BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, config.joint_epochs * steps))
+    for epoch in range(config.joint_epochs):
+        order, losses = torch.randperm(len(images), generator=generator).tolist(), []
+        for step in range(steps):
+            check()
+            batch = torch.stack([images[i] for i in order[step::steps]])
+            optimizer.zero_grad()
+            weights = {name: leaf * found[name][1] for name, leaf in leaves.items()}
+            losses.append(problem.descend(weights, blended(batch, generator), scale))
+            optimizer.step()
+            schedule.step()
+        loss = sum(losses) / steps
+        if not math.isfinite(loss):
+            raise PruneError("The joint fit's loss is NaN or infinite. Use float64, or leave the joint fit out.")
+        on_event(events.JointEpoch(epoch=epoch, loss=loss))
+
+    fitted = {name: leaf.detach() * found[name][1] for name, leaf in leaves.items()}
+    after, _ = problem.measure(fitted, batches, check)
+    better = _relative(after, scale) < _relative(before, scale)  # also where it is not a number
+    finished = events.JointFinished(
+        before=before,
+        after=after if better else before,
+        scale=scale,
+        status="FITTED" if better else "NO_GAIN",
+        message="All layers' weights moved together."
+        if better
+        else "Together they came no nearer to the dense network, so the layers' weights stay as they were.",
+        seconds=time.perf_counter() - started,
+    )
+    return fitted if better else start, finished
+
+
+def _size(weight: Tensor, mask: Tensor) -> float:
+    """The root mean square of the kept weights."""
+    return float(weight.double().square().sum() / mask.sum()) ** 0.5
+
+
+def _pace(step: int, steps: int) -> float:
+    """The share of its full size that a step has: rising at first, then along half a cosine to nothing."""
+    return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _relative(losses: Sequence[float], scale: Sequence[float]) -> float:
+    return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)

@@ -206,13 +206,10 @@ def _prune(
                 bar.update()
     if bar is not None:
         bar.close()
-    num_products = sum(record.num_products for record in done)
-    if config.joint == "network":
-        given_together = joint.Problem(graph, covered.sites, config, batches, device, weights_and_masks, cancelled)
-        weights, ended = joint.fit(given_together, on_event)
+    if config.joint != "none":
+        weights, ended = joint.fit(graph, covered.sites, config, batches, device, weights_and_masks, on_event, cancelled)
         weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
-        num_products += ended.num_products
     result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
     return PruneResult(
         result,
@@ -220,7 +217,7 @@ def _prune(
         covered.patterns,
         done,
         covered.skipped,
-        num_products,
+        sum(record.num_products for record in done),
         time.perf_counter() - started,
     )
 

@@ -42,7 +42,7 @@ def method_name(config: PruneConfig) -> str:
         parts = [UPDATE_NAMES[config.update], mask_name(config.mask), _REFINED[config.refinement], propagated]
     if config.update == "snows":
         parts += [f"K = {config.k_steps}", f"{config.sweeps} sweeps" if config.sweeps > 1 else ""]
-    parts.append("joint fit" if config.joint != "none" else "")
+    parts.append({"none": "", "network": "joint fit", "answers": "joint fit to answers"}[config.joint])
     return ", ".join(filter(None, parts))
 
 

@@ -109,13 +109,14 @@ def plan(config: RunConfig) -> Plan:
         site_seconds[site.name] = an_image * images + factoring
         most = max(most, held * (images + config.num_held_back) + work + factors)
     together = 0.0
-    if config.prune.joint == "network":
-        whole = Window(graph, covered.sites, joint.cuts(graph, covered.sites))
-        together = sum(seconds.values()) * images * _joint_passes(config.prune)
-        linearized = SAVED * whole.image_bytes * joint.SHARE * config.prune.solver.curvature_share * images
-        systems = sum(_row_systems(s, covered.patterns[s.name].density, config.prune, example)[1] for s in covered.sites)
-        work = min(linearized, config.prune.memory * 2**30)
-        most = max(most, min(whole.target_bytes * images, 2 * config.prune.memory * 2**30) + work + systems)
+    if config.prune.joint != "none":
+        whole = Window(graph, covered.sites, joint.matched(graph, covered.sites, config.prune))
+        # A pass of the dense network for its values, one of the pruned one, and the way back, which takes two.
+        together = 4 * sum(seconds.values()) * images * config.prune.joint_epochs
+        image, allowed = SAVED * whole.image_bytes, config.prune.memory * 2**30
+        moving = sum(math.prod(site.shape) for site in covered.sites) * example.element_size()
+        # The weights that move, under their masks, their gradients, and Adam's two averages of these.
+        most = max(most, max(image, min(image * joint.BATCH, allowed)) + 5 * moving)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
     # The frontier's own passes, dense and pruned; a layer's share of them is its share of the work.
@@ -173,12 +174,6 @@ def _window_passes(config: PruneConfig) -> float:
     steps = solver.newton_steps * (3 + product * (1 + iterations) * solver.curvature_share)
     exchanges = 3 * (solver.newton_steps - 1) if config.refinement == "window" else 0
     return config.sweeps * (evaluations + steps + exchanges)
-
-
-def _joint_passes(config: PruneConfig) -> float:
-    """Forward passes through the network that the joint fit takes, counting a backward pass as one more."""
-    products = 1 + min(joint.ITERATIONS, config.solver.max_iters)
-    return joint.NEWTON_STEPS * (6 + 3 * products * joint.SHARE * config.solver.curvature_share)
 
 
 def _gram_cost(site: Site) -> float:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from snows.events import (
     Event,
     Fetched,
+    JointEpoch,
     JointFinished,
     JointStarted,
-    JointStep,
     Measured,
     Note,
     Phase,
@@ -39,7 +39,8 @@ class Log:
     records: dict[tuple[int, int], SiteFinished] = field(default_factory=dict)  # by sweep and index
     begun: dict[str, SiteStarted] = field(default_factory=dict)  # how each site was begun last
     current: SiteStarted | None = None  # the layer in work
-    joint_step: int | None = None  # the Newton step in work of the joint fit
+    together: tuple[int, int] | None = None  # the joint fit's passes over the images, and how many there will be
+    together_since: float = 0.0
     phase: str = "load"
     phase_since: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Log:
         if isinstance(event, Queued):
             if self._since is not None and before is not None:  # what went before was interrupted
                 self._worked += before.time - self._since
-            self._since, self.current, self.joint_step, self.phase = None, None, None, "load"
+            self._since, self.current, self.together, self.phase = None, None, None, "load"
             return
         if self._since is None:
             self._since = event.time
@@ -76,11 +77,11 @@ class Log:
                 self.records[event.sweep, event.index] = event
                 self.current = None
             case JointStarted():
-                self.joint_step = 0
-            case JointStep():
-                self.joint_step = event.step + 1
+                self.together, self.together_since = (0, event.epochs), event.time
+            case JointEpoch() if self.together is not None:
+                self.together = event.epoch + 1, self.together[1]
             case JointFinished():
-                self.joint_step = None
+                self.together = None
             case Note():
                 self.notes.append(event.message)
             case RunFinished() | RunFailed() | RunCancelled():
@@ -140,13 +141,14 @@ class Log:
 
     @property
     def fraction(self) -> float:
-        """The share of the phase that is done: of layers while pruning, elsewhere of the images or bytes that are counted."""
+        """The share of the phase that is done: of layers while pruning, then of the joint fit's passes, elsewhere of the
+        images or bytes that are counted."""
         match self.last:
             case Measured(done=done, total=total):
                 return done / total
             case Fetched(done=done, total=total):
                 return min(done / total, 1.0) if total else 0.0
-        return self.share
+        return self.share if self.together is None else self.together[0] / self.together[1]
 
     def elapsed(self, now: float) -> float:
         """Seconds of work; waiting in line and the pauses before a resume do not count. `now`: seconds since the epoch."""
@@ -156,6 +158,9 @@ class Log:
         """Seconds for the rest of the phase; None until a first part of it has been timed."""
         if isinstance(self.last, Measured) and self.last.done:
             return max((self.last.time - self.phase_since) / self.fraction - (now - self.phase_since), 0.0)
+        if self.together is not None and self.last is not None:
+            took = self.last.time - self.together_since
+            return max(took / self.fraction - (now - self.together_since), 0.0) if self.fraction else None
         timed = [e.seconds for e in self.records.values() if self.started and e.time >= self.started.time]
         if not timed or self.phase != "prune":
             return None

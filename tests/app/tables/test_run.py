@@ -12,9 +12,9 @@ from snows.config import NM, Dense, Unstructured
 from snows.events import (
     CGIteration,
     Event,
+    JointEpoch,
     JointFinished,
     JointStarted,
-    JointStep,
     Measured,
     Note,
     Phase,
@@ -117,38 +117,41 @@ def test_progress_over_a_resume() -> None:
 
 
 def test_the_joint_fit_follows_the_layers() -> None:
-    start = JointStarted(time=120, captured=["block", "fc"], count=1000, losses=[0.04, 0.09], scale=[4.0, 1.0])
-    step = JointStep(
-        time=125, step=0, loss=0.05, cg_status="MAX_ITERS", cg_iterations=20, step_size=1, predicted=0.05, actual=0.05
-    )
+    start = JointStarted(time=120, captured=["block", "fc"], count=1000, epochs=4, losses=[0.04, 0.09], scale=[4.0, 1.0])
+    step = JointEpoch(time=125, epoch=0, loss=0.05)
     end = JointFinished(
         time=130,
         before=[0.04, 0.09],
         after=[0.01, 0.01],
         scale=[4.0, 1.0],
-        status="MAX_STEPS",
-        message="Took all its steps.",
+        status="FITTED",
+        message="All layers' weights moved together.",
         seconds=10,
-        num_products=20,
     )
     before = [*opening(100), started_site(0, 114), finished_site(0, 116)]
-    assert run_tables.progress([*before, start], 121).joint_step == 0
-    assert run_tables.progress([*before, start, step], 126).joint_step == 1
-    assert run_tables.progress([*before, start, step, end], 131).joint_step is None
-    assert run_tables.progress([*before, start, Queued(time=140)], 141).joint_step is None
+    working = run_tables.progress([*before, start], 121)
+    assert (working.together, working.fraction, working.left) == ((0, 4), 0.0, None)
+    working = run_tables.progress([*before, start, step], 126)
+    assert (working.together, working.fraction, working.left) == ((1, 4), 0.25, 4 * 5 - 6)
+    assert run_tables.progress([*before, start, step, end], 131).together is None
+    assert run_tables.progress([*before, start, Queued(time=140)], 141).together is None
 
-    errors, said = run_tables.joint_errors([*before, start, step])
-    assert errors["name"].tolist() == ["block", "fc"]
-    assert errors["before"].tolist() == pytest.approx([0.1, 0.3])
-    assert errors["after"].isna().all()
-    assert said == "1,000 weights move together."
-    errors, said = run_tables.joint_errors([*before, start, step, end])
-    assert errors["after"].tolist() == pytest.approx([0.05, 0.1])
-    assert said == "1 Newton step of 1,000 weights, 10 s: loss 0.1 to 0.0125."
-    assert run_tables.joint_errors(before)[1] == ""
+    assert run_tables.joint_fit(before) is None
+    together = run_tables.joint_fit([*before, start, step])
+    assert together is not None
+    assert together.errors["name"].tolist() == ["block", "fc"]
+    assert together.errors["before"].tolist() == pytest.approx([0.1, 0.3])
+    assert together.errors["after"].isna().all()
+    assert together.losses.to_dict("list") == {"seconds": [5.0], "loss": [0.05]}
+    assert together.said == "1,000 weights move together."
+    together = run_tables.joint_fit([*before, start, step, end])
+    assert together is not None
+    assert together.errors["after"].tolist() == pytest.approx([0.05, 0.1])
+    said = "1,000 weights in 1 pass over the images, 10 s: loss 0.1 to 0.0125. All layers' weights moved together."
+    assert together.said == said
     assert run_tables.log([*before, start, step, end])["what"].tolist()[:3] == [
         "Finished in 10 s: loss 0.1 to 0.0125",
-        "Newton step 1: loss 0.05, 20 CG iterations, step size 1",
+        "Pass 1: loss 0.05",
         "All layers together: 1,000 weights",
     ]
 

@@ -95,8 +95,8 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "--model vit-fashion --checkpoint w.pt --data photos --num-calibration 64 --num-held-back 9 --num-evaluation 100 "
         "--name mine "
         "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --refine layer "
-        "--update sparsegpt --k-steps 7 --joint network --targets propagated --ridge 2 --batch-size 32 --memory 0.5 "
-        "--seed 5 --device cpu "
+        "--update sparsegpt --k-steps 7 --joint network --joint-epochs 3 --targets propagated --ridge 2 "
+        "--batch-size 32 --memory 0.5 --seed 5 --device cpu "
         "--precision float64 --batch-norm-reestimate --prune-classifier "
         "--curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
         "--min-decrease 0.01 --start masked"
@@ -122,6 +122,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "k_steps": 7,
         "sweeps": 1,
         "joint": "network",
+        "joint_epochs": 3,
         "targets": "propagated",
         "ridge": 2.0,
         "batch_size": 32,

@@ -1,17 +1,19 @@
-"""Joint fits: the objective of many weights against dense matrices, where a network has a waist, and what a run does."""
+"""Joint fits: loss and gradient against the whole network's own, where a network has a waist, and what a run does."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from snows.config import Cancelled, PruneConfig
-from snows.events import Event, JointFinished, JointStarted, JointStep
+from snows.events import Event, JointEpoch, JointFinished, JointStarted
 from snows.method import joint
 from snows.method.coverage import coverage
 from snows.method.graph import NetworkGraph
 from snows.method.operations import execute_node
 from snows.method.pruner import prune
-from tests.snows.helpers import assert_entries_close, dense, network
+from tests.snows.helpers import assert_entries_close, network
 
 CPU = torch.device("cpu")
 NETWORKS = ["residual", "fused", "gates"]
@@ -23,102 +25,71 @@ def config(**more: object) -> PruneConfig:
     )
 
 
-class Naive:
-    """The same loss of the flat kept weights, by running the whole network with autograd."""
-
-    def __init__(self, problem: joint.Problem, graph: NetworkGraph, images: Tensor) -> None:
-        self.problem, self.graph, self.images = problem, graph, images
-        self.dense = {name: value.double() for name, value in graph.parameters.items()}
-        with torch.no_grad():
-            self.targets = self.values(self.dense)
-
-    def values(self, parameters: dict[str, Tensor]) -> list[Tensor]:
-        values = self.graph.bind({}) | {self.graph.tensor_node(name): value for name, value in parameters.items()}
-        values[self.graph.input] = self.graph.laid_out(self.images)
-        for node in self.graph.nodes:
-            values[node] = execute_node(node, values)
-        return [values[node] for node in self.problem.window.captured]
-
-    def outputs(self, kept: Tensor) -> list[Tensor]:
-        flat = torch.zeros(self.problem.kept.size, dtype=kept.dtype).index_put((self.problem.kept.places,), kept)
-        parts = flat.split([self.graph.parameters[site.name].numel() for site in self.problem.sites])
-        weights = {site.name: part.view(site.shape) for site, part in zip(self.problem.sites, parts, strict=True)}
-        return self.values(self.dense | weights)
-
-    def errors(self, kept: Tensor) -> Tensor:
-        """Scaled so that the sum of their squares is the loss without the pull."""
-        pairs = zip(self.outputs(kept), self.targets, strict=True)
-        return torch.cat([((y - t) / t.square().sum().sqrt()).flatten() for y, t in pairs])
-
-    def pull(self, kept: Tensor) -> Tensor:
-        pull = self.problem.objective.pull
-        if not isinstance(pull, Tensor):
-            return kept.new_zeros(())
-        whole = torch.zeros(self.problem.kept.size, dtype=kept.dtype).index_put((self.problem.kept.places,), kept)
-        dense = torch.cat([self.dense[site.name].flatten() for site in self.problem.sites])
-        return (pull * (whole - dense).square()).sum()
-
-    def loss(self, kept: Tensor) -> Tensor:
-        return self.errors(kept).square().sum() + self.pull(kept)
-
-
-def problem_of(name: str, ridge: float = 0.0, **more: object) -> tuple[joint.Problem, Naive]:
+def reconstruction_of(
+    name: str, memory: float = 2.0**30
+) -> tuple[joint.Reconstruction, dict[str, Tensor], Callable[[dict[str, Tensor]], list[Tensor]], Tensor]:
+    """A problem, a point of it, the captured values of the whole network run with autograd, and the images."""
     module, _, images = network(name)
     images = images.double()
     graph = NetworkGraph.export(module.double(), images[:2])
-    settings = config(ridge=ridge, **more)
-    covered = coverage(graph, settings)
-    found, generator = {}, torch.Generator().manual_seed(1)
-    for site in covered.sites:
-        mask = torch.rand(site.shape, generator=generator) < 0.5
-        mask.view(site.shape[0], -1)[:, 0] = True
-        found[site.name] = graph.parameters[site.name].detach() * mask, mask
-    problem = joint.Problem(graph, covered.sites, settings, list(images.split(2)), CPU, found)
-    return problem, Naive(problem, graph, images)
+    sites = coverage(graph, config()).sites
+    problem = joint.Reconstruction(graph, sites, joint.cuts(graph, sites), CPU, memory)
+    generator = torch.Generator().manual_seed(1)
+    point = {}
+    for site in sites:
+        noise = torch.randn(site.shape, generator=generator, dtype=torch.float64)
+        point[site.name] = graph.parameters[site.name].detach() + 0.05 * noise
+
+    def naive(weights: dict[str, Tensor]) -> list[Tensor]:
+        values = graph.bind({}) | {graph.tensor_node(site): weight for site, weight in weights.items()}
+        values[graph.input] = graph.laid_out(images)
+        for node in graph.nodes:
+            values[node] = execute_node(node, values)
+        return [values[node] for node in problem.window.captured]
+
+    return problem, point, naive, images
 
 
-@pytest.mark.parametrize("ridge", [0.0, 4.0])
+@pytest.mark.parametrize("pieces", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_loss_gradient_and_curvature_are_those_of_the_whole_network(name: str, ridge: float) -> None:
-    problem, naive = problem_of(name, ridge)
-    objective, x = problem.objective, problem.start
-    generator = torch.Generator().manual_seed(2)
-    x = x + 0.05 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    assert objective.loss(x) == pytest.approx(float(naive.loss(x)), rel=1e-10)
-    point = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(naive.loss(point), point)
-    # Of operations without a rule of their own, derivatives are good to eight digits.
-    assert_entries_close(objective.loss_and_gradient(x)[1], gradient, rtol=1e-6, atol=1e-8, what="gradient")
+def test_loss_and_gradient_are_those_of_the_whole_network(name: str, pieces: bool) -> None:
+    problem, point, naive, images = reconstruction_of(name, 1.0 if pieces else 2.0**30)
+    assert problem.piece == (1 if pieces else problem.piece)
+    assert pieces or problem.piece >= len(images)
+    with torch.no_grad():
+        targets = naive({site.name: problem.graph.parameters[site.name] for site in problem.sites})
+    errors, scale = problem.measure(point, list(images.split(2)), lambda: None)
+    assert scale == pytest.approx([float(t.square().mean()) for t in targets], rel=1e-10)
+    outputs = naive(point)
+    assert errors == pytest.approx([float((y - t).square().mean()) for y, t in zip(outputs, targets, strict=True)], rel=1e-9)
 
-    jacobian = torch.autograd.functional.jacobian(naive.errors, x)
-    product = dense(objective.product(x), x.numel())
-    assert_entries_close(product, 2 * jacobian.T @ jacobian, rtol=1e-6, atol=1e-8, what="curvature")
-    if ridge:
-        assert isinstance(objective.pull, Tensor)
-        assert (objective.pull > 0).all()
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_preconditioner_is_the_sites_own_blocks(name: str) -> None:
-    problem, _ = problem_of(name, 4.0)
-    _, solve = problem.objective.curvature(problem.start, 0)
-    matrix = dense(solve, problem.kept.count)
-    assert_entries_close(matrix, matrix.T, what="symmetry")
-    assert (torch.linalg.eigvalsh(matrix) > 0).all()
-    assert problem.objective.row_systems is not None
-    scales, systems = problem.objective.row_scales, problem.objective.row_systems()
-    assert scales is not None
-    ends = torch.tensor(problem.kept.counts).cumsum(0).tolist()
-    for start, end in zip([0, *ends], ends, strict=False):  # no site's block reaches into another's
-        assert matrix[start:end, :start].abs().max() == 0 if start else True
-    assert scales.shape == systems.quadratic(torch.ones(problem.kept.count, dtype=torch.float64)).shape
+    leaves = {name: weight.clone().requires_grad_() for name, weight in point.items()}
+    pairs = zip(naive(leaves), targets, scale, strict=True)
+    loss = torch.stack([(y - t).square().mean() / size for y, t, size in pairs]).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
+    assert problem.descend(leaves, images, scale) == pytest.approx(loss.item(), rel=1e-9)
+    for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+        assert leaf.grad is not None
+        assert_entries_close(leaf.grad, gradient, rtol=1e-6, atol=1e-8, what="gradient")
 
 
-def test_targets_that_are_made_again_are_the_same() -> None:
-    (held, _), (remade, _) = problem_of("residual"), problem_of("residual", memory=1e-9)
-    assert type(held.objective.batches[0].targets) is not type(remade.objective.batches[0].targets)
-    x = held.start
-    assert held.objective.loss(x) == pytest.approx(remade.objective.loss(x), rel=1e-12)
+def test_images_are_blended_within_their_batch() -> None:
+    images = torch.eye(8).view(8, 1, 2, 4)  # whose shares can be read off
+    blends = joint.blended(images, torch.Generator().manual_seed(0)).view(8, 8)
+    torch.testing.assert_close(blends.sum(1), torch.ones(8))
+    assert (blends >= 0).all()
+    assert 1 <= int(((blends > 0).sum(1) == 2).sum()) <= 7  # some are mixed and some are as they were
+    again = joint.blended(images, torch.Generator().manual_seed(0)).view(8, 8)
+    assert torch.equal(blends, again)
+    assert joint.blended(images[:1].flatten(1), torch.Generator().manual_seed(0)).shape == (1, 8)
+
+
+def test_a_step_rises_and_falls_to_nothing() -> None:
+    sizes = [joint._pace(step, 100) for step in range(101)]
+    assert sizes[0] == pytest.approx(0.1)
+    assert max(sizes) == pytest.approx(1.0, abs=0.03)
+    assert sizes[10:] == sorted(sizes[10:], reverse=True)
+    assert sizes[100] == pytest.approx(0.0)
 
 
 def test_waists_are_the_values_that_everything_hangs_on() -> None:
@@ -135,26 +106,53 @@ def test_waists_are_the_values_that_everything_hangs_on() -> None:
         assert values[node].shape[0] == len(images)
 
 
+@pytest.mark.parametrize("aim", ["network", "answers"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_run_ends_nearer_to_the_dense_network_and_keeps_its_masks(name: str) -> None:
+def test_a_run_ends_nearer_to_the_dense_network_and_keeps_its_masks(name: str, aim: str) -> None:
     module, _, images = network(name)
     happened: list[Event] = []
-    alone = prune(module, images, config(ridge=0.0))
-    together = prune(module, images, config(ridge=0.0, joint="network"), on_event=happened.append)
+    alone = prune(module, images, config())
+    together = prune(module, images, config(joint=aim, joint_epochs=60), on_event=happened.append)
     (start,) = (event for event in happened if isinstance(event, JointStarted))
     (end,) = (event for event in happened if isinstance(event, JointFinished))
-    steps = [event for event in happened if isinstance(event, JointStep)]
-    assert steps
+    passes = [event for event in happened if isinstance(event, JointEpoch)]
+    assert [event.epoch for event in passes] == list(range(start.epochs)) == list(range(60))
     assert len(start.captured) == len(start.losses) == len(end.after) == len(end.scale)
+    assert (len(start.captured) == 1) == (aim == "answers")
     before, after = (sum(a / b for a, b in zip(losses, end.scale, strict=True)) for losses in (end.before, end.after))
     assert after < before
-    assert after == pytest.approx(steps[-1].loss, rel=1e-9)
-    assert together.num_products > alone.num_products
+    assert end.status == "FITTED"
     for weight, mask in together.masks.items():
         assert torch.equal(mask, alone.masks[weight])
         assert (together.model.get_parameter(weight)[~mask] == 0).all()
     others = dict(together.model.named_parameters()).keys() - together.masks.keys()
     assert all(torch.equal(together.model.get_parameter(n), module.get_parameter(n)) for n in others)
+
+
+def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "RATE", 100.0)
+    module, _, images = network("residual")
+    happened: list[Event] = []
+    alone = prune(module, images, config())
+    together = prune(module, images, config(joint="network", joint_epochs=2), on_event=happened.append)
+    (end,) = (event for event in happened if isinstance(event, JointFinished))
+    assert end.status == "NO_GAIN"
+    assert end.after == end.before
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), together.model.parameters(), strict=True))
+
+
+def test_a_network_of_one_layer() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
+    images = torch.randn(16, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = prune(module, images, config(joint="network", update="none", joint_epochs=100))
+    plain = prune(module, images, config(update="none"))
+    best = prune(module, images, config(update="least-squares", ridge=0.0, refine="none"))
+
+    def error(pruned: nn.Module) -> float:
+        with torch.no_grad():
+            return float((pruned(images) - module(images)).square().mean())
+
+    assert error(best.model) <= error(result.model) < 1.05 * error(best.model) < error(plain.model)
 
 
 def test_it_can_be_cancelled_and_goes_on_after_the_layers() -> None:

@@ -26,6 +26,7 @@ def measured(accuracy: float, seconds: float) -> dict[str, float | None]:
         ({"refine": "none"}, "SNOWS, dense targets, K = 3"),
         ({"sweeps": 2}, "SNOWS, refined mask, K = 3, 2 sweeps"),
         ({"joint": "network"}, "SNOWS, refined mask, K = 3, joint fit"),
+        ({"joint": "answers"}, "SNOWS, refined mask, K = 3, joint fit to answers"),
         ({"mask": "wanda"}, "SNOWS, Wanda mask, refined, K = 3"),
         ({"mask": "random", "update": "sparsegpt", "targets": "propagated"}, "SparseGPT, random mask, propagated targets"),
         ({"update": "least-squares"}, "Least squares, magnitude mask, refined by layer"),
