@@ -154,8 +154,10 @@ def fit(
             check()
             batch = torch.stack([images[i] for i in order[step::steps]])
             optimizer.zero_grad()
-            weights = {name: leaf * found[name][1] for name, leaf in leaves.items()}
-            losses.append(problem.descend(weights, blended(batch, generator), scale))
+            losses.append(problem.descend(leaves, blended(batch, generator), scale))
+            for name, leaf in leaves.items():
+                if leaf.grad is not None:
+                    leaf.grad *= found[name][1]  # what is pruned never moves from zero
             optimizer.step()
             schedule.step()
         loss = sum(losses) / steps
@@ -163,7 +165,7 @@ def fit(
             raise PruneError("The joint fit's loss is NaN or infinite. Use float64, or leave the joint fit out.")
         on_event(events.JointEpoch(epoch=epoch, loss=loss))
 
-    fitted = {name: leaf.detach() * found[name][1] for name, leaf in leaves.items()}
+    fitted = {name: leaf.detach() for name, leaf in leaves.items()}
     after, _ = problem.measure(fitted, batches, check)
     better = _relative(after, scale) < _relative(before, scale)  # also where it is not a number
     finished = events.JointFinished(

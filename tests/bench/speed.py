@@ -600,7 +600,7 @@ _ROWS: list[tuple[str, str, str, Callable[[list[dict]], str]]] = [
     ("growth", "Exponent of growth with images", "1.0 ± 0.1", _growth_row("images")),
     ("growth", "… with K", "", _growth_row("K")),
     ("growth", "… with depth (ViT of 2, 4, 8 blocks)", "memory flat", _growth_row("depth")),
-    ("growth", "… with width (ViT tiny, small, base)", "", _growth_row("width")),
+    ("growth", "… with width (ViT tiny, small, base)", "at most a forward pass's + 0.2", _growth_row("width")),
     (
         "beside",
         "A run beside a busy thread of Python, over one alone (by the clock)",

@@ -129,6 +129,16 @@ def test_a_run_ends_nearer_to_the_dense_network_and_keeps_its_masks(name: str, a
     assert all(torch.equal(together.model.get_parameter(n), module.get_parameter(n)) for n in others)
 
 
+def test_images_that_do_not_fit_at_once_are_taken_in_pieces() -> None:
+    module, _, images = network("residual")
+    results = [
+        prune(module, images, config(update="none", joint="network", joint_epochs=3, memory=memory)) for memory in (1.0, 1e-9)
+    ]
+    for name, weight in results[0].model.named_parameters():
+        torch.testing.assert_close(results[1].model.get_parameter(name), weight, rtol=1e-6, atol=1e-9)
+    assert any(not torch.equal(weight, module.get_parameter(name)) for name, weight in results[0].model.named_parameters())
+
+
 def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "RATE", 100.0)
     module, _, images = network("residual")
