@@ -60,7 +60,7 @@ def joint_loss_chart(losses: pd.DataFrame) -> go.Figure:
         height=260,
         margin={"l": 8, "r": 12, "t": 24, "b": 8},
         xaxis={"title": "Seconds", "rangemode": "tozero", "showgrid": False, "automargin": True},
-        yaxis=log_axis(losses["loss"].tolist(), "Loss ÷ targets' mean square, summed"),
+        yaxis=log_axis(losses["loss"].tolist(), "Loss ÷ target, summed"),
         showlegend=False,
     )
     figure.add_scatter(

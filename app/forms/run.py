@@ -150,6 +150,7 @@ def _form(was_ready: bool, default: RunConfig, bar: Any) -> None:
     # Last, when all is set that bears on it; shown above, where it belongs.
     places = _Places(network, images, layers, coverage, window, window_choice)
     with bar:
+        st.html(_BAR_STYLE)  # before what it holds is worked out, so that the wait is seen where the answer will be
         try:
             config = current()
         except ValidationError as error:
@@ -408,7 +409,6 @@ def _window(plan: "Plan", choice: Any) -> None:
 
 def _bar(config: RunConfig | None, plan: "Plan | None", problem: str) -> None:
     """What will be done, what it takes, and Start; or why it cannot start."""
-    st.html(_BAR_STYLE)
     told, button = st.columns([5, 1], vertical_alignment="center", gap="medium")
     with button:
         # Fields stand before it in the order of the keyboard, and what a run showed; one need not pass them.
