@@ -140,7 +140,7 @@ def test_images_that_do_not_fit_at_once_are_taken_in_pieces() -> None:
 
 
 def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "RATE", 100.0)
+    monkeypatch.setattr(joint, "RATE", 1000.0)
     module, _, images = network("residual")
     happened: list[Event] = []
     alone = prune(module, images, config())
