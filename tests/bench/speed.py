@@ -340,24 +340,27 @@ def growth() -> list[dict[str, Any]]:
         "depth": [(d, {"timm": "vit_tiny_patch16_224", "images": 32, "depth": d}) for d in (2, 4, 8)],
         "width": [(w, {"timm": f"vit_{n}_patch16_224", "images": 32, "depth": 2}) for n, w in vit.items()],
     }
-    records = []
-    for axis, cases in series.items():
-        points = []
-        for value, case in cases:
-            out = subprocess.run(
-                [sys.executable, "-c", _CHILD, json.dumps(case)], cwd=ROOT, capture_output=True, text=True, check=True
-            )
-            points.append({axis: value} | json.loads(out.stdout.splitlines()[-1]))
-        records.append(
-            {
-                "axis": axis,
-                "points": points,
-                "time_exponent": _exponent([(p[axis], p["seconds"]) for p in points]),
-                "forward_exponent": _exponent([(p[axis], p["forward_seconds"]) for p in points]),
-                "memory_exponent": _exponent([(p[axis], p["bytes"]) for p in points]),
-            }
+    return [_grown(axis, cases) for axis, cases in series.items()]
+
+
+def _grown(axis: str, cases: list[tuple[float, dict[str, Any]]]) -> dict[str, Any]:
+    points = []
+    for value, case in cases:
+        out = subprocess.run(
+            [sys.executable, "-c", _CHILD, json.dumps(case)], cwd=ROOT, capture_output=True, text=True, check=True
         )
-    return records
+        points.append({axis: value} | json.loads(out.stdout.splitlines()[-1]))
+
+    def exponent(of: str) -> float:
+        return _exponent([(p[axis], p[of]) for p in points])
+
+    return {
+        "axis": axis,
+        "points": points,
+        "time_exponent": exponent("seconds"),
+        "forward_exponent": exponent("forward_seconds"),
+        "memory_exponent": exponent("bytes"),
+    }
 
 
 def _exponent(points: list[tuple[float, float]]) -> float:
