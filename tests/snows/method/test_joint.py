@@ -186,3 +186,9 @@ def test_it_can_be_cancelled_and_goes_on_after_the_layers() -> None:
     whole = prune(module, images, settings)
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
     assert isinstance(resumed.model, nn.Module)
+
+
+def test_a_few_huge_weights_do_not_set_the_size_of_steps() -> None:
+    mask = torch.tensor([[True, True, True, False]])
+    assert joint._size(torch.tensor([[0.5, -0.4, 1e6, 0.0]]), mask) == pytest.approx(0.5)
+    assert joint._size(torch.zeros(1, 4), ~mask & mask) == 0.0
