@@ -1,5 +1,5 @@
-"""The engine from a shell: `python -m snows prune | compare | study | list | show | coverage | models | images | presets |
-fetch | train | bundle-data | bundle-levels`. What draws a figure is the app's: `python -m app.report`.
+"""The engine from a shell: `python -m snows prune | compare | study | methods | list | show | coverage | models | images |
+presets | fetch | train | bundle-data | bundle-levels`. What draws a figure is the app's: `python -m app.report`.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from snows.cli.comparisons import compare_command, slug, study_command
+from snows.cli.comparisons import compare_command, methods_command, slug, study_command
 from snows.cli.flags import PRUNE_FLAGS, RUN_FLAGS, SOLVER_FLAGS, add_flags, add_overrides, add_root, add_switches
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
 from snows.cli.runs import list_command, prune_command, show_command
@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(swept.add_argument_group("Newton-CG solver"), SolverConfig, SOLVER_FLAGS)
     swept.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
     swept.add_argument("--json", action="store_true", help="Print one line of JSON a curve instead of the table.")
+
+    methods = command("methods", methods_command, "List the methods there are to compare: idea, reference, cost.")
+    methods.add_argument("--json", action="store_true", help="Print one line of JSON a method.")
 
     listing = command("list", list_command, "List the runs there are, newest first.")
     listing.add_argument("--json", action="store_true", help="Print one line of JSON a run.")

@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-MASKS = ("magnitude", "wanda", "sparsegpt", "random")
+MASKS = ("magnitude", "wanda", "sparsegpt", "ria", "alps", "obc", "sparseswaps", "dsnot", "random")
+# Searched for in one layer for its own count, so that nothing ranks one layer's weights beside another's.
+MASKS_OF_ONE_LAYER = ("alps", "sparseswaps", "dsnot")
 UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
 REFINEMENTS = ("none", "layer", "window")
@@ -191,8 +193,8 @@ class PruneConfig(_Config):
     )
     mask: str = Field(
         "magnitude",
-        description="How weights are chosen: magnitude, wanda, sparsegpt, random, or a .safetensors file whose zeros are "
-        "the mask.",
+        description=f"How weights are chosen: {', '.join(MASKS)}, or a .safetensors file whose zeros are the mask. "
+        "`python -m snows methods` says what each is.",
     )
     refine: Literal["none", "layer", "window"] = Field(
         "window",
@@ -264,6 +266,17 @@ class PruneConfig(_Config):
             raise ValueError(
                 f"A second sweep finds nothing to do for update {self.update!r}, which looks at no later layer. Use update "
                 "snows, or one sweep."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mask_can_be_ranked_across_layers(self) -> "PruneConfig":
+        patterns = [self.pattern, *self.overrides.values()]
+        across = next((p for p in patterns if isinstance(p, Unstructured) and p.scope == "global"), None)
+        if across is not None and self.mask in MASKS_OF_ONE_LAYER:
+            raise ValueError(
+                f"Mask {self.mask} is searched for layer by layer, so {across} cannot rank all layers' weights by it. Use "
+                f"{100 * across.sparsity:g}%, which removes that share of each layer, or mask magnitude, wanda or obc."
             )
         return self
 

@@ -14,7 +14,7 @@ from app.forms import sources
 from app.forms.settings import LABELS
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import duration
-from snows.plans.comparisons import METHODS, Method, combinations, expand
+from snows.plans.comparisons import METHODS, Method, MethodCard, combinations, describe, expand
 from snows.plans.words import labels
 from snows.runs.store import StoreError
 
@@ -84,12 +84,14 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int], list[int]]
         tuple(METHODS),
         list(METHODS),
         {},
-        "A mask (which weights stay) with an update (what those become). Magnitude only and Wanda leave the values alone; "
-        "SparseGPT and least squares fit each layer by itself; SNOWS fits the next K operations too. “As published” fits to "
-        "the dense layer's output on the pruned network's input, “dense targets” to the untouched network; a “refined mask” is "
-        "chosen anew while it is fitted.",
+        "A mask (which weights stay) with an update (what those become). “As published” fits to the dense layer's output on "
+        "the pruned network's input, “dense targets” to the untouched network; a “refined mask” is chosen anew while it is "
+        "fitted. What each of the chosen ones does stands below.",
     )
     methods = [METHODS[name] for name in known]
+    with st.expander("What each of these does, and where it is from", icon=":material/info:"):
+        for name in known:
+            _card(name, describe(METHODS[name]))
     with st.expander("Other combinations of mask and update", icon=":material/tune:"):
         masks = choices("Masks", "batch.masks", MASKS, [], form.MASK_WORDS, "How the weights to keep are chosen.")
         updates = choices("Updates", "batch.updates", UPDATES, [], form.UPDATE_WORDS, "What values they take.")
@@ -137,6 +139,11 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int], list[int]]
             more=True,
         )
     return methods, patterns, whole(steps), whole(seeds), whole(sizes)
+
+
+def _card(name: str, card: MethodCard) -> None:
+    st.markdown(f"**{words.plain(name)}**. {words.plain(card.idea)}")
+    st.caption(words.plain(f"Touches {card.touches}. Cost: {card.cost} From: {'; '.join(card.references)}."))
 
 
 def images(place: DeltaGenerator) -> None:
@@ -202,7 +209,8 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
     cost = sorted(
         configs, key=lambda c: (c.prune.update == "snows", c.prune.k_steps * c.num_calibration, c.prune.update == "sparsegpt")
     )
-    dearest = {config.model: config for config in cost}
+    # One by one removals take the time that layers' widths decide, whatever else is dear.
+    dearest = {(config.model, config.prune.mask == "obc"): config for config in cost}
     with st.container(border=True):
         st.markdown(f"**{words.counted(len(configs), 'run')}**, one after another")
         names = labels(configs)
@@ -213,19 +221,19 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
             alt="The runs that would be made",
         )
         try:
-            planned = {model: _plan(config.model_dump_json()) for model, config in dearest.items()}
+            planned = {kind: _plan(config.model_dump_json()) for kind, config in dearest.items()}
         except (InputError, RuntimeError) as error:
             st.error(words.plain(str(error)), icon=":material/error:")
             return
         left, right = st.columns(2)
         left.metric(
             "Time, at most about",
-            duration(sum(planned[config.model].seconds for config in configs)),
+            duration(sum(planned[config.model, config.prune.mask == "obc"].seconds for config in configs)),
             help=f"As if each took as long as the dearest, {duration(max(p.seconds for p in planned.values()))}.",
         )
         right.metric(
             "Layers to prune",
-            " + ".join(str(len(p.sites)) for p in planned.values()),
+            " + ".join(str(len(p.sites)) for p in {model: p for (model, _), p in planned.items()}.values()),
             help="Of the others the Prune page names the reason.",
         )
         for warning in dict.fromkeys(plan.warning for plan in planned.values() if plan.warning):

@@ -34,18 +34,14 @@ from snows.config import (
     parse_pattern,
 )
 from snows.measures.names import duration_range, size
+from snows.method import cards
 from snows.runs.store import StoreError
 
 if TYPE_CHECKING:
     from snows.runs.estimate import Plan
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
-MASK_WORDS = {
-    "magnitude": "Magnitude: drop the smallest weights",
-    "wanda": "Wanda: drop the smallest of weight times input",
-    "sparsegpt": "SparseGPT: drop what the others best make up for",
-    "random": "Random: drop any (a control)",
-}
+MASK_WORDS = {name: f"{card.name}: {card.short}" for name, card in cards.MASKS.items()}
 REFINE_WORDS = {
     "none": "No: the mask stays as the scores chose it",
     "layer": "By the layer's own output",
@@ -56,12 +52,7 @@ JOINT_WORDS = {
     "network": "Yes: after that, the whole network's weights move together",
     "answers": "Yes, and toward the dense network's answers alone",
 }
-UPDATE_WORDS = {
-    "none": "None: leave their values alone",
-    "least-squares": "Least squares: match this layer's own output",
-    "sparsegpt": "SparseGPT: one sweep over the columns",
-    "snows": "SNOWS: match this layer and the next K operations",
-}
+UPDATE_WORDS = {name: f"{'None' if name == 'none' else card.name}: {card.short}" for name, card in cards.UPDATES.items()}
 TARGET_WORDS = {
     "dense": "The dense network, so earlier losses are repaired too",
     "propagated": "The dense layer, on the pruned network's input",
@@ -269,7 +260,9 @@ def _what_stays() -> tuple[Any, Any]:
         help="N:M keeps N of every M neighboring weights, which some hardware runs faster. A percentage removes that share, "
         "wherever it lies. Type any other: `3:8`, `85%`, `85% global`.",
     )
-    _choice("prune.mask", MASKS, _mask_words, help="The rule that picks the weights to keep. Or bring a mask, under “More”.")
+    mask = _choice("prune.mask", MASKS, _mask_words, help=_mask_help(st.session_state["form.prune.mask"]))
+    if mask in MASKS:
+        st.caption(words.plain(cards.MASKS[mask].idea))
     _sketch(st.session_state["form.prune.pattern"])
     layers = st.container(gap="small")
     with st.expander("More: single layers, a mask of your own"):
@@ -292,6 +285,14 @@ def _what_stays() -> tuple[Any, Any]:
 
 def _mask_words(name: str) -> str:
     return MASK_WORDS.get(name, f"Of the file {name.rpartition('/')[2]}")
+
+
+def _mask_help(mask: str) -> str:
+    rule = "The rule that picks the weights to keep. Or bring a mask, under “More”."
+    if mask not in MASKS:
+        return rule
+    card = cards.MASKS[mask]
+    return "\n\n".join([rule, words.plain(f"{card.name}, from {card.reference}."), words.plain(f"It costs: {card.cost}")])
 
 
 def _sketch(text: str) -> None:

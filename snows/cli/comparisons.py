@@ -1,10 +1,12 @@
-"""compare, study: many runs, worked through and set side by side."""
+"""compare, study: many runs, worked through and set side by side; methods: what there is to compare."""
 
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,11 +17,38 @@ from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
 from snows.config import UPDATES, InputError, RunConfig
 from snows.measures.names import missing
 from snows.plans import study
-from snows.plans.comparisons import METHODS, combinations, expand, summarize
+from snows.plans.comparisons import METHODS, Method, combinations, describe, expand, summarize
 from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
 from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
 Show = Callable[..., int]  # runs, and whether `as_json`: the exit code
+
+# --- methods ---
+
+
+def methods_command(given: argparse.Namespace) -> int:
+    """Every method by its name for `--method`, with its card."""
+    for name, method in METHODS.items():
+        card, flags = describe(method), _flags(method)
+        if given.json:
+            sys.stdout.write(json_line({"method": slug(name), "name": name, "flags": flags, **asdict(card)}) + "\n")
+            continue
+        sys.stdout.write(f"{slug(name)}: {name}\n")
+        lines = {"Idea": card.idea, "From": "; ".join(card.references), "Touches": card.touches, "Cost": card.cost}
+        for title, text in (lines | {"As": f"prune {flags}"}).items():
+            sys.stdout.write(textwrap.fill(f"{title}: {text}", 110, initial_indent="  ", subsequent_indent="    ") + "\n")
+    if not given.json:
+        sys.stdout.write("Compare some with `python -m snows compare --method NAME ...`, or all of them without --method.\n")
+    return FINISHED
+
+
+def _flags(method: Method) -> str:
+    """What asks `prune` for that method."""
+    flags = f"--mask {method.mask} --update {method.update}"
+    if method.update != "none":
+        flags += f" --targets {method.targets} --refine {method.refine}"
+    return flags + (" --batch-norm-reestimate" if method.batch_norm_reestimate else "")
+
 
 # --- compare ---
 

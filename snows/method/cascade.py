@@ -19,7 +19,7 @@ from snows.method.graph import Frontier, NetworkGraph, Site, Window
 from snows.method.objective import Batch, Remade, mean_squares
 from snows.method.operations import Values, move
 from snows.method.problem import SiteProblem
-from snows.method.rows import input_gram
+from snows.method.rows import input_gram, input_mean
 from snows.method.saliency import SCORERS
 from snows.method.solver import Status, StepResult
 from snows.method.sparsity import check_compliance, from_matrix, keep_mask, keep_masks_global, to_matrix
@@ -74,12 +74,20 @@ class Cascade:
         # Seeded by the site, so that a resumed run draws what an uninterrupted one would have.
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
 
-    def _scores(self, index: int, site: Site, pattern: NM | Unstructured | Dense, gram: Callable[[], Tensor]) -> Tensor:
+    def _scores(
+        self,
+        index: int,
+        site: Site,
+        pattern: NM | Unstructured | Dense,
+        gram: Callable[[], Tensor],
+        mean: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         scorer = SCORERS[self.config.mask]
         weight = to_matrix(self.dense_parameters[self.graph.tensor_node(site.name)])
-        return scorer.function(
-            weight, gram=gram() if scorer.needs_gram else None, pattern=pattern, generator=self._generator(index)
-        )
+        known = {"gram": gram()} if scorer.needs_gram else {}
+        if scorer.needs_mean and mean is not None:
+            known["mean"] = mean()
+        return scorer.function(weight, pattern=pattern, generator=self._generator(index), **known)
 
     def _global_masks(self, batches: Sequence[Tensor]) -> dict[str, Tensor]:
         sites = [
@@ -106,14 +114,14 @@ class Cascade:
             masks |= keep_masks_global({s.name: scores[s.name] for _, s, p in sites if p == pattern}, pattern)
         return masks
 
-    def mask(self, index: int, site: Site, gram: Callable[[], Tensor]) -> Tensor:
-        """(R, P), True = kept."""
+    def mask(self, index: int, site: Site, gram: Callable[[], Tensor], mean: Callable[[], Tensor]) -> Tensor:
+        """(R, P), True = kept. `gram` and `mean` compute what scorers ask of the layer's inputs."""
         pattern = self.covered.patterns[site.name]
         if self.given_masks is not None:
             return self.given_masks[site.name]
         if site.name in self.global_masks:
             return self.global_masks[site.name]
-        return keep_mask(self._scores(index, site, pattern, gram), pattern)
+        return keep_mask(self._scores(index, site, pattern, gram, mean), pattern)
 
     def _targets(self, index: int, window: Window) -> None:
         """Bring both frontiers to where this window starts and, where targets are held, the dense one to where it ends."""
@@ -165,8 +173,11 @@ class Cascade:
                 grams.append(input_gram(site, site_inputs, self.device))
             return grams[0]
 
+        def mean() -> Tensor:
+            return input_mean(site, site_inputs, self.device)
+
         earlier = self.earlier.get(site.name)
-        mask = self.mask(index, site, gram) if earlier is None else to_matrix(earlier[1])
+        mask = self.mask(index, site, gram, mean) if earlier is None else to_matrix(earlier[1])
         return SiteProblem(
             window,
             dense_weight,

@@ -1,7 +1,7 @@
 """The layer's own inputs as rows, their statistics, and the small systems of each output row that they make."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,15 +82,29 @@ def input_gram(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Te
     inner = math.prod(site.shape[1:])
     gram, count = torch.zeros(inner, inner, dtype=inputs[0].dtype, device=device), 0
     width = -(-inner // _BANDS)
+    for rows in _some_rows(site, inputs, device):
+        for start in range(0, inner, width):
+            gram[start : start + width, start:].addmm_(rows[:, start : start + width].T, rows[:, start:])
+        count += len(rows)
+    return (gram.triu() + gram.triu(1).T) / count
+
+
+def input_mean(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Mean of the layer's inputs x: (P,), in float64."""
+    total, count = torch.zeros(math.prod(site.shape[1:]), dtype=torch.float64, device=device), 0
+    for rows in _some_rows(site, inputs, device):
+        total += rows.sum(0, dtype=torch.float64)
+        count += len(rows)
+    return total / count
+
+
+def _some_rows(site: Site, inputs: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The layer's inputs (n, P), so many at a time as a core's cache holds where copies are made of them."""
+    copies = 1 if site.kind == "linear" else math.prod(site.shape[2:])
     for x in inputs:
-        copies = 1 if site.kind == "linear" else math.prod(site.shape[2:])
         few = max(1, _CHUNK_BYTES // (copies * x[0].numel() * x.element_size()))
         for part in x.split(few) if copies > 1 and device.type == "cpu" else (x,):
-            rows = input_rows(site, part.to(device))
-            for start in range(0, inner, width):
-                gram[start : start + width, start:].addmm_(rows[:, start : start + width].T, rows[:, start:])
-            count += len(rows)
-    return (gram.triu() + gram.triu(1).T) / count
+            yield input_rows(site, part.to(device))
 
 
 def _weight_gradient(

@@ -2,8 +2,10 @@
 
 A scorer is a pure function of a layer's weight W (R, P), one row an output feature, and for some the Gram matrix of its inputs
 G = X^T X (P, P), where X holds one row for each sample and position. No score depends on the scale of G within its layer, so a
-sum and a mean over samples serve alike. One entry in `SCORERS` and its tests make a scorer.
+sum and a mean over samples serve alike; a scorer that also takes the mean of the inputs wants G as a mean. One entry in
+`SCORERS`, its card in `cards.MASKS` and its tests make a scorer.
 
+What chooses a mask by a search, not weight by weight (`sparsegpt_sweep`, `selection`), gives scores that put its choice first.
 `sparsegpt_sweep` also gives the kept weights new values; as a scorer only its choice of weights is used.
 """
 
@@ -15,17 +17,18 @@ import torch
 from torch import Tensor
 
 from snows.config import NM, Dense, InputError, Unstructured
+from snows.method import selection
 from snows.method.sparsity import keep_highest, keep_mask, kept_count
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """`function(weight (R, P), *, gram (P, P) or None, pattern, generator or None) -> scores (R, P)`, higher = keep."""
+    """`function(weight (R, P), *, gram (P, P) or None, pattern, generator or None) -> scores (R, P)`, higher = keep. With
+    `needs_mean` it takes the inputs' `mean` (P,) too."""
 
     function: Callable[..., Tensor]
     needs_gram: bool
-    label: str
-    source: str
+    needs_mean: bool = False
 
 
 def magnitude(
@@ -71,7 +74,95 @@ def sparsegpt(
     if not (isinstance(pattern, Unstructured) and pattern.scope == "layer"):
         return sweep.scores
     # The sweep fills a quota per block of columns, so a ranking of the whole layer must put its choice first.
-    return sweep.scores / sweep.scores.max().clamp(min=torch.finfo(sweep.scores.dtype).tiny) + 2 * sweep.mask
+    return _first(sweep.mask, sweep.scores)
+
+
+def ria(
+    weight: Tensor,
+    *,
+    gram: Tensor | None = None,
+    pattern: NM | Unstructured | Dense | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """(|W_ij| / sum_j |W_ij| + |W_ij| / sum_i |W_ij|) * ||X_j||_2 ^ 1/2: relative importance and activations.
+
+    Zhang et al. (2024), "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language Models", with its exponent
+    of a half. The paper's channel permutation is not part of this.
+    """
+    size = weight.double().abs()
+    rows, columns = (size.sum(axis, keepdim=True).clamp(min=torch.finfo(size.dtype).tiny) for axis in (1, 0))
+    lengths = _require_gram(gram, "RIA").double().diagonal().clamp(min=0).sqrt()
+    return ((size / rows + size / columns) * lengths.sqrt()).to(weight.dtype)
+
+
+def obc(
+    weight: Tensor,
+    *,
+    gram: Tensor | None = None,
+    pattern: NM | Unstructured | Dense | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Scores whose `keep_mask` is the mask that optimal brain compression leaves (`selection.remove_greedily`).
+
+    Its values are least squares on that mask, which update `least-squares` computes. Under a global pattern, which the paper
+    does not know, each row is emptied and what its removals cost is ranked across layers.
+    """
+    if pattern is None:
+        raise ValueError("Optimal brain compression removes weights as the pattern allows, and needs it.")
+    found = selection.remove_greedily(weight, _require_gram(gram, "Optimal brain compression"), pattern)
+    if isinstance(pattern, Unstructured) and pattern.scope == "global":
+        return found.costs.to(weight.dtype)
+    return _first(found.mask, found.costs.masked_fill(found.mask, 0)).to(weight.dtype)
+
+
+def alps(
+    weight: Tensor,
+    *,
+    gram: Tensor | None = None,
+    pattern: NM | Unstructured | Dense | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Scores whose `keep_mask` is the mask that ALPS ends at (`selection.split`), its weights ranked by magnitude.
+
+    For its values the paper solves least squares on that mask by conjugate gradient, which update `least-squares` solves, too.
+    """
+    pattern = _of_one_layer(pattern, "ALPS")
+    return _first(selection.split(weight, _require_gram(gram, "ALPS"), pattern), weight.abs())
+
+
+def dsnot(
+    weight: Tensor,
+    *,
+    gram: Tensor | None = None,
+    mean: Tensor | None = None,
+    pattern: NM | Unstructured | Dense | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Scores whose `keep_mask` is the mask of dynamic sparse no training (`selection.prune_and_grow`), from Wanda's mask.
+
+    Rows keep as many weights as Wanda, here over the whole layer, left them.
+    """
+    pattern, gram = _of_one_layer(pattern, "DSnoT"), _require_gram(gram, "DSnoT")
+    if mean is None:
+        raise ValueError("DSnoT weighs what inputs are on average and needs their mean.")
+    scores = wanda(weight, gram=gram)
+    return _first(selection.prune_and_grow(keep_mask(scores, pattern), weight, gram, mean, scores, pattern), scores)
+
+
+def sparseswaps(
+    weight: Tensor,
+    *,
+    gram: Tensor | None = None,
+    pattern: NM | Unstructured | Dense | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Scores whose `keep_mask` is the mask of SparseSwaps (`selection.swap`), from Wanda's mask.
+
+    Rows keep as many weights as Wanda, here over the whole layer, left them; the paper has equally many in each.
+    """
+    pattern, gram = _of_one_layer(pattern, "SparseSwaps"), _require_gram(gram, "SparseSwaps")
+    scores = wanda(weight, gram=gram)
+    return _first(selection.swap(keep_mask(scores, pattern), weight, gram, pattern), scores)
 
 
 def random(
@@ -91,10 +182,15 @@ def random(
 
 
 SCORERS: dict[str, Scorer] = {
-    "magnitude": Scorer(magnitude, False, "Magnitude", "Han et al. 2015"),
-    "wanda": Scorer(wanda, True, "Wanda", "Sun et al. 2023, equation 1"),
-    "sparsegpt": Scorer(sparsegpt, True, "SparseGPT", "Frantar & Alistarh 2023, algorithm 1"),
-    "random": Scorer(random, False, "Random", "control"),
+    "magnitude": Scorer(magnitude, False),
+    "wanda": Scorer(wanda, True),
+    "sparsegpt": Scorer(sparsegpt, True),
+    "ria": Scorer(ria, True),
+    "alps": Scorer(alps, True),
+    "obc": Scorer(obc, True),
+    "sparseswaps": Scorer(sparseswaps, True),
+    "dsnot": Scorer(dsnot, True, needs_mean=True),
+    "random": Scorer(random, False),
 }
 
 
@@ -174,22 +270,22 @@ def _inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     U_jj^2 is the first diagonal entry of the inverse of H's trailing block from j on, and row j of U over U_jj its first row:
     all that the sweep asks of the Hessian of the columns not yet passed.
     """
-    h = gram.double().clone()
-    if not h.isfinite().all():
-        raise InputError("The Gram matrix of the layer's inputs is not finite. Check the images and weights for NaN.")
-    dead = h.diagonal() == 0
-    scale = h.diagonal()[~dead].mean() if not dead.all() else h.new_ones(())
-    h.diagonal()[dead] = scale
-    h.diagonal().add_(damping * scale)
+    h, dead = selection.damped(gram, damping)
     # H = A A^T with A upper is the Cholesky factorization read backwards, and U = A^-1: no inverse of H is ever formed.
-    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
-    if failed:
-        raise InputError(
-            f"The Gram matrix of the layer's inputs is not positive definite under a damping of {damping:g}. "
-            "Raise the damping, or use more calibration images."
-        )
+    lower = selection.factor(h.flip(0, 1), damping)
     identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True), dead
+
+
+def _first(mask: Tensor, scores: Tensor) -> Tensor:
+    """Scores (R, P), none of them negative, raised where `mask` keeps, so that every ranking has those first."""
+    return scores / scores.max().clamp(min=torch.finfo(scores.dtype).tiny) + 2 * mask
+
+
+def _of_one_layer(pattern: NM | Unstructured | Dense | None, method: str) -> NM | Unstructured | Dense:
+    if pattern is None or (isinstance(pattern, Unstructured) and pattern.scope == "global"):
+        raise ValueError(f"{method} chooses the mask of one layer and needs its pattern, not one of the whole network.")
+    return pattern
 
 
 def _require_gram(gram: Tensor | None, method: str) -> Tensor:

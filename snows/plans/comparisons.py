@@ -12,22 +12,32 @@ from dataclasses import asdict, dataclass, field
 
 from snows.config import InputError, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, Measure
+from snows.method import cards
 
 MOST_RUNS = 200
 
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are chosen, what the kept ones become, what they are to reproduce, and by what the mask is refined."""
+    """How weights are chosen, what the kept ones become, what they are to reproduce, by what the mask is refined, and whether
+    batch norms measure their statistics again."""
 
     mask: str
     update: str
     targets: str = "dense"
     refine: str = "none"
+    batch_norm_reestimate: bool = False
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """What is no longer as in the dense network: mask, values, statistics."""
+        parts = {"mask": True, "values": self.update != "none", "statistics": self.batch_norm_reestimate}
+        return tuple(name for name, touched in parts.items() if touched)
 
 
-# As published: Wanda (Sun et al., 2023) and SparseGPT (Frantar & Alistarh, 2023); OBS (Hassibi & Stork, 1993) on a mask that is
-# given is least squares; SNOWS's own code takes the dense weight's output on the pruned network's input as its target.
+# As published: what a paper leaves alone is left alone, and what it fits is fitted to the dense layer's output on the pruned
+# network's input. OBS on a mask that is given is least squares; so are OBC's values on its mask, and ALPS's, which the paper
+# solves for by conjugate gradient. References are those of the cards.
 METHODS = {
     "Magnitude only": Method("magnitude", "none"),
     "Wanda": Method("wanda", "none"),
@@ -36,7 +46,43 @@ METHODS = {
     "SNOWS, as published": Method("magnitude", "snows", "propagated"),
     "SNOWS, dense targets": Method("magnitude", "snows", "dense"),
     "SNOWS, refined mask": Method("magnitude", "snows", "dense", "window"),
+    "RIA": Method("ria", "none"),
+    "ALPS": Method("alps", "least-squares", "propagated"),
+    "OBC": Method("obc", "least-squares", "propagated"),
+    "SparseSwaps": Method("sparseswaps", "none"),
+    "DSnoT": Method("dsnot", "none"),
+    "Batch-norm recalibration": Method("magnitude", "none", batch_norm_reestimate=True),
+    "Random": Method("random", "none"),
 }
+_TARGETS = {
+    "dense": "The fit is to the untouched network's values, so that losses of earlier layers are repaired too.",
+    "propagated": "The fit is to the dense layer's output on the pruned network's input.",
+}
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """A method in sentences: `idea` part by part, `references` without repetition, `touches` and `cost` in words."""
+
+    idea: str
+    references: tuple[str, ...]
+    touches: str
+    cost: str
+
+
+def describe(method: Method) -> MethodCard:
+    """What a method of known parts is, from the cards of its parts."""
+    parts = [cards.MASKS[method.mask], cards.UPDATES[method.update]]
+    if method.refine != "none":
+        parts.append(cards.REFINEMENT)
+    if method.batch_norm_reestimate:
+        parts.append(cards.BATCH_NORM)
+    ideas = [part.idea for part in parts]
+    ideas.insert(2, _TARGETS[method.targets] if method.update != "none" else "")
+    costs = [part.cost for part in parts if part.cost != cards.NO_COST] or [cards.NO_COST]
+    references = dict.fromkeys(part.reference for part in parts if part.reference)
+    idea, cost = (" ".join(dict.fromkeys(filter(None, sentences))) for sentences in (ideas, costs))
+    return MethodCard(idea, tuple(references), " and ".join(method.touches), cost)
 
 
 def combinations(masks: Sequence[str], updates: Sequence[str], targets: Sequence[str], refine: Sequence[str]) -> list[Method]:
@@ -77,6 +123,7 @@ def expand(
         for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
             sweeps = base.prune.sweeps if method.update == "snows" else 1
             changes = {**asdict(method), "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
+            changes["batch_norm_reestimate"] |= base.prune.batch_norm_reestimate
             # From the inside out, so that a sentence names the setting and not the path to it.
             prune = PruneConfig.model_validate(content["prune"] | changes)
             config = RunConfig.model_validate(content | {"num_calibration": images, "prune": prune})

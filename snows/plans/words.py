@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 from snows.config import MASKS, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, missing
+from snows.method import cards
 from snows.plans.comparisons import METHODS, Method, Row, dense_row
 from snows.runs.store import Run
 
 # What fills the mask, as figures and names call it.
-UPDATE_NAMES = {"none": "Mask only", "least-squares": "Least squares", "sparsegpt": "SparseGPT", "snows": "SNOWS"}
-_MASK_NAMES = {"magnitude": "magnitude mask", "wanda": "Wanda mask", "sparsegpt": "SparseGPT mask", "random": "random mask"}
+UPDATE_NAMES = {name: card.name for name, card in cards.UPDATES.items()}
+_COMMON_WORDS = ("magnitude", "random")  # no names
 _REFINED = {"none": "", "layer": "refined by layer", "window": "refined"}
 BEST, LEVEL = "★", "☆"
 # The columns of a table, in order.
@@ -29,20 +30,27 @@ DENSE = "Dense network"
 
 def mask_name(mask: str) -> str:
     """`Wanda mask`, `mask from mine.safetensors`."""
-    return _MASK_NAMES[mask] if mask in MASKS else f"mask from {Path(mask).name}"
+    if mask not in MASKS:
+        return f"mask from {Path(mask).name}"
+    name = cards.MASKS[mask].name
+    return f"{name.lower() if mask in _COMMON_WORDS else name} mask"
 
 
 def method_name(config: PruneConfig) -> str:
     """A method as a person calls it: the known name, or its parts. With K, and the sweeps, where these count."""
     targets = "dense" if config.update == "none" else config.targets  # what is not fitted has no target
-    method = Method(config.mask, config.update, targets, config.refinement)
-    parts = [next((name for name, known in METHODS.items() if known == method), "")]
+    settings = config.mask, config.update, targets, config.refinement
+    again = config.batch_norm_reestimate
+    parts = [next((name for name, known in METHODS.items() if known == Method(*settings, again)), "")]
+    again = again and not parts[0]
+    parts[0] = parts[0] or next((name for name, known in METHODS.items() if known == Method(*settings)), "")
     if not parts[0]:
         propagated = "propagated targets" if targets == "propagated" else ""
         parts = [UPDATE_NAMES[config.update], mask_name(config.mask), _REFINED[config.refinement], propagated]
     if config.update == "snows":
         parts += [f"K = {config.k_steps}", f"{config.sweeps} sweeps" if config.sweeps > 1 else ""]
-    parts.append({"none": "", "network": "joint fit", "answers": "joint fit to answers"}[config.joint])
+    together = {"none": "", "network": "joint fit", "answers": "joint fit to answers"}[config.joint]
+    parts += [together, "batch norms measured again" if again else ""]
     return ", ".join(filter(None, parts))
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, median, pstdev
 import torch
 from torch import Tensor
 
-from snows.config import MASKS, PruneConfig, RunConfig
+from snows.config import MASKS, NM, Dense, PruneConfig, RunConfig, Unstructured
 from snows.method import joint
 from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
@@ -106,7 +106,8 @@ def plan(config: RunConfig) -> Plan:
         linearized = saved * _linearized_share(config.prune) * images
         work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
         factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
-        site_seconds[site.name] = an_image * images + factoring
+        searching = _mask_search(site, covered.patterns[site.name], config.prune.mask, example)
+        site_seconds[site.name] = an_image * images + factoring + searching
         most = max(most, held * (images + config.num_held_back) + work + factors)
     together = 0.0
     if config.prune.joint != "none":
@@ -201,6 +202,19 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
     product = 2.0 * outputs * inputs**2  # all rows times the Gram matrix
     work = masks * (_ITERATIONS * product + 2 * outputs * inputs * RANK**2) + 2 * (masks - 1) * _PASSES * product
     return work * _seconds_of_products(example.device.type), matrices + outputs * (40.0 * inputs + 2 * width * RANK**2)
+
+
+def _mask_search(site: Site, pattern: NM | Unstructured | Dense, mask: str, example: Tensor) -> float:
+    """Seconds of a search for the mask (`method.selection`), which no number of images changes."""
+    outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()
+    group = pattern.m if isinstance(pattern, NM) else inputs
+    # Measured at 288 to 1,152 inputs, as so many operations of a large product.
+    work = {
+        "obc": 15.0 * outputs * inputs**3,
+        "alps": 700.0 * outputs * inputs**2 + 100.0 * inputs**3,
+        "sparseswaps": 4e4 * outputs * inputs * group,
+    }
+    return work[mask] * _seconds_of_products(example.device.type) if mask in work else 0.0
 
 
 # Iterations of conjugate gradient until all rows are solved, and passes of mask refinement (in float64, for half of the speed).

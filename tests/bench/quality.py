@@ -1,4 +1,4 @@
-"""The quality table: every method on every pattern, over seeds, on the bundled networks.
+"""The quality table: every method on every pattern, over seeds, on the bundled networks. A row is one `Row` of `METHODS`.
 
 A seed chooses the calibration images (512 of the 3,000 bundled ones) and every random draw. Each measurement is one line of
 `assets/bench/quality.jsonl`, written as soon as it is there; a measurement on file is not repeated, so a stopped benchmark goes
@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,29 +28,52 @@ PATTERNS = ["2:4", "1:4", "1:8", "1:16", "70%", "90%"]
 SEEDS = [0, 1, 2]
 NUM_CALIBRATION, NUM_EVALUATION = 512, 5_000
 
-# (label, update, K, targets, refine); the mask is chosen by magnitude throughout, and there is no ridge.
-METHODS: list[tuple[str, str, int, str, str]] = [
-    ("mask only", "none", 0, "dense", "none"),
-    ("least squares", "least-squares", 0, "propagated", "none"),
-    ("least squares", "least-squares", 0, "dense", "none"),
-    ("least squares, refined mask", "least-squares", 0, "dense", "layer"),
-    ("SparseGPT", "sparsegpt", 0, "propagated", "none"),
-    ("SparseGPT", "sparsegpt", 0, "dense", "none"),
-    ("SNOWS K=1", "snows", 1, "propagated", "none"),
-    ("SNOWS K=1", "snows", 1, "dense", "none"),
-    ("SNOWS K=3", "snows", 3, "propagated", "none"),
-    ("SNOWS K=3", "snows", 3, "dense", "none"),
-    ("SNOWS K=3, refined mask", "snows", 3, "dense", "window"),
-    ("SNOWS K=5, refined mask", "snows", 5, "dense", "window"),
-    ("SNOWS K=10", "snows", 10, "propagated", "none"),
-    ("SNOWS K=10", "snows", 10, "dense", "none"),
+
+class Row(NamedTuple):
+    """A row of the table: what is measured, without a ridge."""
+
+    label: str
+    update: str
+    k_steps: int
+    targets: str
+    refine: str
+    mask: str = "magnitude"
+    batch_norm_reestimate: bool = False
+
+
+METHODS = [
+    Row("mask only", "none", 0, "dense", "none"),
+    Row("mask only, batch norms measured again", "none", 0, "dense", "none", batch_norm_reestimate=True),
+    Row("Wanda", "none", 0, "dense", "none", "wanda"),
+    Row("RIA", "none", 0, "dense", "none", "ria"),
+    Row("DSnoT", "none", 0, "dense", "none", "dsnot"),
+    Row("SparseSwaps", "none", 0, "dense", "none", "sparseswaps"),
+    Row("random", "none", 0, "dense", "none", "random"),
+    Row("least squares", "least-squares", 0, "propagated", "none"),
+    Row("least squares", "least-squares", 0, "dense", "none"),
+    Row("least squares, refined mask", "least-squares", 0, "dense", "layer"),
+    Row("ALPS", "least-squares", 0, "propagated", "none", "alps"),
+    Row("OBC", "least-squares", 0, "propagated", "none", "obc"),
+    Row("SparseGPT", "sparsegpt", 0, "propagated", "none"),
+    Row("SparseGPT", "sparsegpt", 0, "dense", "none"),
+    Row("SNOWS K=1", "snows", 1, "propagated", "none"),
+    Row("SNOWS K=1", "snows", 1, "dense", "none"),
+    Row("SNOWS K=3", "snows", 3, "propagated", "none"),
+    Row("SNOWS K=3", "snows", 3, "dense", "none"),
+    Row("SNOWS K=3, refined mask", "snows", 3, "dense", "window"),
+    Row("SNOWS K=5, refined mask", "snows", 5, "dense", "window"),
+    Row("SNOWS K=10", "snows", 10, "propagated", "none"),
+    Row("SNOWS K=10", "snows", 10, "dense", "none"),
 ]
-KS = sorted({method[2] for method in METHODS})
+KS = sorted({method.k_steps for method in METHODS})
+_SETTINGS = Row._fields[1:]
+# Of measurements from before there was a choice.
+_EARLIER = {"refine": "none", **Row._field_defaults}
 
 
 def _key(record: dict) -> tuple:
-    named = {"refine": "none"} | record  # measurements from before there was a choice
-    return tuple(named[k] for k in ("model", "pattern", "update", "k_steps", "targets", "refine", "seed"))
+    named = _EARLIER | record
+    return tuple(named[k] for k in ("model", "pattern", "seed", *_SETTINGS))
 
 
 def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int], *, fresh: bool = False) -> None:
@@ -62,24 +86,24 @@ def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int],
     order = [(chosen, seed, name) for chosen in (KS[:-1], KS[-1:]) for seed in seeds for name in names]
     for chosen, seed, name in order:
         missing = [
-            key
+            (pattern, method)
             for pattern in patterns
-            for _, update, k_steps, targets, refine in METHODS
-            if k_steps in chosen and (key := (name, pattern, update, k_steps, targets, refine, seed)) not in known
+            for method in METHODS
+            if method.k_steps in chosen and (name, pattern, seed, *method[1:]) not in known
         ]
         if missing:
             _measure_model(name, seed, missing)
 
 
-def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
+def _measure_model(name: str, seed: int, missing: list[tuple[str, Row]]) -> None:
     model = models.load(name)
     images = data.load("fashion-mnist", model, NUM_CALIBRATION, NUM_EVALUATION, seed)
     assert images.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = logits(model.module, images.evaluation, PruneConfig(), device)
-    for _, pattern, update, k_steps, targets, refine, _ in missing:
-        settings = {"update": update, "k_steps": k_steps, "targets": targets, "refine": refine, "ridge": 0.0}
-        config = PruneConfig(pattern=pattern, seed=seed, **settings)  # type: ignore[arg-type]
+    for pattern, method in missing:
+        settings = dict(zip(_SETTINGS, method[1:], strict=True))
+        config = PruneConfig(pattern=pattern, seed=seed, ridge=0.0, **settings)  # type: ignore[arg-type]
         started, worked = time.perf_counter(), time.process_time()
         result = prune(model.module, images.calibration, config)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
@@ -87,10 +111,7 @@ def _measure_model(name: str, seed: int, missing: list[tuple]) -> None:
         record = {
             "model": name,
             "pattern": pattern,
-            "update": update,
-            "k_steps": k_steps,
-            "targets": targets,
-            "refine": refine,
+            **settings,
             "seed": seed,
             "accuracy_dense": metrics.accuracy(dense, images.labels),
             "accuracy": metrics.accuracy(found, images.labels),
@@ -123,7 +144,7 @@ def table(records: list[dict]) -> str:
             "|" + "---|" * len(head),
         ]
         cells = {
-            (method, pattern): [r["accuracy"] for r in mine if _key(r)[1:6] == (pattern, *method[1:])]
+            (method, pattern): [r["accuracy"] for r in mine if r["pattern"] == pattern and _key(r)[3:] == method[1:]]
             for method in METHODS
             for pattern in PATTERNS
         }
@@ -132,10 +153,9 @@ def table(records: list[dict]) -> str:
             for p in PATTERNS
         }
         for method in METHODS:
-            label, update, _, targets, _ = method
-            row = [label, "" if update == "none" else targets]
+            row = [method.label, "" if method.update == "none" else method.targets]
             row += [_cell(cells[method, p], best[p]) for p in PATTERNS]
-            took = [r["cpu_seconds"] for r in mine if _key(r)[2:6] == method[1:] and "cpu_seconds" in r]  # the first have none
+            took = [r["cpu_seconds"] for r in mine if _key(r)[3:] == method[1:] and "cpu_seconds" in r]  # the first have none
             row.append(f"{statistics.mean(took):.0f}" if took else "not measured")
             lines.append("| " + " | ".join(row) + " |")
         parts.append("\n".join(lines))

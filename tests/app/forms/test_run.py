@@ -7,7 +7,9 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from app import words
 from snows.config import InputError, RunConfig
+from snows.method import cards
 from snows.runs.estimate import Plan
 from snows.runs.store import RunStore
 from tests.app import helpers
@@ -41,6 +43,20 @@ def test_three_numbered_cards_with_two_visible_fields_each(open_page: OpenPage) 
     } - hidden
     assert visible == {"form.data", "form.prune.pattern", "form.prune.mask", "form.prune.update", "form.prune.k_steps"}
     assert len([part for part in app.get("bidi_component") if '"Network"' in part.proto.json]) == 1  # the sixth
+
+
+def test_the_chosen_mask_says_what_it_is(open_page: OpenPage) -> None:
+    app = open_page("prune")
+    assert app.selectbox("form.prune.mask").options == [f"{card.name}: {card.short}" for card in cards.MASKS.values()]
+    app.selectbox("form.prune.mask").set_value("alps").run()
+    card = cards.MASKS["alps"]
+    assert words.plain(card.idea) in text_of(app)
+    explanation = app.selectbox("form.prune.mask").help
+    assert words.plain(card.reference) in explanation
+    assert words.plain(card.cost) in explanation
+    app.selectbox("form.prune.pattern").set_value("70% global").run()
+    assert "so 70% global cannot rank all layers' weights by it. Use 70%" in text_of(app)
+    assert button(app, "Start").disabled
 
 
 def test_the_bar_says_what_will_be_done_and_what_it_takes(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:

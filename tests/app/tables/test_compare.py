@@ -14,13 +14,14 @@ from types import ModuleType
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import state
+from app import state, words
 from app.charts import palette
 from app.tables import compare
 from app.work.jobs import JobManager
 from snows.config import RunConfig
 from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
+from snows.method import cards
 from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
@@ -387,6 +388,12 @@ class TestPage:
 
     def test_other_combinations(self, open_page: OpenPage) -> None:
         app = open_compare(open_page)
+        app.multiselect("batch.methods").set_value(["ALPS"]).run()
+        text = text_of(app)
+        assert f"**ALPS**. {words.plain(cards.MASKS['alps'].idea)}" in text
+        assert "Touches mask and values." in text
+        assert words.plain(cards.MASKS["alps"].reference) in text
+        assert words.plain(cards.MASKS["obc"].idea) not in text
         app.multiselect("batch.methods").set_value([])
         app.multiselect("batch.masks").set_value(["magnitude", "wanda"])
         app.multiselect("batch.updates").set_value(["none", "snows"])

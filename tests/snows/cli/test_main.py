@@ -17,6 +17,8 @@ from PIL import Image
 
 from snows import events
 from snows.__main__ import _parser, main
+from snows.cli.comparisons import slug
+from snows.cli.flags import config_of
 from snows.config import NM, Cancelled, InputError, PruneConfig, RunConfig
 from snows.plans.comparisons import METHODS
 from snows.runs.store import Execute, Run, RunError, RunStore
@@ -733,6 +735,35 @@ def test_fetch_says_how_to_bring_what_cannot_be_reached(
     said = capsys.readouterr().err
     assert "bring it here as your own weights. In the shell: --model resnet20-cifar10 --checkpoint FILE." in said
     assert main(["fetch", "vit-fashion"]) == 0
+
+
+# --- methods ---
+
+
+def test_methods_says_what_each_is_and_how_to_ask_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^(\S+): ", out, re.MULTILINE) == [slug(name) for name in METHODS]
+    alps = " ".join(out[out.index("\nalps: ") : out.index("\nobc: ")].split())
+    assert alps.startswith("alps: ALPS Idea: Pull the weights")
+    assert "From: Meng et al. 2024" in alps
+    assert "arXiv 2406.07831; Hassibi & Stork 1993" in alps
+    assert "Touches: mask and values" in alps
+    assert "Cost: One eigendecomposition a layer" in alps
+    assert max(map(len, out.splitlines())) <= 110
+    assert main(["methods", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["name"] for record in records] == list(METHODS)
+    parser = _parser()
+    for record, method in zip(records, METHODS.values(), strict=True):
+        asked = config_of(parser.parse_args(["prune", *record["flags"].split()])).prune
+        assert (asked.mask, asked.update, asked.batch_norm_reestimate) == (
+            method.mask,
+            method.update,
+            method.batch_norm_reestimate,
+        )
+        if method.update != "none":
+            assert (asked.targets, asked.refine) == (method.targets, method.refine)
 
 
 # --- compare ---

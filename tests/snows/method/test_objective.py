@@ -22,6 +22,7 @@ from snows.method.rows import (
     ReconstructionError,
     RowBlocks,
     input_gram,
+    input_mean,
     input_output_cross,
     input_rows,
     rows_of_output,
@@ -431,6 +432,7 @@ def test_gram_and_cross_are_means_over_all_rows(name: str, site: str, k: int) ->
     inputs = [b.inputs[problem.site.input] for b in problem.batches]
     rows = torch.cat([input_rows(problem.site, x) for x in inputs])
     assert_entries_close(input_gram(problem.site, inputs, CPU), rows.T @ rows / len(rows), rtol=1e-10)
+    assert_entries_close(input_mean(problem.site, inputs, CPU), rows.mean(0), rtol=1e-10)
     bias = random(problem.site.shape[0])
     outputs = [t[0] for t in problem.targets]
     wanted = torch.cat([rows_of_output(problem.site, y) for y in outputs])

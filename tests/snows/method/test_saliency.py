@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import MASKS, MASKS_OF_ONE_LAYER, NM, UPDATES, Dense, Unstructured
+from snows.method import cards, selection
 from snows.method.saliency import SCORERS, sparsegpt_sweep
 from snows.method.sparsity import check_compliance, keep_mask, keep_masks_global
 
@@ -21,6 +22,14 @@ def problem(rows: int, columns: int, seed: int = 0, samples: int | None = None) 
     mix = torch.eye(columns) + 0.5 * torch.randn(columns, columns, generator=generator) / columns**0.5
     inputs = torch.randn(samples or 3 * columns, columns, generator=generator).double() @ mix.double()
     return torch.randn(rows, columns, generator=generator).double(), inputs.T @ inputs
+
+
+def inputs(name: str, gram: Tensor, scale: float = 1.0) -> dict:
+    """What that scorer asks of inputs that are so many times as large: their Gram matrix, mean and a generator."""
+    scorer = SCORERS[name]
+    mean = gram.diagonal().sqrt() / 2 * torch.linspace(-1, 1, len(gram), dtype=gram.dtype)
+    asked = {"gram": gram * scale**2} if scorer.needs_gram else {}
+    return asked | ({"mean": mean * scale} if scorer.needs_mean else {}) | {"generator": torch.Generator().manual_seed(0)}
 
 
 def damped(gram: Tensor) -> Tensor:
@@ -81,6 +90,17 @@ def test_wanda_multiplies_by_the_norm_of_each_input() -> None:
             assert scores[i, j] == pytest.approx(abs(float(weight[i, j])) * float(inputs[:, j].norm()), rel=1e-12)
 
 
+def test_ria_adds_what_a_weight_is_of_its_row_and_of_its_column() -> None:
+    weight, gram = problem(3, 8)
+    weight[:, 2], weight[1] = 0, 0  # a column and a row of nothing
+    scores = SCORERS["ria"].function(weight, gram=gram, pattern=NM(n=2, m=4), generator=None)
+    for i in range(3):
+        for j in range(8):
+            size, row, column = abs(float(weight[i, j])), float(weight[i].abs().sum()), float(weight[:, j].abs().sum())
+            relative = size / row + size / column if size else 0.0
+            assert scores[i, j] == pytest.approx(relative * float(gram[j, j]) ** 0.25, rel=1e-12)
+
+
 def test_random_repeats_under_a_seed_and_differs_between_seeds() -> None:
     def draw(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -98,10 +118,11 @@ def test_random_repeats_under_a_seed_and_differs_between_seeds() -> None:
 def test_scorers_share_one_contract(name: str, pattern: NM | Unstructured, dtype: torch.dtype) -> None:
     weight, gram = (t.to(dtype) for t in problem(6, 40))
     before = weight.clone(), gram.clone()
-    scorer = SCORERS[name]
-    scores = scorer.function(
-        weight, gram=gram if scorer.needs_gram else None, pattern=pattern, generator=torch.Generator().manual_seed(0)
-    )
+    if name in MASKS_OF_ONE_LAYER and pattern.kind == "unstructured" and pattern.scope == "global":
+        with pytest.raises(ValueError, match="chooses the mask of one layer"):
+            SCORERS[name].function(weight, pattern=pattern, **inputs(name, gram))
+        return
+    scores = SCORERS[name].function(weight, pattern=pattern, **inputs(name, gram))
     assert scores.shape == weight.shape
     assert scores.dtype == dtype
     assert scores.isfinite().all()
@@ -114,20 +135,27 @@ def test_scorers_share_one_contract(name: str, pattern: NM | Unstructured, dtype
     assert mask.double().mean() == pytest.approx(pattern.density)
 
 
-@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("name", [n for n, s in SCORERS.items() if s.needs_gram])
 @pytest.mark.parametrize("pattern", [NM(n=2, m=4), Unstructured(sparsity=0.7)], ids=str)
-def test_masks_do_not_depend_on_the_scale_of_the_gram_matrix(name: str, pattern: NM | Unstructured) -> None:
+def test_masks_do_not_depend_on_the_scale_of_the_inputs(name: str, pattern: NM | Unstructured) -> None:
     weight, gram = problem(6, 40)
-    scores = [SCORERS[name].function(weight, gram=gram * s, pattern=pattern, generator=None) for s in (1.0, 2.0**-20, 2.0**20)]
+    scores = [
+        SCORERS[name].function(weight, pattern=pattern, **inputs(name, gram, scale)) for scale in (1.0, 2.0**-10, 2.0**10)
+    ]
     masks = [keep_mask(s, pattern) for s in scores]
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[0], masks[2])
 
 
 @pytest.mark.parametrize("name", [n for n, s in SCORERS.items() if s.needs_gram])
-def test_a_missing_gram_matrix_is_named(name: str) -> None:
+def test_what_is_missing_of_the_inputs_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="needs the Gram matrix"):
         SCORERS[name].function(torch.zeros(2, 4), gram=None, pattern=NM(n=2, m=4), generator=None)
+
+
+def test_a_missing_mean_is_named() -> None:
+    with pytest.raises(ValueError, match="needs their mean"):
+        SCORERS["dsnot"].function(torch.zeros(2, 4), gram=torch.eye(4), pattern=NM(n=2, m=4), generator=None)
 
 
 def test_random_without_a_generator_is_refused() -> None:
@@ -138,11 +166,28 @@ def test_random_without_a_generator_is_refused() -> None:
 @pytest.mark.parametrize(
     "pattern", [NM(n=2, m=4), NM(n=1, m=8), Unstructured(sparsity=0.7), Unstructured(sparsity=0.9)], ids=str
 )
-def test_sparsegpt_scores_give_back_the_sweeps_mask(pattern: NM | Unstructured) -> None:
+def test_scores_give_back_the_mask_that_a_search_chose(pattern: NM | Unstructured) -> None:
     weight, gram = problem(7, 200)
     weight[:, 5] = 0
-    scores = SCORERS["sparsegpt"].function(weight, gram=gram, pattern=pattern, generator=None)
-    assert torch.equal(keep_mask(scores, pattern), sparsegpt_sweep(weight, gram, pattern=pattern).mask)
+    mean = inputs("dsnot", gram)["mean"]
+    wanda = SCORERS["wanda"].function(weight, gram=gram)
+    from_wanda = keep_mask(wanda, pattern)
+    chosen = {
+        "sparsegpt": sparsegpt_sweep(weight, gram, pattern=pattern).mask,
+        "obc": selection.remove_greedily(weight, gram, pattern).mask,
+        "alps": selection.split(weight, gram, pattern),
+        "sparseswaps": selection.swap(from_wanda, weight, gram, pattern),
+        "dsnot": selection.prune_and_grow(from_wanda, weight, gram, mean, wanda, pattern),
+    }
+    for name, mask in chosen.items():
+        scores = SCORERS[name].function(weight, pattern=pattern, **inputs(name, gram))
+        assert torch.equal(keep_mask(scores, pattern), mask), name
+    assert len({mask.numpy().tobytes() for mask in chosen.values()}) == len(chosen)  # five methods, no two of them alike
+
+
+def test_a_scorer_has_a_card_and_a_name_in_the_config() -> None:
+    assert list(SCORERS) == list(cards.MASKS) == list(MASKS)
+    assert set(UPDATES) == set(cards.UPDATES)
 
 
 # --- the sweep ---

@@ -1,11 +1,15 @@
 """A comparison: what it is made of, what came of it, and which differences mean something."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
 from snows.config import InputError, PruneConfig, RunConfig
+from snows.method import cards
 from snows.plans import comparisons
 from snows.plans.comparisons import METHODS, Method, Spread
+from snows.plans.words import labels
 from snows.runs.store import RunStore, StoreError
 
 SNOWS, WANDA = METHODS["SNOWS, dense targets"], METHODS["Wanda"]
@@ -36,6 +40,13 @@ class TestExpand:
         base = RunConfig(prune=PruneConfig(sweeps=2))
         assert [config.prune.sweeps for config in comparisons.expand(base, [WANDA, SNOWS], ["2:4"], [1], [0])] == [1, 2]
 
+    def test_batch_norms_are_measured_again_where_the_method_or_the_base_asks(self) -> None:
+        methods = [METHODS["Magnitude only"], METHODS["Batch-norm recalibration"]]
+        assert [
+            [config.prune.batch_norm_reestimate for config in comparisons.expand(base, methods, ["2:4"], [], [0])]
+            for base in (RunConfig(), RunConfig(prune=PruneConfig(batch_norm_reestimate=True)))
+        ] == [[False, True], [True]]
+
     @pytest.mark.parametrize("missing", [0, 1, 2, 3])
     def test_nothing_to_combine_is_said(self, missing: int) -> None:
         parts: list = [[SNOWS], ["2:4"], [1], [0]]
@@ -48,6 +59,36 @@ class TestExpand:
             comparisons.expand(RunConfig(), [WANDA], ["2by4"], [], [0])
         with pytest.raises(InputError, match="201 runs"):
             comparisons.expand(RunConfig(), [WANDA], ["2:4"], [], list(range(201)))
+
+
+def test_every_method_has_its_card() -> None:
+    for name, method in METHODS.items():
+        card = comparisons.describe(method)
+        assert card.idea.endswith("."), name
+        assert card.cost.endswith("."), name
+        assert all(reference == "A control" or re.search(r"\b(19|20)\d\d, ", reference) for reference in card.references)
+        assert cards.MASKS[method.mask].idea in card.idea
+
+
+def test_a_card_says_each_part_once() -> None:
+    sparsegpt = comparisons.describe(METHODS["SparseGPT"])
+    assert len(sparsegpt.references) == 1
+    assert sparsegpt.cost == cards.MASKS["sparsegpt"].cost
+    assert sparsegpt.touches == "mask and values"
+    refined = comparisons.describe(METHODS["SNOWS, refined mask"])
+    assert refined.idea.count("untouched network's values") == refined.idea.count(cards.REFINEMENT.idea) == 1
+    assert "2411.18376" in refined.references[1]
+    again = comparisons.describe(METHODS["Batch-norm recalibration"])
+    assert again.touches == "mask and statistics"
+    assert again.cost == cards.BATCH_NORM.cost
+    assert comparisons.describe(METHODS["Random"]).cost == cards.NO_COST
+
+
+def test_rows_of_all_methods_have_names_of_their_own() -> None:
+    configs = comparisons.expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0])
+    assert [label.removesuffix(", K = 3") for label in labels(configs)] == list(METHODS)
+    rows = comparisons.summarize([(config, measured(0.5, 3)) for config in configs])
+    assert len(rows) == len(METHODS)
 
 
 def test_combinations_are_each_made_once() -> None:

@@ -1,5 +1,7 @@
 """What a run is called, alone and beside others."""
 
+from dataclasses import asdict
+
 import pytest
 
 from snows.config import PruneConfig, RunConfig
@@ -30,7 +32,13 @@ def measured(accuracy: float, seconds: float) -> dict[str, float | None]:
         ({"mask": "wanda"}, "SNOWS, Wanda mask, refined, K = 3"),
         ({"mask": "random", "update": "sparsegpt", "targets": "propagated"}, "SparseGPT, random mask, propagated targets"),
         ({"update": "least-squares"}, "Least squares, magnitude mask, refined by layer"),
-        ({"mask": "random", "update": "none"}, "Mask only, random mask"),
+        ({"mask": "random", "update": "none"}, "Random"),
+        ({"mask": "random", "update": "least-squares", "refine": "none"}, "Least squares, random mask"),
+        ({"mask": "alps", "update": "least-squares", "refine": "none", "targets": "propagated"}, "ALPS"),
+        ({"mask": "obc"}, "SNOWS, OBC mask, refined, K = 3"),
+        ({"update": "none", "batch_norm_reestimate": True}, "Batch-norm recalibration"),
+        ({"mask": "wanda", "update": "none", "batch_norm_reestimate": True}, "Wanda, batch norms measured again"),
+        ({"batch_norm_reestimate": True}, "SNOWS, refined mask, K = 3, batch norms measured again"),
         ({"mask": "/home/x/runs/mine.safetensors"}, "SNOWS, mask from mine.safetensors, K = 3"),
     ],
 )
@@ -40,7 +48,7 @@ def test_a_known_method_has_its_name_and_any_other_its_parts(changes: dict, name
 
 def test_every_known_method_is_called_by_its_name() -> None:
     for name, method in METHODS.items():
-        config = PruneConfig(mask=method.mask, update=method.update, targets=method.targets, refine=method.refine)
+        config = PruneConfig.model_validate(asdict(method))
         assert method_name(config).removesuffix(", K = 3") == name
 
 
