@@ -41,7 +41,7 @@ def report(run: Run) -> str:
     state = run.state_after(events[-1] if events else None)
     progress = run_tables.progress(events, events[-1].time if events else 0.0)
     made = datetime.fromtimestamp(run.created()).strftime("%d %B %Y, %H:%M").lstrip("0")
-    return _template().render(
+    return template("report.html").render(
         name=name_of(run),
         about=[run.id, made, state, *labels.tags],
         did=_did(config, progress),
@@ -52,18 +52,24 @@ def report(run: Run) -> str:
         left_dense=_left_dense(progress),
         settings=config.model_dump_json(indent=2),
         log=[(f"{row.after:.1f} s", row.layer, row.what, row.status) for row in run_tables.log(events)[::-1].itertuples()],
-        plotly=Markup(get_plotlyjs()),
+        plotly=plotly_script(),
     )
 
 
-def _template() -> Template:
+def plotly_script() -> Markup:
+    """Plotly's own script, from the installed package: the one thing in a page that may act."""
+    return Markup(get_plotlyjs())
+
+
+def template(name: str) -> Template:
+    """A page of this folder, in which every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     # `tojson` escapes what could end the script that a figure's data stand in; Plotly knows how to write arrays and NaN.
     environment.policies["json.dumps_function"] = _figure_json
     environment.policies["json.dumps_kwargs"] = {}
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _figure_json(figure: Figure) -> str:
@@ -191,20 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output = given.output or Path(f"{run.id}.html")
         output.write_bytes(report(run).encode())
     except KeyError as error:
-        return _fail(error.args[0], BAD_INPUT)
+        return fail(error.args[0], BAD_INPUT)
     except ValidationError as error:
         cause = "a file in its folder was written by another version, or is damaged"
-        return _fail(f"Run {given.run} cannot be read: {cause}. {explain(error)}", BAD_INPUT)
+        return fail(f"Run {given.run} cannot be read: {cause}. {explain(error)}", BAD_INPUT)
     except ValueError as error:
-        return _fail(f"Run {given.run} cannot be read: {error}. A file in its folder is damaged.", BAD_INPUT)
+        return fail(f"Run {given.run} cannot be read: {error}. A file in its folder is damaged.", BAD_INPUT)
     except OSError as error:
         sentence = f"{error.filename or given.run} cannot be used: {error.strerror}. Check the path and the free space."
-        return _fail(sentence, FAILED)
+        return fail(sentence, FAILED)
     sys.stdout.write(f"{output}\n")
     return FINISHED
 
 
-def _fail(sentence: str, code: int) -> int:
+def fail(sentence: str, code: int) -> int:
+    """Say a sentence on stderr, and return the exit code."""
     sys.stderr.write(sentence + "\n")
     return code
 

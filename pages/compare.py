@@ -5,32 +5,26 @@ The address names what is compared: `?batch=ID`, or runs `?runs=ID,ID`; `?batch=
 looked into by their places, `likeness` the measure of representations.
 """
 
-import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import pandas as pd
 import streamlit as st
 from pydantic import ValidationError
 
-from app import state, words
+from app import hand_on, state, words
 from app.charts import compare as compare_charts
 from app.forms import comparison as comparison_form
-from app.parts import comparison_view, live, panels
+from app.parts import comparison_view, live, looks, panels, side_by_side
 from app.parts.looks import answer_view, attention_view, depth_view, layer_view, speed_view
 from app.tables import compare, study
 from app.tables.compare import Entry
 from snows.config import InputError
 from snows.measures.names import MEASURES
+from snows.plans import recorded
 from snows.plans.comparisons import Row
-from snows.plans.words import BEST, COLUMNS, LEVEL, row_names
+from snows.plans.words import BEST, LEVEL, network_name
 from snows.runs.store import Comparison, Run
-
-if TYPE_CHECKING:
-    pass
-
 
 NEW, MARKED, RECORDED, CHOSEN = "new", "marked", "recorded", "runs"
 MOST_SHOWN = 10  # networks in the closer look
@@ -72,14 +66,14 @@ def choice(comparisons: Mapping[str, Comparison], marked: list[Run]) -> Choice:
                 missing.append(str(error.args[0]))
         return Choice(CHOSEN, listed_runs, problem=" ".join(missing))
     if key is None:
-        key = next(iter(comparisons), MARKED if marked else NEW)
+        key = next(iter(comparisons), MARKED if marked else RECORDED)
     match key:
         case "new":
             return Choice(NEW, [])
         case "marked":
             return Choice(MARKED, marked)
         case "recorded":
-            return Choice(RECORDED, list(state.recorded_runs().list()))
+            return Choice(RECORDED, [])
     if key in comparisons:
         return Choice(key, comparisons[key].runs(), comparisons[key])
     return Choice(NEW, [], problem=f"There is no comparison {key!r}. Its runs may have been deleted. Choose another above.")
@@ -95,34 +89,29 @@ def show() -> None:
     now = choice(comparisons, marked)
     heading(comparisons, marked, now)
     # A place each, so that what comes and goes does not make Streamlit build the next part anew.
-    body, settings, example = st.container(), st.container(), st.container()
+    body, settings = st.container(), st.container()
     with body:
         if now.problem:
             st.error(words.plain(now.problem), icon=":material/error:")
         if now.key in (MARKED, CHOSEN):
             pick_runs(now)
-        if now.key != NEW:
+        if now.key == RECORDED:
+            draw_recorded()
+        elif now.key != NEW:
             draw_comparison(now)
     if now.key == NEW:
         with settings:
             comparison_form.draw(go)
-        recorded = list(state.recorded_runs().list())
-        if recorded:
-            with example:
-                st.divider()
-                st.header("Recorded runs", anchor=False)
-                st.caption("What a comparison looks like. These came with the app; nothing was computed just now.")
-                draw_comparison(Choice(RECORDED, recorded))
 
 
 def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choice) -> None:
     row = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
-    row.title("Which method, which K, for this network?", anchor=False, width="content")
+    row.title(hand_on.TITLE, anchor=False, width="content")
     words = {
         NEW: "A new comparison",
         **comparison_view.titles(comparisons),
         MARKED: f"Marked runs ({len(marked)})",
-        RECORDED: "Recorded runs",
+        RECORDED: "A recorded comparison",
     }
     if now.key == CHOSEN:
         words[CHOSEN] = f"Runs of your choice ({len(now.runs)})"
@@ -137,11 +126,11 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
         )
     if picked != now.key:
         go(picked)
-    st.markdown(
-        "Runs on the same images side by side: what each keeps of the network, and what it costs. The best of a column bears "
-        f"{BEST}, and what is within the noise of it {LEVEL}: of those that are of use, which keep half of what the dense "
-        "network has over chance."
-    )
+    if now.key != NEW:
+        st.markdown(
+            f"What each method keeps of the network, and what it costs. {BEST} the best, {LEVEL} within the noise of it: of "
+            "those of use, which keep half of what the dense network has over chance."
+        )
 
 
 def pick_runs(now: Choice) -> None:
@@ -183,94 +172,64 @@ def draw_comparison(now: Choice) -> None:
     if not finished:
         st.caption("The table begins when a first run has finished.")
         return
-    networks = compare.networks(finished)
+    # Marked anew, so that their labels say only what is not the same in all of these.
+    choices = side_by_side.choices()
+    with choices:
+        finished = compare.entries(entry.run for entry in network_of(finished))
+    rows = side_by_side.draw(compare.rows(finished), choices, lambda: compare.rows(looks.with_work(finished)))
+    side_by_side.hand_on(lambda: hand_on.of_runs(finished), hand_on.stem(f"comparison-{network_name(finished[0].config)}"))
+    if len({entry.config.num_calibration for entry in finished}) > 1:
+        by_images(finished)
+    closer(finished, rows)
+
+
+def network_of(ones: Sequence[compare.One]) -> list[compare.One]:
+    """Those of the network that the address names, which is chosen here if there are several."""
+    networks = compare.networks(ones)
     network = next(iter(networks))
     if len(networks) > 1:
         network = st.selectbox(
             "Network",
             options := list(networks),
             format_func=compare.network_titles(networks).__getitem__,
-            width=400,
+            width=320,
             help="Only runs of one network, on the same images, can be set side by side.",
             **state.addressed("network", options, network),
         )
-    # Marked anew, so that their labels say only what is not the same in all of these.
-    finished = compare.entries(entry.run for entry in networks[network])
-    rows = compare.rows(finished)
-    table(rows)
-    tradeoffs(rows)
-    if len({entry.config.num_calibration for entry in finished}) > 1:
-        by_images(finished)
-    closer(finished, rows)
+    return networks[network]
 
 
-MEANINGS = {MEASURES[name].title: MEASURES[name].meaning for name in COLUMNS} | {
-    "Seeds": "How many runs that differ in their seed alone are one row. ± is the standard deviation over them."
-}
+@st.cache_data(show_spinner=False)
+def recorded_measurements() -> list[recorded.Measured]:
+    return recorded.comparison()
 
 
-def table(rows: list[Row]) -> None:
-    numbers, texts = compare.table(rows)
-    styled = numbers.style
-    for column in texts.columns.drop("Method"):
-        for place, text in enumerate(texts[column]):
-            styled = styled.format(lambda value, text=text: str(text), subset=pd.IndexSlice[[place], [column]])
-    marked = texts.map(lambda text: "background-color: rgba(0, 158, 115, 0.18)" if str(text).endswith(BEST) else "")
-    st.dataframe(
-        styled.apply(lambda _: marked, axis=None),
-        hide_index=True,
-        column_config={
-            "Method": st.column_config.TextColumn("Method", width=230),
-            **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
-        },
-        placeholder="",
-        alt="The dense network and the runs with their measures, best of each column marked",
-    )
-    if verdict := compare.verdict(rows):
-        st.markdown(verdict)
-    notes = {words.counted(row.num_evaluation, "image") for row in rows}
-    if len(notes) > 1:
-        st.warning(
-            f"These were not measured on the same images ({', '.join(sorted(notes))}), so small differences mean nothing.",
-            icon=":material/warning:",
+def draw_recorded() -> None:
+    """What came with the app: measurements without runs, so there is nothing to look into."""
+    measured = recorded_measurements()
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="medium"):
+        st.caption(
+            f":material/inventory_2: A recorded comparison that came with the app: {len(measured):,} measurements by "
+            f"`{recorded.COMMAND}`, each on 512 calibration and the first 5,000 test images. Nothing was computed just now.",
+            width="content",
         )
-
-
-def tradeoffs(rows: list[Row]) -> None:
-    places = st.columns(2, gap="large")
-    costs = {"density": "What few weights keep", "seconds": "What time buys"}
-    for place, (cost, heading) in zip(places, costs.items(), strict=True):
-        points, value = compare.tradeoff(rows, cost)
-        log = MEASURES[cost].log and points["x"].max() > 5 * points["x"].min()
-        alt = f"{MEASURES[value].title} of each run against {MEASURES[cost].title.lower()}, with the Pareto front"
-        with place:
-            st.markdown(f"**{heading}**")
-            figure = compare_charts.tradeoff_chart(points, cost, value, dense=compare.dense_value(rows, value), log=log)
-            live.chart(figure, key=f"tradeoff-{cost}", alt=alt)
-    if len(rows) > 1:
-        legend(rows)
-    st.caption("Times are as they were measured: whatever else the machine did meanwhile made them longer.")
-
-
-def legend(rows: list[Row]) -> None:
-    drawn = zip(row_names(rows), compare.marks([row.config for row in rows]), strict=True)
-    shapes = {
-        "circle": "●",
-        "diamond": "◆",
-        "square": "■",
-        "triangle-up": "▲",
-        "cross": "✚",
-        "star": "★",
-        "hexagon": "⬢",
-        "triangle-down": "▼",
-    }
-    parts = [
-        f'<span style="white-space: nowrap; margin-right: 1rem"><span style="color: {mark.color}">'
-        f"{shapes[mark.symbol.removesuffix('-open')]}</span> {html.escape(name)}</span>"
-        for name, mark in drawn
-    ]
-    st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
-    st.caption("The line joins what no other run beats in both at once (the Pareto front), from the first that is of use.")
+        st.page_link(
+            state.page("compare"),
+            label="A network of your own",
+            icon=":material/add:",
+            query_params={"batch": NEW},
+            width="content",
+        )
+    choices = side_by_side.choices()
+    with choices:
+        rows = compare.rows(network_of(measured))
+    side_by_side.draw(rows, choices)
+    side_by_side.hand_on(lambda: hand_on.of_recorded(measured), "recorded-comparison")
+    st.caption(
+        "These are figures without runs: there are no weights to look into layer by layer or answer by answer, as in runs of "
+        "your own. Weights kept, size and multiply-adds follow from pattern and shapes. Time is that of one processor core, "
+        "over the seeds that have it on record, measured on days of unequal speed."
+    )
 
 
 def by_images(entries: list[Entry]) -> None:

@@ -29,6 +29,7 @@ WITHOUT_STREAMLIT = [
     "app/words.py",
     "app/texts.py",
     "app/report.py",
+    "app/hand_on.py",
     "app/take_along.py",
 ]
 

@@ -16,22 +16,44 @@ _LEAST_SPAN = 2  # points of a share; what chance moves shall not fill a figure
 _MOST_LEGEND = 3  # entries beside the plot; more go above it, a row each, and the figure grows
 
 
-def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float | None = None, log: bool = False) -> go.Figure:
+def tradeoff_chart(
+    points: pd.DataFrame,
+    cost: str,
+    value: str,
+    *,
+    dense: float | None = None,
+    shown_from: float | None = None,
+    legend: Mapping[str, Mark] | None = None,
+    height: int = 320,
+) -> go.Figure:
     """What each network keeps against what it costs, and the Pareto front: those that no other beats in both.
 
     `points`: columns label, color, symbol, x, y, x_deviation, y_deviation, best. `cost`, `value`: the measures that `x` and `y`
-    are values of. `dense`: the value of the dense network.
+    are values of. `dense`: the value of the dense network. `shown_from`: the value at the figure's lower end; lower points are
+    not drawn. None: at the lowest. `legend`: how each method is drawn, in the order of a legend below the figure; None: none.
     """
+    if shown_from is not None:
+        points = points[points["y"] >= shown_from]
     costs, values = MEASURES[cost], MEASURES[value]
+    log = costs.log and points["x"].max() > 5 * points["x"].min()
     x = (costs.scale * points["x"]).tolist()
     figure = new_figure(
-        height=320,
+        height=height,
         xaxis=log_axis(x, costs.axis)
         if log
         else {"title": costs.axis, "rangemode": "tozero", "showgrid": False, "zeroline": False, "automargin": True},
         yaxis={"title": values.axis, "zeroline": False, "automargin": True},
-        showlegend=False,
+        showlegend=bool(legend),
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"},
     )
+    for method, mark in (legend or {}).items():
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            name=words.in_figure(method),
+            mode="markers",
+            marker={"color": mark.color, "symbol": mark.symbol, "size": 12, "line": {"width": 2, "color": mark.color}},
+        )
     reached = values.scale * points["y"].dropna()
     if dense is not None:
         reached = pd.concat([reached, pd.Series([values.scale * dense])])
@@ -46,15 +68,16 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
             mode="lines",
             line={"color": LINE, "width": 2, "shape": "hv"},
             hoverinfo="skip",
+            showlegend=False,
         )
     if dense is not None:
         figure.add_hline(y=values.scale * dense, line={"color": COLORS["dense"], "dash": "dash", "width": 1})
         figure.add_annotation(
             text="dense network",
             showarrow=False,
-            x=1,
+            x=0,
             xref="paper",
-            xanchor="right",
+            xanchor="left",  # what costs little is seldom as good, so there is room
             y=values.scale * dense,
             yanchor="bottom",
         )
@@ -66,10 +89,48 @@ def tradeoff_chart(points: pd.DataFrame, cost: str, value: str, *, dense: float 
             error_x={"array": [x_deviation], "visible": x_deviation > 0, "width": 3, "thickness": 1.5},
             error_y={"array": [y_deviation], "visible": y_deviation > 0, "width": 3, "thickness": 1.5},
             name=words.in_figure(row.label),
+            showlegend=False,
             mode="markers",
             marker={"color": row.color, "symbol": row.symbol, "size": 12, "line": {"width": 2, "color": row.color}},
             hovertemplate=f"<b>{words.in_figure(row.label)}</b><br>{values.title}: {values.say(row.y, row.y_deviation)}<br>"
             f"{costs.title}: {costs.say(row.x, row.x_deviation)}<extra></extra>",
+        )
+    return figure
+
+
+def differences_chart(points: pd.DataFrame, value: str, best: str) -> go.Figure:
+    """How far each network is from the best one, with its spread over seeds: rows downwards, the best first. Filled: the best,
+    and what is within the noise of it.
+
+    `points`: columns label, color, symbol, x, x_deviation, level, said. `value`: the measure that `x` is a difference of.
+    `best`: what the best one reaches, in words.
+    """
+    change, names = MEASURES["change"], points["label"].tolist()
+    figure = new_figure(
+        height=max(24 * len(names), LEAST_ROWS) + 60,
+        xaxis={
+            "title": f"{MEASURES[value].title}, from the best ({best}), in {change.unit}",
+            "zeroline": True,
+            "automargin": True,
+        },
+        yaxis=named_rows(names),
+        showlegend=False,
+    )
+    for place, row in enumerate(points.itertuples()):
+        deviation = change.scale * row.x_deviation
+        figure.add_scatter(
+            x=[change.scale * row.x],
+            y=[place],
+            error_x={"array": [deviation], "visible": deviation > 0, "width": 3, "thickness": 1.5},
+            name=words.in_figure(row.label),
+            mode="markers",
+            marker={
+                "color": row.color,
+                "symbol": row.symbol.removesuffix("-open") + ("" if row.level else "-open"),
+                "size": 11,
+                "line": {"width": 2, "color": row.color},
+            },
+            hovertemplate=f"<b>{words.in_figure(row.label)}</b><br>{words.in_figure(row.said)}<extra></extra>",
         )
     return figure
 

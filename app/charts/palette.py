@@ -29,6 +29,7 @@ def stages(update: str) -> dict[str, str]:
 # --- runs side by side ---
 
 _MANY_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "hexagon", "triangle-down")
+_LETTERS = "●◆■▲✚★⬢▼"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Mark:
 
     color: str
     symbol: str
+
+    @property
+    def letter(self) -> str:
+        """The symbol as a character, for a legend in a text."""
+        return _LETTERS[_MANY_SYMBOLS.index(self.symbol.removesuffix("-open"))]
 
     @classmethod
     def of(cls, update: str, place: int) -> "Mark":

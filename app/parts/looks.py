@@ -1,6 +1,7 @@
 """Closer looks at runs side by side: layer by layer, answer by answer, in depth, at attention, at size and speed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from app.charts import palette
 from app.parts import live
 from app.tables import compare, layers
 from app.tables.compare import Entry
+from app.work import answers
 from snows.measures.names import MEASURES
 from snows.runs.store import Run
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 # Evaluation images in the closer looks, and images a batch that is timed, and how often; fewer where the network is slow.
 ANSWERED, REPRESENTED, ATTENDED, TIMED, ROUNDS = 1_000, 64, 64, 32, 11
-LOOK_SECONDS, LEAST_IMAGES = 15.0, 8
 MOST_FLIPS = 60
 
 
@@ -70,35 +71,47 @@ def opened(entries: list[Entry]) -> dict[str, "Inspection"]:
     }
 
 
+@st.cache_data(max_entries=256, show_spinner="Counting multiply-adds …")
+def _work(path: Path, created: float, _inspection: "Inspection") -> tuple[int, int]:
+    import torch
+
+    from snows.measures import metrics
+
+    return metrics.multiply_adds(_inspection.graph, torch.zeros(1, *_inspection.model.input_size), _inspection.masks)
+
+
+def with_work(entries: list[Entry]) -> list[Entry]:
+    """The same runs with the multiply-adds of their masks, for one image, among their measures. Raises `InputError` where a
+    run's network cannot be opened."""
+    counted = []
+    for label, inspection in opened(entries).items():
+        entry = next(entry for entry in entries if entry.label == label)
+        dense, pruned = _work(entry.run.path, entry.run.created(), inspection)
+        metrics = {**entry.metrics, "dense_multiply_adds": dense, "multiply_adds": pruned}
+        counted.append(replace(entry, metrics=metrics))
+    return counted
+
+
 def first_of(networks: Mapping[str, "Inspection"]) -> "Inspection":
     return next(iter(networks.values()))
 
 
 @st.cache_data(max_entries=24, show_spinner=False)
 def _seconds_an_image(path: Path, created: float, _inspection: "Inspection") -> float:
-    from snows.measures import comparison
-
-    images = _inspection.images.evaluation[:4]
-    tries = comparison.alternate({"dense": lambda: _inspection.run_network(images, "dense")}, rounds=2)
-    return min(tries["dense"]) / len(images)
+    return answers.seconds_an_image(_inspection)
 
 
-def affordable(first: "Inspection", passes: int, most: int, least: int = LEAST_IMAGES) -> "Tensor":
-    """At most `most` evaluation images, halved until `passes` through the network take no longer than one may wait."""
-    each = passes * _seconds_an_image(first.run.path, first.run.created(), first)
-    count = most
-    while count * each > LOOK_SECONDS and count // 2 >= least:
-        count //= 2
-    return first.images.evaluation[:count]
+def affordable(first: "Inspection", passes: int, most: int, least: int = answers.LEAST_IMAGES) -> "Tensor":
+    """At most `most` evaluation images, as many as one may wait for, see `answers.affordable`."""
+    each = _seconds_an_image(first.run.path, first.run.created(), first)
+    return first.images.evaluation[: answers.affordable(each, passes, most, least)]
 
 
 @st.cache_data(max_entries=48, show_spinner="Asking the networks …")
 def _logits(
     path: Path, created: float, stage: str, images_of: Path, count: int, _inspection: "Inspection", _images: "Tensor"
 ) -> Any:
-    import torch
-
-    return torch.cat([_inspection.run_network(batch, stage)[0] for batch in _images.split(250)])
+    return answers.logits(_inspection, stage, _images)
 
 
 def answer_view(entries: list[Entry]) -> None:

@@ -4,7 +4,8 @@ are not smaller and faster. Pure functions of run folders and of what `snows.mea
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,22 @@ from app.charts import palette
 from snows.config import RunConfig
 from snows.events import RunFailed
 from snows.measures.names import MEASURES, number, size
-from snows.plans.comparisons import Row, pareto, summarize
-from snows.plans.words import COLUMNS, as_called, cells, data_name, labels, network_name, row_names, set_apart, with_dense
+from snows.plans.comparisons import Row, Spread, difference, pareto, summarize
+from snows.plans.words import (
+    BEST,
+    COLUMNS,
+    LEVEL,
+    as_called,
+    by_method,
+    cells,
+    data_name,
+    labels,
+    network_name,
+    row_names,
+    set_apart,
+    with_dense,
+    without_pattern,
+)
 from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run
 
@@ -63,19 +78,32 @@ def marks(configs: Sequence[RunConfig]) -> list[palette.Mark]:
     return config_marks
 
 
-def networks(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+class Measured(Protocol):
+    """What can be set side by side: a finished run (`Entry`), or a measurement without one (`snows.plans.recorded`)."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]: ...
+
+
+One = TypeVar("One", bound=Measured)
+
+
+def networks(ones: Iterable[One]) -> dict[str, list[One]]:
     """Runs by network and images: only runs of one network, on the same images, can be set side by side."""
-    by_network: dict[str, list[Entry]] = {}
-    for entry in entries:
-        config = entry.config
+    by_network: dict[str, list[One]] = {}
+    for one in ones:
+        config = one.config
         whose = f" from {config.checkpoint}" if config.checkpoint else ""  # the whole path: names of files repeat
-        by_network.setdefault(f"{config.model}{whose} on {config.data}", []).append(entry)
+        by_network.setdefault(f"{config.model}{whose} on {config.data}", []).append(one)
     return by_network
 
 
-def network_titles(by_network: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
+def network_titles(by_network: Mapping[str, Sequence[Measured]]) -> dict[str, str]:
     """What to call each of `networks`."""
-    configs = [entries[0].config for entries in by_network.values()]
+    configs = [ones[0].config for ones in by_network.values()]
     titles = set_apart([(f"{network_name(config)} on {data_name(config)}",) for config in configs])
     return dict(zip(by_network, titles, strict=True))
 
@@ -120,13 +148,24 @@ def problem(entry: Entry) -> str:
 # --- the table ---
 
 
-def rows(entries: Sequence[Entry]) -> list[Row]:
-    """The finished runs as rows, those that differ in their seed alone as one."""
-    return summarize([(entry.config, entry.metrics) for entry in finished(entries)])
+def rows(measured: Iterable[Measured]) -> list[Row]:
+    """Finished runs, or measurements, as rows: those that differ in their seed alone as one."""
+    return summarize([(one.config, one.metrics) for one in measured])
 
 
 def finished(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.state == "finished"]
+
+
+def patterns(rows: Sequence[Row]) -> list[str]:
+    """The patterns of the rows, the one that keeps most weights first."""
+    density = {str(row.config.prune.pattern): row.config.prune.pattern.density for row in rows}
+    return sorted(density, key=lambda pattern: -density[pattern])
+
+
+def judged_by(rows: Sequence[Row]) -> str:
+    """`accuracy`, or `agreement` where it is not known of all rows."""
+    return "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
 
 
 def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -141,16 +180,79 @@ def table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return numbers, texts
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """What the table says, in a sentence or two of Markdown; empty where there is nothing to choose from."""
-    measure = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
+@dataclass(frozen=True)
+class Behind:
+    """A row beside the best of its pattern. `difference`: how far it is above that one in what rows are judged by, which is
+    below 0 but for the best itself. `said`: what to say of it, with its mark."""
+
+    row: Row
+    difference: Spread
+    said: str
+
+
+def behind_the_best(rows: Sequence[Row]) -> dict[str, dict[str, Behind]]:
+    """By method and by pattern, as `by_method`, each row beside the best of its pattern: methods that are nearest to the best
+    over all patterns first. Empty where no pattern has a best, see `summarize`."""
+    value = judged_by(rows)
+    best: dict[str, Row] = {}
+    for row in sorted((row for row in rows if value in row.best), key=lambda row: row.values[value].mean):
+        best[str(row.config.prune.pattern)] = row
+    beside: dict[str, dict[str, Behind]] = {}
+    for method, of_method in by_method(rows).items():
+        with_best = {pattern: row for pattern, row in of_method.items() if pattern in best and value in row.values}
+        if with_best:
+            beside[method] = {pattern: _behind(row, best[pattern], value) for pattern, row in with_best.items()}
+    return dict(sorted(beside.items(), key=lambda pair: -fmean(one.difference.mean for one in pair[1].values())))
+
+
+def _behind(row: Row, best: Row, value: str) -> Behind:
+    if row is best:
+        return Behind(row, Spread(0.0, None, len(row.runs)), f"{row.values[value].said(value)} {BEST}")
+    away = difference(row, best, value)
+    mark = BEST if value in row.best else LEVEL if value in row.level else ""
+    return Behind(row, away, f"{away.said('change').removesuffix(MEASURES['change'].unit).rstrip()} {mark}".rstrip())
+
+
+def beside_table(rows: Sequence[Row]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Methods down and patterns across, as in `table`: the value of the best of each pattern, and how far the others are from
+    it."""
+    beside, value = behind_the_best(rows), judged_by(rows)
+    across = [pattern for pattern in patterns(rows) if any(pattern in of_method for of_method in beside.values())]
+    numbers, texts = (pd.DataFrame({"Method": list(beside)}) for _ in range(2))
+    for pattern in across:
+        ones = [of_method.get(pattern) for of_method in beside.values()]
+        numbers[pattern] = [np.nan if one is None else one.row.values[value].mean for one in ones]
+        texts[pattern] = ["" if one is None else one.said for one in ones]
+    return numbers, texts
+
+
+def differences(rows: Sequence[Row]) -> pd.DataFrame:
+    """Of rows of one pattern how far each is from the best: label, color, symbol, x, x_deviation, level (or the best), said.
+    Those of no use are left out."""
+    value, mark_of = judged_by(rows), method_marks(rows)
+    ones = [(method, one) for method, of_method in behind_the_best(rows).items() for one in of_method.values()]
+    points = []
+    for method, one in ones:
+        if one.row.is_of_use:
+            mark, level = mark_of[method], value in one.row.best | one.row.level
+            away = one.difference.mean, one.difference.deviation or 0.0
+            points.append((method, mark.color, mark.symbol, *away, level, one.said))
+    return pd.DataFrame(points, columns=["label", "color", "symbol", "x", "x_deviation", "level", "said"])
+
+
+def verdict(rows: Sequence[Row], write: Callable[[str], str] = words.plain, bold: str = "**") -> str:
+    """What the table says, in a sentence or two; empty where there is nothing to choose from. In Markdown, unless names are to
+    be written in another way, and made `bold` by something else."""
+    if len(patterns(rows)) > 1:
+        return _verdict_over_patterns(rows, write, bold)
+    measure = judged_by(rows)
     named = list(zip(row_names(rows), rows, strict=True))
     of_no_use = [name for name, row in named if not row.is_of_use]
     if len(rows) > 1 and len(of_no_use) == len(rows) and all(measure in row.values for row in rows):
         name, row = max(named, key=lambda pair: pair[1].values[measure].mean)
         return (
             "None of these is of use: not one keeps half of what the dense network has over chance. "
-            f"**{words.plain(name)}** comes nearest, with an {measure} of {row.values[measure].said(measure)}."
+            f"{bold}{write(name)}{bold} comes nearest, with an {measure} of {row.values[measure].said(measure)}."
         )
     best = [name for name, row in named if measure in row.best]
     if not best:
@@ -158,27 +260,72 @@ def verdict(rows: Sequence[Row]) -> str:
     level = [name for name, row in named if measure in row.level]
     seeds = min(len(row.runs) for row in rows)
     value = next(row.values[measure].mean for name, row in named if name == best[0])
-    says = f"**{words.plain(best[0])}** has the best {measure}, {MEASURES[measure].say(value)}."
+    says = f"{bold}{write(best[0])}{bold} has the best {measure}, {MEASURES[measure].say(value)}."
     if level:
-        says += f" The lead on {words.plain(', '.join(level))} may be chance: “Answers” below compares them image by image."
+        says += f" The lead on {_named(level, write)} may be chance."
     if of_no_use:
         is_ = "is" if len(of_no_use) == 1 else "are"
-        says += f" {words.plain(', '.join(of_no_use))} {is_} of no use, and so {is_} the best of nothing."
+        says += f" {_named(of_no_use, write)} {is_} of no use, and so {is_} the best of nothing."
     if seeds == 1:
         says += " Each is one seed; add seeds to see how far another choice of calibration images moves them."
     return says
 
 
+def _named(methods: Sequence[str], write: Callable[[str], str], most: int = 3) -> str:
+    """Their names; of many how many there are."""
+    return write(", ".join(methods)) if len(methods) <= most else f"{len(methods)} others"
+
+
+def _verdict_over_patterns(rows: Sequence[Row], write: Callable[[str], str], bold: str) -> str:
+    """Which method is the best, or level with it, at most of the patterns, and what it gives up."""
+    beside, value = behind_the_best(rows), judged_by(rows)
+    if not beside or len(beside) < 2:
+        return ""
+    leads = {method: [p for p, one in of.items() if value in one.row.best | one.row.level] for method, of in beside.items()}
+    first = max(leads, key=lambda method: len(leads[method]))  # of several the one that is nearest over all
+    at = [pattern for pattern in patterns(rows) if any(pattern in of for of in beside.values())]
+
+    def where(method: str) -> str:
+        there, count = [pattern for pattern in at if pattern in leads[method]], len(leads[method])
+        return f"all {len(at)} patterns" if count == len(at) else f"{count} of {len(at)} patterns ({', '.join(there)})"
+
+    says = f"Of {len(beside)} methods {bold}{write(first)}{bold} is best in {value}, or level with the best, at {where(first)}"
+    others = [method for method in leads if method != first and len(leads[method]) == len(leads[first])]
+    says += f"; so {'is' if len(others) == 1 else 'are'} {_named(others, write)}." if others else "."
+    lost = {
+        pattern: one.row.values["change"]
+        for pattern in at
+        if (one := beside[first].get(pattern)) is not None and "change" in one.row.values
+    }
+    if len(lost) > 1:
+        ends = [
+            f"{lost[pattern].said('change')} at {pattern}" for pattern in (min(lost, key=at.index), max(lost, key=at.index))
+        ]
+        says += f" Against the dense network that is {' and '.join(ends)}."
+    if min(len(row.runs) for row in rows) == 1:
+        says += " Some are one seed; add seeds to see how far another choice of calibration images moves them."
+    return says
+
+
 # --- what it costs, what it keeps ---
+
+COSTS = ("density", "packed_bytes", "multiply_adds", "seconds")
+_REACH = 1.5  # how far below the front a figure shows, in heights of the front
+
+
+def costs(rows: Sequence[Row]) -> list[str]:
+    """Of `COSTS` those that were measured of every row and differ: what all cost alike is no choice. All, of a single row."""
+    measured = [cost for cost in COSTS if all(cost in row.values for row in rows)]
+    return [cost for cost in measured if len(rows) == 1 or len({row.values[cost].said(cost) for row in rows}) > 1]
 
 
 def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
-    """Accuracy (agreement without labels) against `cost` (`density` or `seconds`), and which of the two it is.
+    """Accuracy (agreement without labels) against one of `COSTS`, and which of the two it is.
 
     One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front, which begins at the first
-    that is of use).
+    that is of use). A method has one color and symbol at all patterns.
     """
-    value = "accuracy" if all("accuracy" in row.values for row in rows) else "agreement"
+    value = judged_by(rows)
     measured_rows = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
     # None of use: none is on the front. What is of no use can beat what is in nothing but its cost.
     on_front = [
@@ -189,15 +336,40 @@ def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
             strict=True,
         )
     ]
+    drawn = method_marks(rows)
+    mark_of = {id(row): drawn[method] for method, of_method in by_method(rows).items() for row in of_method.values()}
     points = [
         (name, mark.color, mark.symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
-        for (name, row), mark, best in zip(
-            measured_rows, marks([row.config for _, row in measured_rows]), on_front, strict=True
-        )
-        for x, y in [(row.values[cost], row.values[value])]
+        for (name, row), best in zip(measured_rows, on_front, strict=True)
+        for x, y, mark in [(row.values[cost], row.values[value], mark_of[id(row)])]
     ]
     columns = ["label", "color", "symbol", "x", "y", "x_deviation", "y_deviation", "best"]
     return pd.DataFrame(points, columns=columns), value
+
+
+def method_marks(rows: Sequence[Row]) -> dict[str, palette.Mark]:
+    """How figures draw each method, whatever its pattern."""
+    first = {method: next(iter(of_method.values())).config for method, of_method in by_method(rows).items()}
+    return dict(zip(first, marks([without_pattern(config) for config in first.values()]), strict=True))
+
+
+def shown_from(points: pd.DataFrame) -> float | None:
+    """From which value on a figure of a `tradeoff` shows its points: what is far below the front would press it flat. None: it
+    shows all."""
+    front = points.loc[points["best"], "y"]
+    if len(front) < 2:
+        return None
+    lowest = front.min() - _REACH * (front.max() - front.min())
+    return None if lowest <= points["y"].min() else float(lowest)
+
+
+def not_drawn(points: pd.DataFrame, value: str) -> str:
+    """How many points `shown_from` leaves out, as a sentence; empty where none."""
+    least = shown_from(points)
+    if least is None:
+        return ""
+    below = int((points["y"] < least).sum())
+    return f"{below} of {len(points)} {'is' if below == 1 else 'are'} below {MEASURES[value].say(least)}, and not drawn."
 
 
 def dense_value(rows: Sequence[Row], value: str) -> float | None:

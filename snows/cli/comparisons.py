@@ -149,8 +149,8 @@ def _side_by_side(runs: Sequence[Run], *, as_json: bool) -> int:
         return fail("None of these runs has finished, so there is nothing to set side by side yet.", FAILED)
     columns = cells(summarize([(config, metrics) for _, config, metrics in finished]))
     sys.stdout.write(table([[title.upper() for title in columns], *zip(*columns.values(), strict=True)]))
-    legend = f"{BEST} the best of a column, of those that are of use; {LEVEL} within the noise of it (two standard errors)"
-    sys.stdout.write(f"\n{legend}\n")
+    legend = f"{BEST} the best of a column and pattern, of those that are of use"
+    sys.stdout.write(f"\n{legend}; {LEVEL} within the noise of it (two standard errors)\n")
     return FINISHED
 
 

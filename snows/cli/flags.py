@@ -1,6 +1,7 @@
 """A config from the command line: one flag a field."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
@@ -68,6 +69,26 @@ def config_of(given: argparse.Namespace) -> RunConfig:
     if "class_names" in named:
         named["class_names"] = as_path(named["class_names"]).read_text()
     return _brought(RunConfig.model_validate(base.model_dump() | named | {"prune": prune}))
+
+
+def command(config: RunConfig, class_names: str = "class-names.txt") -> str:
+    """What to type to make a run of that config: `python -m snows prune`, and a flag for each setting that is not its default.
+
+    `class_names`: the file that holds them, where the config has any.
+    """
+    said: list[str] = []
+    prune = config.prune
+    for part, names in ((config, RUN_FLAGS), (prune, (*PRUNE_FLAGS, *PRUNE_SWITCHES)), (prune.solver, SOLVER_FLAGS)):
+        for name in names:
+            value, flag = getattr(part, name), "--" + name.replace("_", "-")
+            if value == type(part).model_fields[name].get_default():
+                continue
+            text = class_names if name == "class_names" else str(value)
+            # What begins with a dash would be taken for a flag.
+            said += [flag] if name in PRUNE_SWITCHES else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    for site, pattern in prune.overrides.items():
+        said += ["--override", f"{site}={pattern}"]
+    return shlex.join(["python", "-m", "snows", "prune", *said])
 
 
 def _preset(name: str) -> Preset:

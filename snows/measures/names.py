@@ -155,6 +155,14 @@ MEASURES = {
         "left dense in full. The dense network takes 32.",
         form=".2f",
     ),
+    "multiply_adds": Measure(
+        "Multiply-adds",
+        "For one image, those with a removed weight left out: what a program that skips zeros has to do. Attention's own "
+        "products count in full.",
+        "millions",
+        1e-6,
+        "#.3g",
+    ),
     "seconds": Measure("Time", "Of pruning, from the first layer to the last.", "s", form=".1f", log=True, words=duration),
     "num_products": Measure(
         "Curvature products",

@@ -137,9 +137,9 @@ def expand(
 
 
 # What rows are compared by: the best of each is marked.
-COMPARED = ("accuracy", "agreement", "divergence", "density", "packed_bytes", "seconds")
+COMPARED = ("accuracy", "agreement", "divergence", "density", "packed_bytes", "multiply_adds", "seconds")
 # What is read of a run besides: the dense network's own, and what its solver asked for.
-_BESIDES = ("accuracy_dense", "dense_bytes", "num_products")
+_BESIDES = ("accuracy_dense", "dense_bytes", "dense_multiply_adds", "num_products")
 # A network is of use that keeps this share of what the dense one has over chance.
 USEFUL = 0.5
 _BITS = 32  # of a weight of the dense network
@@ -166,10 +166,10 @@ class Spread:
 class Row:
     """One setting over its seeds. `runs`: their places in what was given. `values` by name of a measure; also
     `accuracy_dense`, `change` (of accuracy, against the dense network) and `bits` (of storage, a weight). `missing`: those that
-    a run has no value of. `chance`: the accuracy of guessing, 0 where it is not on record.
+    a run has no value of. `chance`: the accuracy of guessing, 0 where it is not on record. `by_seed`: the values themselves.
 
-    `best`: the measures in which no row that `is_of_use` is better. `level`: those in which a better row's lead is within the
-    noise, see `is_level`.
+    `best`: the measures in which no row of its network and pattern that `is_of_use` is better. `level`: those in which a better
+    row's lead is within the noise, see `is_level`.
     """
 
     config: RunConfig
@@ -178,6 +178,7 @@ class Row:
     missing: set[str]
     num_evaluation: int
     chance: float = 0.0
+    by_seed: dict[str, dict[int, float]] = field(default_factory=dict)
     best: set[str] = field(default_factory=set)
     level: set[str] = field(default_factory=set)
 
@@ -197,17 +198,22 @@ class Row:
 
 
 def summarize(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]]) -> list[Row]:
-    """A row a setting, in the order of their first runs, the best of each column marked among those of use. Takes configs and
-    metrics.
+    """A row a setting, in the order of their first runs. Takes configs and metrics.
 
-    Where all rows are alike in a column, or there is but one row, none is marked.
+    The best of each column is marked, among the rows of one network, its images and one pattern that are of use: what keeps
+    twice as many weights is no better method. Where all of these are alike, or there is but one, none is marked.
     """
     groups: dict[str, list[int]] = {}
     for place, (config, _) in enumerate(finished):
         groups.setdefault(but_for_the_seed(config), []).append(place)
     rows = [_row(finished, places) for places in groups.values()]
-    for name in COMPARED:
-        _mark([row for row in rows if name in row.values], name, MEASURES[name])
+    alike: dict[tuple[str | None, ...], list[Row]] = {}
+    for row in rows:
+        config = row.config
+        alike.setdefault((config.model, config.checkpoint, config.data, str(config.prune.pattern)), []).append(row)
+    for group in alike.values():
+        for name in COMPARED:
+            _mark([row for row in group if name in row.values], name, MEASURES[name])
     return rows
 
 
@@ -219,11 +225,15 @@ def but_for_the_seed(config: RunConfig) -> str:
 
 def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], places: list[int]) -> Row:
     measured = [finished[place][1] for place in places]
-    values = {}
+    seeds = [finished[place][0].prune.seed for place in places]
+    values, by_seed = {}, {}
     for name in (*COMPARED, *_BESIDES):
         over_seeds = [value for metrics in measured if (value := metrics.get(name)) is not None]
-        if len(over_seeds) == len(measured):
+        # A time is no result: those that are on record stand for the others too.
+        if over_seeds and (name == "seconds" or len(over_seeds) == len(measured)):
             values[name] = Spread.of(over_seeds)
+            if len(set(seeds)) == len(seeds) == len(over_seeds):
+                by_seed[name] = dict(zip(seeds, over_seeds, strict=True))
     if "accuracy" in values and "accuracy_dense" in values:
         values["change"] = Spread.of([(m["accuracy"] or 0.0) - (m["accuracy_dense"] or 0.0) for m in measured])
     if "packed_bytes" in values and "dense_bytes" in values:
@@ -236,13 +246,14 @@ def _row(finished: Sequence[tuple[RunConfig, Mapping[str, float | None]]], place
     config = finished[places[0]][0]
     if any(finished[place][0].name != config.name for place in places):  # a name of one is none of all
         config = config.model_copy(update={"name": ""})
-    return Row(config, places, values, without, images, chance)
+    return Row(config, places, values, without, images, chance, by_seed)
 
 
 def dense_row(rows: Sequence[Row]) -> Row | None:
     """The dense network beside `rows` of it, as far as their runs measured it; None where they did not."""
     values = {"agreement": Spread.of([1.0]), "divergence": Spread.of([0.0]), "density": Spread.of([1.0])}
-    for name, of_dense in (("accuracy", "accuracy_dense"), ("packed_bytes", "dense_bytes")):
+    of_dense_network = {"accuracy": "accuracy_dense", "packed_bytes": "dense_bytes", "multiply_adds": "dense_multiply_adds"}
+    for name, of_dense in of_dense_network.items():
         if (known := next((row.values[of_dense] for row in rows if of_dense in row.values), None)) is not None:
             values[name] = Spread.of([known.mean])
     if "packed_bytes" in values:
@@ -263,6 +274,22 @@ def _mark(rows: list[Row], name: str, measure: Measure) -> None:
             row.best.add(name)
         elif is_level(row.values[name], best.values[name], image_noise(row, best, name) if measure.of_images else 0.0):
             row.level.add(name)
+
+
+def difference(one: Row, other: Row, name: str) -> Spread:
+    """By how much `one` is above `other` in a measure, with its spread over seeds.
+
+    Seed by seed where both have the same ones: a seed draws the same calibration images for both, and what these do to both
+    alike is no difference. Else between the means, the spread being that of two that have nothing to do with each other; none
+    where one of the two has a single seed.
+    """
+    first, second = one.by_seed.get(name, {}), other.by_seed.get(name, {})
+    if first and first.keys() == second.keys():
+        return Spread.of([first[seed] - second[seed] for seed in first])
+    above, below = one.values[name], other.values[name]
+    spreads = [spread.deviation for spread in (above, below) if spread.deviation is not None]
+    deviation = math.hypot(*spreads) if len(spreads) == 2 else None
+    return Spread(above.mean - below.mean, deviation, min(above.count, below.count))
 
 
 def image_noise(one: Row, other: Row, name: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from snows.config import MASKS, PruneConfig, RunConfig
+from snows.config import MASKS, Dense, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, missing
 from snows.method import cards
 from snows.plans.comparisons import METHODS, Method, Row, dense_row
@@ -21,7 +21,7 @@ _COMMON_WORDS = ("magnitude", "random")  # no names
 _REFINED = {"none": "", "layer": "refined by layer", "window": "refined"}
 BEST, LEVEL = "★", "☆"
 # The columns of a table, in order.
-COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "bits", "seconds")
+COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "bits", "multiply_adds", "seconds")
 DENSE = "Dense network"
 
 
@@ -119,11 +119,27 @@ def row_names(rows: Sequence[Row]) -> list[str]:
     return labels([row.config.model_copy(update={"prune": row.config.prune.model_copy(update={"seed": 0})}) for row in rows])
 
 
+def by_method(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Rows by what sets them apart but for the pattern, and by pattern: both in the order of their first rows."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(without_pattern(row.config).model_dump_json(), []).append(row)
+    names = labels([without_pattern(group[0].config) for group in groups.values()])
+    return {
+        name: {str(row.config.prune.pattern): row for row in group} for name, group in zip(names, groups.values(), strict=True)
+    }
+
+
+def without_pattern(config: RunConfig) -> RunConfig:
+    """The same for configs that differ in nothing but the pattern and the seed."""
+    return config.model_copy(update={"prune": config.prune.model_copy(update={"seed": 0, "pattern": Dense()})})
+
+
 def cells(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The rows as a table of texts, by title: Method, each of `COLUMNS` that was measured, and Seeds where there are several.
     Above them the dense network, as in `with_dense`.
 
-    The best of a column has `BEST` behind it, and what is within the noise of it `LEVEL`.
+    The best of a column and pattern has `BEST` behind it, and what is within the noise of it `LEVEL`.
     """
     shown = with_dense(rows)
     table = {"Method": [DENSE] * (len(shown) - len(rows)) + row_names(rows)}

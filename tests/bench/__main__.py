@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         if part == "quality":
             quality.measure(given.models, given.patterns, given.seeds, fresh=given.fresh)
+            quality.write_sizes()
             quality.write_table()
         elif part == "unlabelled":
             unlabelled.measure(fresh=given.fresh)

@@ -8,29 +8,28 @@ on where it was. Accuracy is over the first 5,000 test images, the same for all 
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from snows.config import PruneConfig
 from snows.measures import metrics
+from snows.method.graph import NetworkGraph
 from snows.method.pruner import prune
+from snows.plans import recorded
 from snows.runs.runner import logits
 from snows.sources import data, models
 from tests.bench.readme import put
 from tests.bench.records import add, read
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "assets" / "bench" / "quality.jsonl"
+RESULTS, SIZES = recorded.FOLDER / recorded.MEASUREMENTS, recorded.FOLDER / recorded.SIZES
 MODELS = ["resnet20-fashion", "vit-fashion"]
 PATTERNS = ["2:4", "1:4", "1:8", "1:16", "70%", "90%"]
 SEEDS = [0, 1, 2]
-NUM_CALIBRATION, NUM_EVALUATION = 512, 5_000
 
 
 class Row(NamedTuple):
-    """A row of the table: what is measured, without a ridge."""
+    """A row of the table: what is measured; what all have in common is in `recorded.config_of`."""
 
     label: str
     update: str
@@ -97,13 +96,14 @@ def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int],
 
 def _measure_model(name: str, seed: int, missing: list[tuple[str, Row]]) -> None:
     model = models.load(name)
-    images = data.load("fashion-mnist", model, NUM_CALIBRATION, NUM_EVALUATION, seed)
+    alike = recorded.config_of({"model": name})
+    images = data.load(alike.data, model, alike.num_calibration, alike.num_evaluation, seed)
     assert images.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = logits(model.module, images.evaluation, PruneConfig(), device)
     for pattern, method in missing:
         settings = dict(zip(_SETTINGS, method[1:], strict=True))
-        config = PruneConfig(pattern=pattern, seed=seed, ridge=0.0, **settings)  # type: ignore[arg-type]
+        config = recorded.config_of({"model": name, "pattern": pattern, "seed": seed} | settings).prune
         started, worked = time.perf_counter(), time.process_time()
         result = prune(model.module, images.calibration, config)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
@@ -123,6 +123,33 @@ def _measure_model(name: str, seed: int, missing: list[tuple[str, Row]]) -> None
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }
         add(RESULTS, record)
+
+
+def size_of(name: str, pattern: str) -> dict:
+    """What follows from network and pattern alone, whatever the method: the share of weights kept, bytes, multiply-adds for one
+    image. Worked out from masks by magnitude, which keep as many weights as any others of the pattern."""
+    model = models.load(name)
+    image = torch.zeros(2, *model.input_size)  # masks by magnitude look at none
+    result = prune(model.module, image, PruneConfig(pattern=pattern, update="none"))  # type: ignore[arg-type]
+    size = metrics.size_bytes(result.model.state_dict(), result.patterns)
+    work = metrics.multiply_adds(NetworkGraph.export(model.module, image), image[:1], result.masks)
+    return {
+        "model": name,
+        "pattern": pattern,
+        "density": metrics.density(result.masks),
+        "dense_bytes": size.dense,
+        "packed_bytes": size.packed,
+        "dense_multiply_adds": work.dense,
+        "multiply_adds": work.pruned,
+    }
+
+
+def write_sizes() -> None:
+    """Work out the sizes of what was measured, as far as they are not on file."""
+    known = {(line["model"], line["pattern"]) for line in read(SIZES)}
+    for name, pattern in dict.fromkeys((line["model"], line["pattern"]) for line in read(RESULTS)):
+        if (name, pattern) not in known:
+            add(SIZES, size_of(name, pattern))
 
 
 def table(records: list[dict]) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import zipfile
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -37,10 +39,55 @@ def cell(page: Page, text: str) -> Locator:
     return page.get_by_test_id("stDataFrame").first.locator("td").filter(has_text=re.compile(f"^{re.escape(text)}$"))
 
 
+def test_a_new_visitor_finds_the_answer_and_hands_it_on(address: str, browser: Browser, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"{address}/compare")
+    answer = page.get_by_text("Of 14 methods").filter(has_text="at all 6 patterns")
+    expect(answer).to_be_in_viewport()
+    front = page.locator(".live-chart").first
+    expect(front.locator(".main-svg").first).to_be_in_viewport()
+    expect(cell(page, "92.51 ± 0.23 % ★")).to_have_count(1)
+
+    # One pattern, and what time buys; the link says so.
+    for pattern in ("2:4", "70%", "1:4", "90%", "1:16"):
+        page.get_by_test_id("stButtonGroup").get_by_role("button", name=pattern, exact=True).click()
+    expect(page.get_by_text("has the best accuracy, 92.51 %")).to_be_visible()
+    expect(page.locator(".live-chart")).to_have_count(2)
+    page.wait_for_url("**pattern=1%3A8**")
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Hand on").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    opens_by_itself(browser, tmp_path / "recorded-comparison" / "index.html", figures=8)
+
+
+def opens_by_itself(browser: Browser, place: Path, figures: int) -> None:
+    """A page that was handed on, in a profile that has seen nothing else, without a network."""
+    context = browser.new_context(offline=True, viewport={"width": 1440, "height": 900})
+    page, troubles, asked = context.new_page(), [], []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(place.as_uri())
+    drawn = page.locator("figure .main-svg").locator("visible=true")
+    expect(page.locator("figure > div.js-plotly-plot")).to_have_count(figures)
+    expect(drawn.first).to_be_visible()
+    point = page.locator("figure").first.locator(".scatterlayer .point").last
+    point.hover(force=True)
+    expect(page.locator("figure").first.locator(".hovertext")).to_have_count(1)
+    with page.expect_download() as download:
+        page.locator("figure").first.get_by_role("button", name="Save as SVG").click()
+    assert "<svg" in Path(download.value.path()).read_text()[:200]
+    assert {url for url in asked if not url.startswith(("file:", "data:", "blob:"))} == set()
+    assert troubles == []
+    context.close()
+
+
 def test_compare_two_methods(address: str, browser: Browser, store: RunStore) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 1800})
     page.goto(f"{address}/compare")
     expect(page.get_by_role("heading", level=1)).to_contain_text("Which method")
+    page.get_by_role("link", name="A network of your own").click()
     expect(page.get_by_role("button", name="Start 7 runs")).to_be_visible()
     choose(page, "Methods", ["Magnitude only", "Wanda", "SNOWS, dense targets"])
     choose(page, "Calibration images", ["32"])

@@ -54,7 +54,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
             "convergence": f"/convergence?run={RESNET}",
             "attention": f"/attention?run={VIT}",
             "compare": f"/compare?runs={VIT},{RESNET}",
-            "nothing to compare": "/compare",
+            "recorded comparison": "/compare",
+            "comparison form": "/compare?batch=new",
             "study": "/study",
             "lessons": "/lessons",
             **{
@@ -82,8 +83,12 @@ def settle(page: Page, address: str) -> None:
     ("scheme", "width", "names"),
     [
         ("light", 1440, None),
-        ("dark", 1440, ["form", "finished run", "failed run", "attention", "compare", "lesson downhill", "runs"]),
-        ("light", 400, ["start", "form", "layers", "a run ticked"]),
+        (
+            "dark",
+            1440,
+            ["form", "finished run", "failed run", "attention", "compare", "recorded comparison", "lesson downhill", "runs"],
+        ),
+        ("light", 400, ["start", "form", "layers", "recorded comparison", "a run ticked"]),
     ],
 )
 def test_axe_finds_nothing_serious_and_a_page_s_first_control_is_near_by_keyboard(

@@ -22,6 +22,7 @@ from snows.config import RunConfig
 from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.method import cards
+from snows.measures.names import MEASURES
 from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
@@ -330,16 +331,61 @@ def open_compare(open_page: OpenPage, **address: str) -> AppTest:
 
 
 class TestPage:
-    def test_before_anything_was_run_it_is_the_form_and_the_recorded_runs(self, open_page: OpenPage, tmp_path: Path) -> None:
-        helpers.write_run(RunStore(tmp_path / "recorded"), "finished")
+    def test_before_anything_was_run_it_is_the_recorded_comparison(self, open_page: OpenPage) -> None:
         app = open_compare(open_page)
+        text = text_of(app)
+        assert "A recorded comparison that came with the app: 504 measurements by `make bench`" in text
+        assert (
+            "Of 14 methods **SNOWS, refined mask, K = 5** is best in accuracy, or level with the best, at all 6 patterns"
+            in text
+        )
+        assert labelled(app.selectbox, "Network").options == [
+            "resnet20-fashion on fashion-mnist",
+            "vit-fashion on fashion-mnist",
+        ]
+        table = app.dataframe[0].value
+        assert table.columns.tolist() == ["Method", "2:4", "70%", "1:4", "1:8", "90%", "1:16"]
+        assert len(table) == 14
+        (figure,) = figures(app).values()
+        assert figure["layout"]["xaxis"]["title"]["text"] == "Weights kept (%)"
+        # No runs are behind it: nothing to look into, to cancel, or to open.
+        assert "A closer look" not in [group.label for group in app.get("button_group")]
+        assert "Runs to look into" not in [field.label for field in app.multiselect]
+        assert not {"Start 7 runs", "Cancel all", "Resume the rest"} & set(labels(app))
+
+    def test_one_network_and_one_pattern_of_it(self, open_page: OpenPage) -> None:
+        network = "vit-fashion on fashion-mnist"
+        app = open_compare(open_page, network=network, pattern="1:16", against="seconds")
+        text = text_of(app)
+        assert "**SNOWS, refined mask, K = 5** has the best accuracy, 84.61 %" in text
+        assert "The lead on SNOWS, refined mask, K = 3 may be chance" in text
+        table = app.dataframe[0].value
+        assert len(table) == 15  # with the dense network
+        assert set(table["Weights kept"]) == {1, 0.0625}
+        drawn = figures(app)
+        assert [alt.partition(" of ")[0] for alt in drawn] == ["Accuracy", "Accuracy"]
+        time, behind = drawn.values()
+        assert time["layout"]["xaxis"]["title"]["text"] == "Time (s)"  # what keeps as many weights is no choice
+        first, second = behind["data"][:2]
+        assert (first["x"], first["y"]) == ([0], [0])
+        assert second["x"] == pytest.approx([-0.64], abs=0.005)
+        assert second["error_x"]["array"] == pytest.approx([0.67], abs=0.005)
+
+    @pytest.mark.parametrize("cost", ["density", "packed_bytes", "multiply_adds", "seconds"])
+    def test_what_it_costs_is_a_choice(self, cost: str, open_page: OpenPage) -> None:
+        app = open_compare(open_page, against=cost)
+        (figure,) = figures(app).values()
+        assert figure["layout"]["xaxis"]["title"]["text"] == MEASURES[cost].axis
+        front = next(trace for trace in figure["data"] if trace["mode"] == "lines")
+        assert front["y"] == sorted(front["y"])
+
+    def test_the_form_is_one_click_away(self, open_page: OpenPage) -> None:
+        app = open_compare(open_page, batch="new")
         assert f"Start {len(METHODS)} runs" in labels(app)
-        assert "Recorded runs" in text_of(app)
-        assert "What few weights keep" in text_of(app)
 
     @pytest.mark.slow
     def test_start_makes_a_comparison_of_what_was_chosen_and_goes_there(self, open_page: OpenPage, store: RunStore) -> None:
-        app = open_compare(open_page)
+        app = open_compare(open_page, batch="new")
         app.multiselect("batch.methods").set_value(["Wanda", "SNOWS, dense targets"])
         app.multiselect("batch.patterns").set_value(["2:4", "1:8"])
         app.multiselect("batch.k").set_value(["1", "5"])
@@ -373,7 +419,7 @@ class TestPage:
 
     @pytest.mark.slow
     def test_what_cannot_be_is_said_beside_the_form(self, open_page: OpenPage, store: RunStore) -> None:
-        app = open_compare(open_page)
+        app = open_compare(open_page, batch="new")
         app.multiselect("batch.seeds").set_value([]).run()
         assert "There is no seed to compare" in text_of(app)
         app.multiselect("batch.seeds").set_value(["-1"]).run()
@@ -382,12 +428,13 @@ class TestPage:
     def test_a_network_that_is_not_there_cannot_be_started(self, open_page: OpenPage, store: RunStore) -> None:
         app = open_page("overview")
         app.session_state["form.model"] = "nonsense"  # as typed on the Prune page
+        app.query_params["batch"] = "new"
         app.switch_page("../pages/compare.py").run()
         assert "There is no model 'nonsense'" in text_of(app)
         assert not any(label.startswith("Start") for label in labels(app))
 
     def test_other_combinations(self, open_page: OpenPage) -> None:
-        app = open_compare(open_page)
+        app = open_compare(open_page, batch="new")
         app.multiselect("batch.methods").set_value(["ALPS"]).run()
         text = text_of(app)
         assert f"**ALPS**. {words.plain(cards.MASKS['alps'].idea)}" in text

@@ -18,7 +18,7 @@ from PIL import Image
 from snows import events
 from snows.__main__ import _parser, main
 from snows.cli.comparisons import slug
-from snows.cli.flags import config_of
+from snows.cli.flags import command, config_of
 from snows.config import NM, Cancelled, InputError, PruneConfig, RunConfig
 from snows.plans.comparisons import METHODS
 from snows.runs.store import Execute, Run, RunError, RunStore
@@ -160,6 +160,22 @@ def test_every_setting_has_a_flag_with_a_sentence(capsys: pytest.CaptureFixture[
     for name in settings:
         flag = renamed.get(name, name.replace("_", "-"))
         assert flag is None or re.search(rf"^  --{flag}\b.*(\n {{8,}}|  )[A-Za-z.0-9]", said, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prune": {"pattern": "1:8", "update": "none", "seed": 3, "ridge": 0.0}},
+        {"model": "timm:resnet18", "data": "/a folder/it's", "checkpoint": "-x.pt", "name": "-1 & $HOME"},
+        {"prune": {"sweeps": 2, "prune_classifier": True, "solver": {"rtol": 0.01, "start": "masked"}}},
+        {"prune": {"pattern": "70% global", "overrides": {"fc.weight": "dense", "conv1.weight": "2:4"}}},
+    ],
+)
+def test_the_command_of_a_configuration_makes_it_again(changes: dict) -> None:
+    config = RunConfig.model_validate(changes)
+    given = _parser().parse_args(shlex.split(command(config))[3:])
+    assert config_of(given) == config
 
 
 def test_no_flags_mean_the_defaults_of_the_configuration(execute: Callable, store: RunStore) -> None:

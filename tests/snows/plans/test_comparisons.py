@@ -160,6 +160,41 @@ class TestSummarize:
         (row,) = comparisons.summarize([(pruned(), metrics)])
         assert row.is_of_use is is_of_use
 
+    def test_the_best_is_that_of_its_network_and_pattern(self) -> None:
+        pairs = [
+            (pruned(pattern=pattern, update=update), measured(accuracy, 10))
+            for pattern, update, accuracy in (
+                ("2:4", "snows", 0.93),
+                ("2:4", "none", 0.8),
+                ("1:8", "snows", 0.9),
+                ("1:8", "none", 0.6),
+            )
+        ]
+        assert [row.best for row in comparisons.summarize(pairs)] == [{"accuracy"}, set(), {"accuracy"}, set()]
+        other = pruned(update="none").model_copy(update={"model": "vit-fashion"})
+        assert [row.best for row in comparisons.summarize([pairs[0], (other, measured(0.8, 10))])] == [set(), set()]
+
+    def test_a_time_that_is_on_record_stands_for_the_others(self) -> None:
+        untimed = {name: value for name, value in measured(0.9, 0).items() if name != "seconds"}
+        (row,) = comparisons.summarize([(pruned(seed=0), untimed), (pruned(seed=1), measured(0.9, 12))])
+        assert row.values["seconds"] == Spread(12, None, 1)
+
+    def test_a_difference_is_taken_seed_by_seed(self) -> None:
+        # Seeds move both methods alike, by far more than what lies between them: 0.01, 0.02 and 0.03.
+        pairs = [(pruned(seed=s), measured(a, 10)) for s, a in ((0, 0.91), (1, 0.62), (2, 0.83))]
+        pairs += [(pruned(seed=s, update="none"), measured(a, 10)) for s, a in ((2, 0.80), (0, 0.90), (1, 0.60))]
+        one, other = comparisons.summarize(pairs)
+        assert comparisons.difference(one, other, "accuracy") == Spread(pytest.approx(0.02), pytest.approx(0.01), 3)
+        assert comparisons.difference(other, one, "accuracy").mean == pytest.approx(-0.02)
+        # Not the same seeds: two spreads of their own, 0.1 sqrt(2) and 0.3 sqrt(2) by hand.
+        pairs = [(pruned(seed=s), measured(a, 10)) for s, a in ((0, 0.9), (1, 0.7))]
+        pairs += [(pruned(seed=s, update="none"), measured(a, 10)) for s, a in ((1, 0.8), (2, 0.2))]
+        one, other = comparisons.summarize(pairs)
+        apart = comparisons.difference(one, other, "accuracy")
+        assert (apart.mean, apart.deviation) == (pytest.approx(0.3), pytest.approx((0.02 + 0.18) ** 0.5))
+        (single,) = comparisons.summarize(pairs[:1])
+        assert comparisons.difference(single, other, "accuracy").deviation is None
+
     def test_size_by_the_bit_and_the_dense_network_beside(self) -> None:
         rows = comparisons.summarize([(pruned(), measured(0.9, 3) | {"packed_bytes": 100, "dense_bytes": 800})])
         assert rows[0].values["bits"].mean == 4

@@ -76,6 +76,20 @@ class TestRun:
             assert plan_words.name_of(run) == run.id
 
 
+def test_methods_are_the_same_at_every_pattern() -> None:
+    pairs = [
+        (pruned(pattern=p, update=u, seed=s), measured(0.9, 3))
+        for p in ("2:4", "1:8")
+        for u in ("none", "snows")
+        for s in (0, 1)
+    ]
+    rows = summarize(pairs)
+    found = plan_words.by_method(rows)
+    assert list(found) == ["Magnitude only", "SNOWS, refined mask, K = 3"]
+    assert [list(of_method) for of_method in found.values()] == [["2:4", "1:8"]] * 2
+    assert found["Magnitude only"]["1:8"] is rows[2]
+
+
 class TestBesideOthers:
     def test_what_differs_and_nothing_else(self) -> None:
         assert labels([pruned(k_steps=1), pruned(k_steps=3)]) == ["SNOWS, refined mask, K = 1", "SNOWS, refined mask, K = 3"]

@@ -1,0 +1,192 @@
+"""The folder to hand on: what it holds, that it needs nothing else, and that no text of a run can act in it."""
+
+import io
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from app import hand_on
+from app.tables import compare
+from snows.config import InputError, RunConfig
+from snows.plans import recorded
+from snows.runs.store import Labels, Run, RunStore
+from tests.app import helpers
+from tests.app.test_report import EVIL, _Reader
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(**prune: object) -> RunConfig:
+    return RunConfig.model_validate({"prune": prune})
+
+
+def two(store: RunStore, name: str = "") -> list[Run]:
+    """Two finished runs, with weights of no network."""
+    runs = [helpers.write_run(store, "finished", config=config(update=update)) for update in ("snows", "none")]
+    for run, accuracy in zip(runs, (0.9, 0.8), strict=True):
+        run.save_metrics(helpers.METRICS | {"accuracy": accuracy, "seconds": 20 * accuracy})
+        run.save_labels(Labels(name=name and f"{name[:70]} {accuracy}"))  # what all are called alike sets none apart
+    return runs
+
+
+def read(made: dict[str, bytes]) -> tuple[str, list[dict], _Reader]:
+    """The page's readable text, its figures, and its structure."""
+    page = made["index.html"].decode()
+    reader = _Reader(page)
+    assert [tag for tag in reader.open if tag != "img"] == []
+    figures = [json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+    return "\n".join(reader.text), figures, reader
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, bytes]:
+    """The recorded comparison, handed on."""
+    return hand_on.files(hand_on.of_recorded(recorded.comparison()))
+
+
+class TestRecorded:
+    def test_the_page_says_what_was_found_and_where_it_is_from(self, made: dict[str, bytes]) -> None:
+        text, figures, _ = read(made)
+        for words in (
+            "504 measurements, recorded by make bench",
+            "resnet20-fashion on fashion-mnist",
+            "Of 14 methods SNOWS, refined mask, K = 5 is best in accuracy, or level with the best, at all 6 patterns",
+            "there are no networks to ask for their answers",
+            "90.13 ± 0.38 % ★",
+            "504 commands",
+            "Copyright (c) 2017 Zalando SE",
+            "torch",
+            '"num_calibration": 512',
+        ):
+            assert words in text, words
+        titles = [figure["layout"]["xaxis"]["title"]["text"] for figure in figures]
+        assert titles == 2 * ["Weights kept (%)", "Size (MB)", "Multiply-adds (millions)", "Time (s)"]
+        legend = [trace["name"] for trace in figures[0]["data"] if trace.get("showlegend", True) and trace["x"] == [None]]
+        assert len(legend) == 14
+
+    def test_it_needs_nothing_but_its_own_files(self, made: dict[str, bytes]) -> None:
+        elsewhere = read(made)[2].elsewhere
+        assert elsewhere
+        assert {place for place in elsewhere if place not in made} == set()
+        assert not re.search(r"<(script|link)[^>]+(src|href)=", made["index.html"].decode())
+
+    def test_tables_hold_every_number(self, made: dict[str, bytes]) -> None:
+        table = pd.read_csv(io.BytesIO(made["tables/vit-fashion-on-fashion-mnist.csv"]))
+        assert len(table) == 84
+        row = table[(table["method"] == "SNOWS, refined mask, K = 3") & (table["pattern"] == "1:16")].iloc[0]
+        lines = map(json.loads, (recorded.FOLDER / recorded.MEASUREMENTS).read_text().splitlines())
+        measured = {
+            (line["k_steps"], line["seed"]): line["accuracy"]
+            for line in lines
+            if (line["model"], line["pattern"], line.get("refine")) == ("vit-fashion", "1:16", "window")
+        }
+        own, best = ([measured[k, seed] for seed in range(3)] for k in (3, 5))
+        assert row["accuracy"] == pytest.approx(sum(own) / 3)
+        assert row["from_best"] == pytest.approx((sum(own) - sum(best)) / 3)
+        assert row["from_best_deviation"] == pytest.approx(pd.Series([a - b for a, b in zip(own, best, strict=True)]).std())
+        assert (row["mark"], row["runs"], row["density"]) == ("level", 3, 0.0625)
+
+    def test_latex_has_its_signs_and_no_others(self, made: dict[str, bytes]) -> None:
+        for name in ("", "-from-the-best"):
+            text = made[f"tables/vit-fashion-on-fashion-mnist{name}.tex"].decode()
+            assert text.startswith("% \\usepackage{booktabs}\n\\begin{tabular}{lr")
+            assert text.isascii()
+            assert r"84.61 $\pm$ 0.92 \% $\star$" in text
+            assert not re.search(r"(?<!\\)%", text.partition("\n")[2])
+
+    def test_every_measurement_with_its_configuration(self, made: dict[str, bytes]) -> None:
+        lines = [json.loads(line) for line in made["measurements.jsonl"].splitlines()]
+        assert len(lines) == 504
+        assert {RunConfig.model_validate(line["config"]).num_evaluation for line in lines} == {5_000}
+
+
+class TestRuns:
+    def test_finished_runs_with_what_to_type_for_them(self, store: RunStore) -> None:
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store))))
+        text, figures, _ = read(made)
+        assert "SNOWS, refined mask, K = 3 has the best accuracy, 90.00 %." in text
+        assert "The answers that changed are not here: " in text  # these weights are of no network
+        assert "another network" in text
+        assert len(figures) == 2  # against time, and how far from the best: all keep as many weights
+        assert made["commands.sh"].decode().splitlines() == ["python -m snows prune", "python -m snows prune --update none"]
+
+    def test_nothing_finished_is_said(self, store: RunStore) -> None:
+        with pytest.raises(InputError, match="nothing to hand on yet"):
+            hand_on.of_runs(compare.entries([store.create(RunConfig())]))
+
+    def test_no_text_of_a_run_can_act(self, store: RunStore) -> None:
+        plain = hand_on.files(hand_on.of_runs(compare.entries(two(store))))
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store, EVIL))))
+        page = made["index.html"].decode()
+        assert page.count("<script") == plain["index.html"].decode().count("<script")
+        assert "img" not in read(made)[2].tags
+        assert EVIL[:40] in read(made)[0]
+
+    @pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "@x"])
+    def test_no_name_is_a_formula(self, store: RunStore, name: str) -> None:
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store, name))))
+        table = pd.read_csv(io.BytesIO(made["tables/resnet20-fashion-on-fashion-mnist.csv"]))
+        assert [method.partition(" ")[0] for method in table["method"]] == [f"'{name}"] * 2
+
+    def test_names_are_escaped_for_latex(self, store: RunStore) -> None:
+        runs = two(store)
+        runs[0].save_labels(Labels(name=r"50% \input{x} & $_^~#"))
+        text = hand_on.files(hand_on.of_runs(compare.entries(runs)))["tables/resnet20-fashion-on-fashion-mnist.tex"].decode()
+        assert r"50\% \textbackslash input\{x\} \& \$\_\textasciicircum \textasciitilde \#" in text
+
+    def test_a_folder_of_images_has_no_known_licence(self, store: RunStore, tmp_path: Path) -> None:
+        run = helpers.write_run(store, "finished", config=RunConfig(data=str(tmp_path / "photos"), class_names=("a", "b")))
+        made = hand_on.files(hand_on.of_runs(compare.entries([run])))
+        assert "photos: their licence is not on record here" in read(made)[0]
+        assert made["class-names.txt"] == b"a\nb\n"
+        assert "--class-names class-names.txt" in made["commands.sh"].decode()
+
+    @pytest.mark.slow
+    def test_the_answers_that_changed(self, store: RunStore) -> None:
+        folder = ROOT / "assets/runs/recorded-1-vit-fashion"
+        runs = [Run(Path(shutil.copytree(folder, store.root / name))) for name in ("first", "second")]
+        again = Run(folder).config()
+        for k, run in enumerate(runs):
+            other = again.model_copy(update={"num_evaluation": 200, "prune": again.prune.model_copy(update={"k_steps": k})})
+            (run.path / "config.json").write_text(other.model_dump_json())
+        made = hand_on.files(hand_on.of_runs(compare.entries(runs)))
+        text, _, reader = read(made)
+        (count,) = re.findall(r"Of the first ([\d,]+) evaluation images", text)
+        assert int(count) <= 200
+        pictures = [place for place in reader.elsewhere if place.startswith("data:image/png;base64,")]
+        assert 0 < len(pictures) <= 24
+        assert "Image by image, with the exact sign test" in text
+        assert "1 %" in text or "may be chance" in text
+
+
+class TestShell:
+    """`python -m app.hand_on`."""
+
+    def test_writes_a_folder_once(self, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        runs, folder = two(store), tmp_path / "handed"
+        line = [*(run.id for run in runs), "--output", str(folder)]
+        assert hand_on.main(line) == 0
+        assert capsys.readouterr().out == f"{folder / 'index.html'}\n"
+        assert (folder / "tables" / "resnet20-fashion-on-fashion-mnist.csv").exists()
+        assert hand_on.main(line) == 2  # what is there is somebody's
+        assert "is not an empty folder" in capsys.readouterr().err
+
+    def test_says_what_is_wrong(self, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("")
+        waiting = store.create(RunConfig())
+        for names, output, code, sentence in (
+            (["nope"], tmp_path / "x", 2, "There is no run 'nope'"),
+            ([waiting.id], tmp_path / "x", 2, "nothing to hand on yet"),
+            ([two(store)[0].id], tmp_path / "file" / "x", 1, "cannot be used"),
+        ):
+            assert hand_on.main([*names, "--output", str(output)]) == code
+            assert sentence in capsys.readouterr().err
+
+    def test_packed_it_is_one_folder(self) -> None:
+        with zipfile.ZipFile(io.BytesIO(hand_on.packed({"index.html": b"x", "tables/a.csv": b"y"}, "mine"))) as archive:
+            assert archive.namelist() == ["mine/index.html", "mine/tables/a.csv"]
