@@ -19,9 +19,9 @@ from snows.method.coverage import PruneError
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.operations import Values
 
-# Measured on both bundled networks. Batches of 128 need four times the images to come as far. A step is a share of the size of a
-# layer's weights, in proportion to the relative error that is left (the root of its mean square): at 1:16 a tenth, of which half
-# ends level; a network that is near the dense one would be driven away from it by so much.
+# Measured on both bundled networks. Batches of 128 need four times the images to come as far. A step is a share of the size of
+# a layer's weights, in proportion to the relative error that is left (the root of its mean square): at 1:16 a tenth, of which
+# half ends level; a network that is near the dense one would be driven away from it by so much.
 BATCH, RATE = 32, 0.3
 _WARM_UP = 10  # steps until they have their full size: Adam knows the slopes' sizes by then
 

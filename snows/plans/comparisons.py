@@ -19,19 +19,24 @@ MOST_RUNS = 200
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are chosen, what the kept ones become, what they are to reproduce, by what the mask is refined, and whether
-    batch norms measure their statistics again."""
+    """How weights are chosen, what the kept ones become, what they are to reproduce, by what the mask is refined, whether batch
+    norms measure their statistics again, and toward what all layers' weights move together in the end."""
 
     mask: str
     update: str
     targets: str = "dense"
     refine: str = "none"
     batch_norm_reestimate: bool = False
+    joint: str = "none"
 
     @property
     def touches(self) -> tuple[str, ...]:
         """What is no longer as in the dense network: mask, values, statistics."""
-        parts = {"mask": True, "values": self.update != "none", "statistics": self.batch_norm_reestimate}
+        parts = {
+            "mask": True,
+            "values": self.update != "none" or self.joint != "none",
+            "statistics": self.batch_norm_reestimate,
+        }
         return tuple(name for name, touched in parts.items() if touched)
 
 
@@ -46,6 +51,9 @@ METHODS = {
     "SNOWS, as published": Method("magnitude", "snows", "propagated"),
     "SNOWS, dense targets": Method("magnitude", "snows", "dense"),
     "SNOWS, refined mask": Method("magnitude", "snows", "dense", "window"),
+    "SNOWS, joint fit": Method("magnitude", "snows", "dense", "window", joint="network"),
+    "Block reconstruction": Method("magnitude", "none", joint="network"),
+    "Short distillation": Method("magnitude", "none", joint="answers"),
     "RIA": Method("ria", "none"),
     "ALPS": Method("alps", "least-squares", "propagated"),
     "OBC": Method("obc", "least-squares", "propagated"),
@@ -77,6 +85,8 @@ def describe(method: Method) -> MethodCard:
         parts.append(cards.REFINEMENT)
     if method.batch_norm_reestimate:
         parts.append(cards.BATCH_NORM)
+    if method.joint != "none":
+        parts.append(cards.JOINTS[method.joint])
     ideas = [part.idea for part in parts]
     ideas.insert(2, _TARGETS[method.targets] if method.update != "none" else "")
     costs = [part.cost for part in parts if part.cost != cards.NO_COST] or [cards.NO_COST]

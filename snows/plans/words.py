@@ -40,16 +40,20 @@ def method_name(config: PruneConfig) -> str:
     """A method as a person calls it: the known name, or its parts. With K, and the sweeps, where these count."""
     targets = "dense" if config.update == "none" else config.targets  # what is not fitted has no target
     settings = config.mask, config.update, targets, config.refinement
-    again = config.batch_norm_reestimate
-    parts = [next((name for name, known in METHODS.items() if known == Method(*settings, again)), "")]
-    again = again and not parts[0]
-    parts[0] = parts[0] or next((name for name, known in METHODS.items() if known == Method(*settings)), "")
+    again, joint = config.batch_norm_reestimate, config.joint
+    # The name of all that it does, else of what it does before batch norms are measured again, and before the joint fit.
+    for again_named, joint_named in ((again, joint), (False, joint), (again, "none"), (False, "none")):
+        method = Method(*settings, again_named, joint_named)
+        if name := next((name for name, known in METHODS.items() if known == method), ""):
+            again, joint = again and not again_named, "none" if joint_named != "none" else joint
+            break
+    parts = [name]
     if not parts[0]:
         propagated = "propagated targets" if targets == "propagated" else ""
         parts = [UPDATE_NAMES[config.update], mask_name(config.mask), _REFINED[config.refinement], propagated]
     if config.update == "snows":
         parts += [f"K = {config.k_steps}", f"{config.sweeps} sweeps" if config.sweeps > 1 else ""]
-    together = {"none": "", "network": "joint fit", "answers": "joint fit to answers"}[config.joint]
+    together = {"none": "", "network": "joint fit", "answers": "joint fit to answers"}[joint]
     parts += [together, "batch norms measured again" if again else ""]
     return ", ".join(filter(None, parts))
 

@@ -38,6 +38,7 @@ class Row(NamedTuple):
     refine: str
     mask: str = "magnitude"
     batch_norm_reestimate: bool = False
+    joint: str = "none"
 
 
 METHODS = [
@@ -51,6 +52,8 @@ METHODS = [
     Row("least squares", "least-squares", 0, "propagated", "none"),
     Row("least squares", "least-squares", 0, "dense", "none"),
     Row("least squares, refined mask", "least-squares", 0, "dense", "layer"),
+    Row("block reconstruction", "none", 0, "dense", "none", joint="network"),
+    Row("short distillation", "none", 0, "dense", "none", joint="answers"),
     Row("ALPS", "least-squares", 0, "propagated", "none", "alps"),
     Row("OBC", "least-squares", 0, "propagated", "none", "obc"),
     Row("SparseGPT", "sparsegpt", 0, "propagated", "none"),
@@ -60,6 +63,7 @@ METHODS = [
     Row("SNOWS K=3", "snows", 3, "propagated", "none"),
     Row("SNOWS K=3", "snows", 3, "dense", "none"),
     Row("SNOWS K=3, refined mask", "snows", 3, "dense", "window"),
+    Row("SNOWS K=3, refined mask, joint fit", "snows", 3, "dense", "window", joint="network"),
     Row("SNOWS K=5, refined mask", "snows", 5, "dense", "window"),
     Row("SNOWS K=10", "snows", 10, "propagated", "none"),
     Row("SNOWS K=10", "snows", 10, "dense", "none"),

@@ -21,8 +21,8 @@ from app.work.jobs import JobManager
 from snows.config import RunConfig
 from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
-from snows.method import cards
 from snows.measures.names import MEASURES
+from snows.method import cards
 from snows.plans.comparisons import METHODS, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
