@@ -251,6 +251,7 @@ def _asked(entries: Sequence[Entry]) -> dict[str, Any]:
         for row in changed.to_dict("records")
     ]
     return {
+        "missing": "",
         "count": words.counted(len(images), "evaluation image"),
         "counts": [
             (row.network, f"{100 * row.changed:.1f} %", str(row.lost), str(row.won), str(row.other))

@@ -34,7 +34,7 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.elsewhere += [value or "" for name, value in attributes if name in ("src", "href", "action", "srcset")]
-        if tag not in ("meta",):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import state, words
+from app.charts import compare as compare_charts
 from app.charts import palette
 from app.tables import compare
 from app.work.jobs import JobManager
@@ -138,6 +139,10 @@ def metrics(accuracy: float | None, seconds: float, density: float = 0.25) -> di
     return {**found, "seconds": seconds, "num_evaluation": 10_000}
 
 
+def plain_minus(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
+
+
 class TestTable:
     def test_numbers_sort_and_texts_show_the_same(self) -> None:
         rows = summarize([(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.5, 3))])
@@ -173,6 +178,57 @@ class TestTable:
         assert value == "accuracy"
         assert points[["x", "y", "best"]].to_numpy().tolist() == [[20, 0.9, True], [3, 0.5, True], [40, 0.8, False]]
         assert compare.dense_value(summarize(given), value) == 0.94
+
+    def test_over_patterns_each_is_beside_the_best_of_its_own(self) -> None:
+        accuracies = {("2:4", 3): (0.93, 0.92), ("2:4", 5): (0.90, 0.91), ("1:8", 3): (0.80, 0.82), ("1:8", 5): (0.81, 0.83)}
+        given = [
+            (config(pattern=pattern, k_steps=k, seed=seed), metrics(value, 10, 0.5 if pattern == "2:4" else 0.125))
+            for (pattern, k), values in accuracies.items()
+            for seed, value in enumerate(values)
+        ]
+        rows = summarize([*given, (config(pattern="1:8", update="none"), metrics(0.11, 3, 0.125))])
+        numbers, texts = compare.beside_table(rows)
+        # Distances seed by seed: 3 and 1 points at 2:4, always the same point at 1:8.
+        assert texts.map(plain_minus).to_numpy().tolist() == [
+            ["SNOWS, refined mask, K = 3", "92.50 ± 0.71 % ★", "-1.00 ☆"],
+            ["SNOWS, refined mask, K = 5", "-2.00 ± 1.41", "82.00 ± 1.41 % ★"],
+            ["Magnitude only", "", "-71.00"],
+        ]
+        assert texts.columns.tolist() == ["Method", "2:4", "1:8"]
+        assert numbers["1:8"].tolist() == pytest.approx([0.81, 0.82, 0.11])
+        says = compare.verdict(rows)
+        assert says.startswith(
+            "Of 3 methods **SNOWS, refined mask, K = 3** is best in accuracy, or level with the best, at all 2"
+        )
+        assert "-1.50 ± 0.71 points at 2:4 and -13.00 ± 1.41 points at 1:8" in plain_minus(says)
+
+    def test_how_far_from_the_best_of_one_pattern(self) -> None:
+        given = [(config(k_steps=k), metrics(value, 10)) for k, value in ((1, 0.80), (3, 0.90))]
+        points = compare.differences(summarize([*given, (config(update="none"), metrics(0.11, 3))]))
+        assert points["label"].tolist() == [
+            "SNOWS, refined mask, K = 3",
+            "SNOWS, refined mask, K = 1",
+        ]  # what is of no use is not
+        assert points["x"].tolist() == pytest.approx([0, -0.1])
+        assert points["level"].tolist() == [True, False]
+        assert points["said"].map(plain_minus).tolist() == ["90.00 % ★", "-10.00"]
+
+    def test_only_what_differs_is_a_choice_of_costs(self) -> None:
+        sized = metrics(0.9, 20) | {"packed_bytes": 100.0, "dense_bytes": 800.0}
+        alone = summarize([(config(), sized)])
+        assert compare.costs(alone) == ["density", "packed_bytes", "seconds"]  # nobody counted multiply-adds
+        assert compare.costs(summarize([(config(), sized), (config(update="none"), sized | {"seconds": 3.0})])) == ["seconds"]
+
+    def test_a_figure_begins_not_far_below_the_front(self) -> None:
+        given = [(config(k_steps=k), metrics(value, 10 * k)) for k, value in ((1, 0.90), (3, 0.92))]
+        points, value = compare.tradeoff(summarize(given), "seconds")
+        assert compare.shown_from(points) is None
+        assert compare.not_drawn(points, value) == ""
+        points, value = compare.tradeoff(summarize([*given, (config(update="none"), metrics(0.11, 90))]), "seconds")
+        assert compare.shown_from(points) == pytest.approx(0.90 - 1.5 * 0.02)
+        assert compare.not_drawn(points, value) == "1 of 3 is below 87.00 %, and not drawn."
+        figure = compare_charts.tradeoff_chart(points, "seconds", value, shown_from=compare.shown_from(points))
+        assert [trace["y"] for trace in figure.data if trace["mode"] == "markers"] == [(90,), (92,)]
 
     def test_without_labels_agreement_stands_in(self) -> None:
         rows = summarize([(config(), metrics(None, 20)), (config(update="none"), metrics(None, 3))])
