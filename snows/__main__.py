@@ -16,7 +16,16 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from snows.cli.comparisons import compare_command, slug, study_command
-from snows.cli.flags import PRUNE_FLAGS, RUN_FLAGS, SOLVER_FLAGS, add_flags, add_overrides, add_root, add_switches
+from snows.cli.flags import (
+    PRUNE_FLAGS,
+    RUN_FLAGS,
+    SOLVER_FLAGS,
+    add_budget,
+    add_flags,
+    add_overrides,
+    add_root,
+    add_switches,
+)
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
@@ -87,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(prune.add_argument_group("network and images"), RunConfig, RUN_FLAGS)
     method = prune.add_argument_group("method")
     add_flags(method, PruneConfig, PRUNE_FLAGS)
+    add_budget(method)
     add_overrides(method)
     add_switches(method)
     add_flags(prune.add_argument_group("Newton-CG solver (--update snows)"), SolverConfig, SOLVER_FLAGS)
@@ -147,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     coverage = command("coverage", coverage_command, "Show which weights of a network would be pruned, and why the others not.")
     add_flags(coverage, RunConfig, ("model", "checkpoint", "num_calibration"))
     add_flags(coverage, PruneConfig, ("pattern", "update", "k_steps", "ridge"))
+    add_budget(coverage)
     add_overrides(coverage)
     add_switches(coverage)
 

@@ -82,7 +82,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.header(words.plain(name_of(run)), anchor=False, width="content")
         badge(run_state)
     where = f" in {words.counted(len(progress.sites), 'layer')}" if progress.sites else ""
-    st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
+    st.caption(f"{run.id} · keeps {words.kept_share(config.prune.pattern)}{where}")
     match run_state:
         case "queued":
             _queued(run)

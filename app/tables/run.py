@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "load": "Reading the network and the images",
+    "budget": "Measuring what each layer loses by each pattern",
     "prune": "Pruning",
     "evaluate": "Measuring the dense and the pruned network",
     "save": "Saving the weights",
