@@ -61,8 +61,8 @@ def without_paths(text: str, paths: Iterable[str] = ()) -> str:
     return re.sub(r"(?<![\w.:/~])(?:~|\.)?/(?:[^\s'\"(),;:]+/)+", "", text)
 
 
-_COUNTED = {"weights": "weights", "operations": "multiply-adds", "bytes": "bytes"}
-_SPREAD = {
+COUNTED = {"weights": "weights", "operations": "multiply-adds", "bytes": "bytes"}
+SPREAD = {
     "loss": "where it hurts least",
     "uniform": "evenly",
     "owl": "by outliers (OWL)",
@@ -74,7 +74,7 @@ _SPREAD = {
 def kept_share(pattern: NM | Unstructured | Dense | Budget) -> str:
     """How much of what a pattern keeps: `25 % of the weights`."""
     if isinstance(pattern, Budget):
-        return f"{100 * pattern.share:g} % of the {_COUNTED[pattern.by]}"
+        return f"{100 * pattern.share:g} % of the {COUNTED[pattern.by]}"
     return f"{100 * pattern.density:g} % of the weights"
 
 
@@ -88,7 +88,7 @@ def pattern_words(pattern: NM | Unstructured | Dense | Budget) -> str:
         case Unstructured():
             return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
         case Budget():
-            return f"Keep {kept_share(pattern)}, spread {_SPREAD[pattern.allocate]} ({pattern})"
+            return f"Keep {kept_share(pattern)}, spread {SPREAD[pattern.allocate]} ({pattern})"
     return "Keep every weight (dense)"
 
 

@@ -29,6 +29,7 @@ from snows.cli.flags import (
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
+    bundle_budgets_command,
     bundle_data_command,
     bundle_levels_command,
     coverage_command,
@@ -198,6 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     recorded.add_argument("--num-calibration", type=int, default=512, metavar="N", help="Default: 512.")
     recorded.add_argument("--num-evaluation", type=int, default=10_000, metavar="N", help="Default: 10000, all there are.")
     recorded.add_argument("--output", type=as_path, help="Folder for weights and cards. Default: assets/levels.")
+
+    summary = "Measure what each layer of the bundled networks loses by each pattern."
+    curves = command("bundle-budgets", bundle_budgets_command, summary)
+    curves.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=names, help="Default: both of them.")
+    curves.add_argument("--output", type=as_path, help="Folder for the figures. Default: assets/budgets.")
     return parser
 
 
