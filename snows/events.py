@@ -74,8 +74,9 @@ class Fetched(Event):
 @dataclass(frozen=True, kw_only=True)
 class BudgetLayer:
     """What a budget knows of a layer. `positions`: how often one image multiplies by each of its weights. The others are
-    measured where an allocator asks for them, on the dense network: `curve`, a pattern's text -> the relative error that the
-    layer pruned so causes; `outliers` (OWL) and `tail` (AlphaPruning), see `method.budget`."""
+    measured where an allocator asks for them, on the dense network: `curve`, a pattern's text -> how far the network's output
+    moves, relative to its norm, when the layer alone is pruned so; `outliers` (OWL) and `tail` (AlphaPruning), see
+    `method.budget`."""
 
     name: str
     kind: str

@@ -108,6 +108,7 @@ def layers(config: RunConfig) -> None:
             key=key,
             hide_index=True,
             height=280,
+            alt="What each layer keeps, to be edited",
             disabled=["layer", "loss"],
             on_change=_edited,
             args=(key, frame["layer"].tolist()),

@@ -10,8 +10,9 @@ from snows.events import BudgetLayer
 
 
 def given(layers: Sequence[BudgetLayer], patterns: Mapping[str, str], own: Collection[str] = ()) -> pd.DataFrame:
-    """One row a layer, in network order: layer, keeps (the pattern's text), kept (the share), loss (relative error of the
-    network when this layer alone is pruned so; None where it was not measured), own (whether a person gave the pattern)."""
+    """One row a layer, in network order: layer, keeps (the pattern's text), kept (the share), loss (how far the output of the
+    network moves, relative to its norm, with this layer alone pruned so; None where that was not measured), own (whether a
+    person gave the pattern)."""
     from snows.method.budget import loss_of
 
     rows = []

@@ -84,13 +84,13 @@ def record(config: RunConfig, folder: Path = FOLDER) -> Path:
         )
         for layer in curves.layers(graph, coverage(graph, prune), prune, batches, torch.device("cpu"), {*NEEDS.values()}):
             known = found.get(layer.name, layer).curve
-            found[layer.name] = BudgetLayer(**vars(layer) | {"curve": {**known, **layer.curve}})
+            rounded = {text: float(f"{loss:.6g}") for text, loss in layer.curve.items()}
+            found[layer.name] = BudgetLayer(**vars(layer) | {"curve": {**known, **rounded}})
     classifiers = [site.name for site in graph.classifiers]
-    rounded = [asdict(found[site.name]) for site in graph.sites if site.name in found]
     card = {
         "model": config.model,
         "classifiers": classifiers,
-        "layers": rounded,
+        "layers": [asdict(found[site.name]) for site in graph.sites if site.name in found],
         "data": config.data,
         "num_calibration": config.num_calibration,
         "seed": config.prune.seed,
