@@ -75,7 +75,7 @@ def choose(layers: Sequence[Layer], budget: Budget, fixed: Mapping[str, Pattern]
             f"they keep {100 * share:.3g}%. Raise the budget, give it smaller patterns to choose from, or free layers that "
             "have a pattern of their own."
         )
-    if budget.allocate == "loss":
+    if budget.allocate == "loss" or not free:
         losses = [[loss_of(layer.curve, p) for p in patterns] for layer, patterns in zip(free, of_each, strict=True)]
     else:
         targets = _met(free, ALLOCATORS[budget.allocate](free, budget.share), of_each, costs, limit)

@@ -115,6 +115,12 @@ def test_layers_with_a_pattern_of_their_own_keep_it_and_count() -> None:
         choose(layers, asked, {"b": Dense()})
 
 
+@pytest.mark.parametrize("allocate", ALLOCATORS)
+def test_where_every_layer_has_a_pattern_of_its_own_nothing_is_chosen(allocate: str) -> None:
+    fixed = {"a": parse_pattern("1:8")}
+    assert choose([layer("a", 16, 16)], spread(0.2, allocate=allocate), fixed) == budget.Choice(fixed, 1 / 8)
+
+
 def test_a_budget_that_is_too_small_says_what_there_is() -> None:
     with pytest.raises(InputError, match=r"A budget of 1% of the weights cannot be met: .* they keep 6\.25%\."):
         choose([layer("a", 16, 16)], spread(0.01, allocate="uniform", patterns="1:16 1:8"))
