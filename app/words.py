@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Budget, Dense, Unstructured
 
 Key = TypeVar("Key")
 
@@ -61,7 +61,24 @@ def without_paths(text: str, paths: Iterable[str] = ()) -> str:
     return re.sub(r"(?<![\w.:/~])(?:~|\.)?/(?:[^\s'\"(),;:]+/)+", "", text)
 
 
-def pattern_words(pattern: NM | Unstructured | Dense) -> str:
+COUNTED = {"weights": "weights", "operations": "multiply-adds", "bytes": "bytes"}
+SPREAD = {
+    "loss": "where it hurts least",
+    "uniform": "evenly",
+    "owl": "by outliers (OWL)",
+    "alphapruning": "by spectra (AlphaPruning)",
+    "erdos-renyi": "by shapes (Erdős-Rényi)",
+}
+
+
+def kept_share(pattern: NM | Unstructured | Dense | Budget) -> str:
+    """How much of what a pattern keeps: `25 % of the weights`."""
+    if isinstance(pattern, Budget):
+        return f"{100 * pattern.share:g} % of the {COUNTED[pattern.by]}"
+    return f"{100 * pattern.density:g} % of the weights"
+
+
+def pattern_words(pattern: NM | Unstructured | Dense | Budget) -> str:
     """The pattern as a person reads it, with the expert's short form beside it."""
     match pattern:
         case NM():
@@ -70,6 +87,8 @@ def pattern_words(pattern: NM | Unstructured | Dense) -> str:
             return f"Keep {100 * pattern.density:g} % of each layer ({pattern} unstructured)"
         case Unstructured():
             return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
+        case Budget():
+            return f"Keep {kept_share(pattern)}, spread {SPREAD[pattern.allocate]} ({pattern})"
     return "Keep every weight (dense)"
 
 

@@ -16,10 +16,20 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from snows.cli.comparisons import compare_command, methods_command, slug, study_command
-from snows.cli.flags import PRUNE_FLAGS, RUN_FLAGS, SOLVER_FLAGS, add_flags, add_overrides, add_root, add_switches
+from snows.cli.flags import (
+    PRUNE_FLAGS,
+    RUN_FLAGS,
+    SOLVER_FLAGS,
+    add_budget,
+    add_flags,
+    add_overrides,
+    add_root,
+    add_switches,
+)
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
 from snows.cli.runs import list_command, prune_command, show_command
 from snows.cli.sources import (
+    bundle_budgets_command,
     bundle_data_command,
     bundle_levels_command,
     coverage_command,
@@ -87,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(prune.add_argument_group("network and images"), RunConfig, RUN_FLAGS)
     method = prune.add_argument_group("method")
     add_flags(method, PruneConfig, PRUNE_FLAGS)
+    add_budget(method)
     add_overrides(method)
     add_switches(method)
     add_flags(prune.add_argument_group("Newton-CG solver (--update snows)"), SolverConfig, SOLVER_FLAGS)
@@ -150,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     coverage = command("coverage", coverage_command, "Show which weights of a network would be pruned, and why the others not.")
     add_flags(coverage, RunConfig, ("model", "checkpoint", "num_calibration"))
     add_flags(coverage, PruneConfig, ("pattern", "update", "k_steps", "ridge"))
+    add_budget(coverage)
     add_overrides(coverage)
     add_switches(coverage)
 
@@ -190,6 +202,11 @@ def _parser() -> argparse.ArgumentParser:
     recorded.add_argument("--num-calibration", type=int, default=512, metavar="N", help="Default: 512.")
     recorded.add_argument("--num-evaluation", type=int, default=10_000, metavar="N", help="Default: 10000, all there are.")
     recorded.add_argument("--output", type=as_path, help="Folder for weights and cards. Default: assets/levels.")
+
+    summary = "Measure what each layer of the bundled networks loses by each pattern."
+    curves = command("bundle-budgets", bundle_budgets_command, summary)
+    curves.add_argument("--model", nargs="+", metavar="MODEL", dest="models", default=names, help="Default: both of them.")
+    curves.add_argument("--output", type=as_path, help="Folder for the figures. Default: assets/budgets.")
     return parser
 
 

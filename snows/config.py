@@ -21,6 +21,8 @@ UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
 REFINEMENTS = ("none", "layer", "window")
 JOINTS = ("none", "network", "answers")
+COUNTS = ("weights", "operations", "bytes")
+ALLOCATORS = ("loss", "uniform", "owl", "alphapruning", "erdos-renyi")
 CURVATURES = ("gauss_newton", "hessian", "finite_difference")
 
 
@@ -143,6 +145,95 @@ def parse_pattern(text: str) -> NM | Unstructured | Dense:
     )
 
 
+class Budget(_Config):
+    """One share for the network, in place of one pattern for all layers: all prunable layers together keep at most `share` of
+    what `by` counts, and `allocate` says which layer gets how much of it.
+
+    Each layer gets one of `patterns` that fits it; without any, a share of its own, its weights wherever they lie. A layer that
+    gets `dense` keeps all its weights, and they are fitted like others. Layers with an override keep to that, and count.
+    """
+
+    kind: Literal["budget"] = "budget"
+    share: float = Field(
+        gt=0,
+        lt=1,
+        description="A share to keep of all prunable layers together, such as 6.25%, spent where it hurts least, in the place "
+        "of one pattern for all layers.",
+    )
+    by: Literal["weights", "operations", "bytes"] = Field(
+        "weights",
+        description="What a budget counts: weights kept, multiply-adds of one image, or bytes of weights with their positions.",
+    )
+    allocate: Literal["loss", "uniform", "owl", "alphapruning", "erdos-renyi"] = Field(
+        "loss",
+        description="How a budget is spread: to the least sum of the losses that each pattern of each layer brings, measured "
+        "on the calibration images; evenly; by outliers (OWL); by the weights' spectra (AlphaPruning); or by the shapes of the "
+        "layers.",
+    )
+    patterns: tuple[Pattern, ...] = Field(
+        (NM(n=1, m=64), NM(n=1, m=32), NM(n=1, m=16), NM(n=1, m=8), NM(n=1, m=4), NM(n=2, m=4), Dense()),
+        description="What a budget chooses from, layer by layer, such as '1:16 1:8 dense'; any: a percentage for each layer.",
+    )
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def _share_from_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
+        if match and 0 < float(match[1]) < 100:
+            return float(match[1]) / 100
+        raise ValueError(f"A budget is a percentage to keep, above 0% and below 100%, such as 6.25%, but is {value!r}.")
+
+    @field_validator("patterns", mode="before")
+    @classmethod
+    def _patterns_from_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        texts = value.replace(",", " ").split()
+        return () if texts == ["any"] else tuple(map(parse_pattern, texts))
+
+    @property
+    def density(self) -> float:
+        """What it keeps of what it counts."""
+        return self.share
+
+    @model_validator(mode="after")
+    def _chooses_between_patterns(self) -> "Budget":
+        if any(isinstance(pattern, Unstructured) and pattern.scope == "global" for pattern in self.patterns):
+            raise ValueError("A budget chooses a pattern for each layer, and a global one is none of a layer. Leave it out.")
+        if self.patterns and all(isinstance(pattern, Dense) for pattern in self.patterns):
+            raise ValueError("A budget needs a pattern to choose that removes weights, such as 1:8.")
+        return self
+
+    def __str__(self) -> str:
+        default = type(self).model_fields
+        parts = [f"budget {100 * self.share:g}%" + (f" of {self.by}" if self.by != "weights" else "")]
+        parts += [self.allocate] if self.allocate != "loss" else []
+        if self.patterns != default["patterns"].default:
+            parts.append(f"from {' '.join(map(str, self.patterns)) or 'any'}")
+        return ", ".join(parts)
+
+
+NetworkPattern = Annotated[NM | Unstructured | Dense | Budget, Field(discriminator="kind")]
+
+
+def parse_network_pattern(text: str) -> NM | Unstructured | Dense | Budget:
+    """As `parse_pattern`, and `"budget 6.25%"`, `"budget 5% of bytes, owl, from 1:8 2:4 dense"` to a budget: what `str` makes
+    of one. Raises `ValueError` with the accepted forms."""
+    if not text.strip().lower().startswith("budget"):
+        return parse_pattern(text)
+    head, *rest = [part.strip() for part in text.strip().lower().removeprefix("budget").split(",")]
+    share, _, by = head.partition(" of ")
+    given = {"share": share} | ({"by": by.strip()} if by else {})
+    for part in rest:
+        given["patterns" if part.startswith("from ") else "allocate"] = part.removeprefix("from ")
+    try:
+        return Budget.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{text.strip()!r} cannot be used: {explain(error)}") from None
+
+
 class SolverConfig(_Config):
     """Newton-CG settings. Each default names what it was chosen by; `description` is the sentence a form shows."""
 
@@ -183,7 +274,7 @@ class SolverConfig(_Config):
 class PruneConfig(_Config):
     """How to prune: which weights stay (`pattern`, `mask`) and what values they take (`update`, `k_steps`, `targets`)."""
 
-    pattern: Pattern = Field(
+    pattern: NetworkPattern = Field(
         NM(n=2, m=4),
         description="What stays: N:M keeps N of every M weights along the input axis (2:4), 70% removes that share of each "
         "layer, 70% global of the whole network.",
@@ -261,6 +352,15 @@ class PruneConfig(_Config):
         return self.refine if self.update == "snows" else "layer"
 
     @model_validator(mode="after")
+    def _a_given_mask_has_no_budget(self) -> "PruneConfig":
+        if isinstance(self.pattern, Budget) and self.mask not in MASKS:
+            raise ValueError(
+                f"The masks of {Path(self.mask).name} say which weights stay, so there is no budget to spread. Choose one of "
+                f"{', '.join(MASKS)}, or leave the budget out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_snows_gains_by_sweeps(self) -> "PruneConfig":
         if self.sweeps > 1 and self.update != "snows":
             raise ValueError(
@@ -283,7 +383,7 @@ class PruneConfig(_Config):
     @field_validator("pattern", mode="before")
     @classmethod
     def _pattern_from_text(cls, value: object) -> object:
-        return parse_pattern(value) if isinstance(value, str) else value
+        return parse_network_pattern(value) if isinstance(value, str) else value
 
     @field_validator("overrides", mode="before")
     @classmethod
@@ -380,7 +480,7 @@ def explain(error: ValidationError, labels: Mapping[str, str] | None = None) -> 
         if problem["type"] == "json_invalid":  # its input is the whole text
             sentences.append(f"It is not JSON: {problem['ctx']['error']}.")
             continue
-        field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense"))
+        field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense", "budget"))
         sentence = _FIELD_SENTENCES.get(problem["type"])  # other messages may hold braces of their own
         rule = sentence.format(**problem.get("ctx", {})) if sentence else problem["msg"]
         sentences.append(f"{(labels or {}).get(field, field)} {rule}, but is {problem['input']!r}.")

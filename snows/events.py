@@ -42,7 +42,7 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Event):
-    """Work outside the sites: `load`, `prune`, `evaluate`, `save`."""
+    """Work outside the sites: `load`, `budget`, `prune`, `evaluate`, `save`."""
 
     name: str
 
@@ -69,6 +69,33 @@ class Fetched(Event):
     what: str
     done: int
     total: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetLayer:
+    """What a budget knows of a layer. `positions`: how often one image multiplies by each of its weights. The others are
+    measured where an allocator asks for them, on the dense network: `curve`, a pattern's text -> how far the network's output
+    moves, relative to its norm, when the layer alone is pruned so; `outliers` (OWL) and `tail` (AlphaPruning), see
+    `method.budget`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    positions: int
+    curve: dict[str, float] = field(default_factory=dict)
+    outliers: float = 0.0
+    tail: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetChosen(Event):
+    """What a budget gives each layer: `patterns` by the weight's name, as texts, those of overrides too. They keep `share` of
+    what the budget counts. `layers`: by what it was chosen. A resumed run keeps to it."""
+
+    patterns: dict[str, str]
+    share: float
+    layers: list[BudgetLayer]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

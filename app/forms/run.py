@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from app import state, words
 from app.charts import layers as layer_charts
-from app.forms import settings, sources
+from app.forms import budget, settings, sources
 from app.forms.settings import LABELS
 from app.parts import live
 from app.tables import run as run_tables
@@ -31,6 +31,7 @@ from snows.config import (
     RunConfig,
     SolverConfig,
     explain,
+    parse_network_pattern,
     parse_pattern,
 )
 from snows.measures.names import duration_range, size
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from snows.runs.estimate import Plan
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
+BUDGET = "budget 6.25%"
 MASK_WORDS = {name: f"{card.name}: {card.short}" for name, card in cards.MASKS.items()}
 REFINE_WORDS = {
     "none": "No: the mask stays as the scores chose it",
@@ -211,7 +213,7 @@ def _number(path: str, step: float, **more: Any) -> None:
 
 def _pattern_words(text: str) -> str:
     try:
-        return words.pattern_words(parse_pattern(text))
+        return words.pattern_words(parse_network_pattern(text))
     except ValueError:
         return text
 
@@ -254,16 +256,18 @@ def _what_stays() -> tuple[Any, Any]:
     _heading(2, "What stays")
     _choice(
         "prune.pattern",
-        PATTERNS,
+        (*PATTERNS, BUDGET),
         _pattern_words,
         accept_new_options=True,
         help="N:M keeps N of every M neighboring weights, which some hardware runs faster. A percentage removes that share, "
-        "wherever it lies. Type any other: `3:8`, `85%`, `85% global`.",
+        "wherever it lies. A budget gives each layer a pattern of its own. Type any other: `3:8`, `85%`, `85% global`, "
+        "`budget 10%`.",
     )
     mask = _choice("prune.mask", MASKS, _mask_words, help=_mask_help(st.session_state["form.prune.mask"]))
     if mask in MASKS:
         st.caption(words.plain(cards.MASKS[mask].idea))
-    _sketch(st.session_state["form.prune.pattern"])
+    if not budget.draw(st.session_state["form.prune.pattern"], current):
+        _sketch(st.session_state["form.prune.pattern"])
     layers = st.container(gap="small")
     with st.expander("More: single layers, a mask of your own"):
         st.checkbox(

@@ -9,7 +9,7 @@ from app import state, words
 from app.forms import comparison as comparison_form
 from app.forms import run as form
 from app.forms import sources
-from snows.config import TARGETS, RunConfig, parse_pattern
+from snows.config import TARGETS, RunConfig, parse_network_pattern
 from snows.plans.study import expand
 
 _KEPT: dict[str, Any] = {"persist_state": "session"}
@@ -114,6 +114,6 @@ def _fill_usual() -> None:
 
 def _pattern_words(text: str) -> str:
     try:
-        return words.pattern_words(parse_pattern(text))
+        return words.pattern_words(parse_network_pattern(text))
     except ValueError:
         return text

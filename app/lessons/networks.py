@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from app.texts import Later
-from snows.config import PruneConfig
+from snows.config import Budget, PruneConfig
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage
 from snows.method.graph import NetworkGraph, Site
@@ -63,6 +63,7 @@ def problems(
     network: Opened, site: Site, config: PruneConfig, k_steps: Sequence[int], images: Tensor, mask: Tensor | None = None
 ) -> list[SiteProblem]:
     """The same for several K, ascending; the images pass through the network once for each."""
+    assert not isinstance(config.pattern, Budget)  # a lesson has one layer
     covered = Coverage([site], {site.name: config.pattern})
     given = None if mask is None else {site.name: mask}
     found = []

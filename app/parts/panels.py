@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from app import state, words
+from app.charts import budget as budget_charts
 from app.charts import layers as layer_charts
 from app.charts import palette
 from app.charts import play as play_charts
@@ -20,6 +21,7 @@ from app.charts import solver as solver_charts
 from app.forms import run as form
 from app.parts import live, so_far
 from app.parts.layer_strip import layer_strip
+from app.tables import budget as budget_tables
 from app.tables import play as play_tables
 from app.tables import run as run_tables
 from snows.config import RunConfig
@@ -82,7 +84,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.header(words.plain(name_of(run)), anchor=False, width="content")
         badge(run_state)
     where = f" in {words.counted(len(progress.sites), 'layer')}" if progress.sites else ""
-    st.caption(f"{run.id} · keeps {100 * config.prune.pattern.density:g} % of the weights{where}")
+    st.caption(f"{run.id} · keeps {words.kept_share(config.prune.pattern)}{where}")
     match run_state:
         case "queued":
             _queued(run)
@@ -252,6 +254,11 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
     if now is not None:
         with now, st.expander("The solver, step by step", expanded=not folded, icon=":material/trending_down:"):
             _solver(events, config)
+    if (chosen := Log.of(events).budget) is not None:
+        st.markdown("**What the budget gives each layer**")
+        given = budget_tables.given(chosen.layers, chosen.patterns)
+        figure = budget_charts.shares(given, budget_tables.alternatives(chosen.layers, chosen.patterns))
+        live.chart(figure, key="budget", alt=budget_tables.sentence(given))
     if (together := run_tables.joint_fit(events)) is not None:
         st.markdown("**All layers together**")
         before_after, by_pass = st.columns([3, 2], gap="large")

@@ -14,6 +14,7 @@ import pandas as pd
 from app.words import layer, words
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
+    BudgetChosen,
     CGIteration,
     Event,
     Fetched,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 PHASES = {
     "load": "Reading the network and the images",
+    "budget": "Measuring what each layer loses by each pattern",
     "prune": "Pruning",
     "evaluate": "Measuring the dense and the pruned network",
     "save": "Saving the weights",
@@ -178,6 +180,10 @@ def log(events: list[Event]) -> pd.DataFrame:
                     f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
                 )
                 rows.append((after, layer(event.site), what + number(event.step_size), words(event.cg_status)))
+            case BudgetChosen():
+                rows.append(
+                    (after, "", f"The budget is spread in {duration(event.seconds)}: {100 * event.share:.3g} % kept", "")
+                )
             case SiteFinished():
                 first = event.losses.get("mask_only")
                 change = (
@@ -257,7 +263,11 @@ def coverage(plan: "Plan") -> pd.DataFrame:
     What many weights share a reason for is one row, last; it would bury the rest.
     """
     few, many = left_dense(plan.skipped)
-    pruned = [(layer(s.name), " x ".join(map(str, s.shape)), f"{100 * s.density:g} %", "") for s in plan.sites]
+    # What a budget gives a layer is measured first; in the estimate an even spread stands in its place.
+    pruned = [
+        (layer(s.name), " x ".join(map(str, s.shape)), "by budget" if plan.spreading else f"{100 * s.density:g} %", "")
+        for s in plan.sites
+    ]
     rows = [
         *((name, "", "all", reason) for name, reason in few.items()),
         *pruned,

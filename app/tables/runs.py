@@ -95,7 +95,8 @@ def at_work(name: str, state: str, log: Log) -> str:
     if log.phase == "prune" and log.sites:
         place = log.current.index + 1 if log.current else min(log.done % len(log.sites) + 1, len(log.sites))
         return f"layer {place} of {len(log.sites)} · {100 * log.share:.0f} % · {name}"
-    return f"{'measuring' if log.phase in ('evaluate', 'save') else 'loading'} · {name}"
+    doing = {"budget": "spreading the budget", "evaluate": "measuring", "save": "measuring"}
+    return f"{doing.get(log.phase, 'loading')} · {name}"
 
 
 def filtered(

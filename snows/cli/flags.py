@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from snows.config import InputError, PruneConfig, RunConfig, SolverConfig, as_path
+from snows.config import Budget, InputError, PruneConfig, RunConfig, SolverConfig, as_path
 from snows.plans.presets import PRESETS, Preset
 from snows.runs.store import default_root
 
@@ -18,6 +18,8 @@ PRUNE_FLAGS = (
     *("batch_size", "memory", "seed", "device", "precision"),
 )
 PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
+# A field of the budget, and its flag.
+BUDGET_FLAGS = {"share": "budget", "by": "budget_by", "allocate": "allocate", "patterns": "choose"}
 SOLVER_FLAGS = tuple(SolverConfig.model_fields)
 
 
@@ -36,6 +38,18 @@ def add_flags(parser: argparse._ActionsContainer, model: type[BaseModel], names:
             metavar="|".join(choices) or ("N" if field.annotation is int else name.rsplit("_", 1)[-1].upper()),
             help=text.replace("%", "%%"),
         )
+
+
+def add_budget(parser: argparse._ActionsContainer) -> None:
+    for name, flag in BUDGET_FLAGS.items():
+        field = Budget.model_fields[name]
+        choices, default = get_args(field.annotation), field.get_default() if not field.is_required() else None
+        many = {"nargs": "+", "metavar": "PATTERN"} if name == "patterns" else {"metavar": "SHARE"}
+        if get_origin(field.annotation) is Literal:
+            many = {"metavar": "|".join(choices)}
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = str(field.description) + (f" Default: {shown}." if shown else "")
+        parser.add_argument("--" + flag.replace("_", "-"), help=text.replace("%", "%%"), **many)  # type: ignore[arg-type]
 
 
 def add_overrides(parser: argparse._ActionsContainer) -> None:
@@ -63,7 +77,7 @@ def config_of(given: argparse.Namespace) -> RunConfig:
     # From the inside out, so that a sentence names the setting and not the path to it.
     solver = SolverConfig.model_validate(base.prune.solver.model_dump() | values(SOLVER_FLAGS))
     overrides = {"overrides": given.override} if getattr(given, "override", None) else {}
-    flags = values((*PRUNE_FLAGS, *PRUNE_SWITCHES)) | overrides | {"solver": solver}
+    flags = values((*PRUNE_FLAGS, *PRUNE_SWITCHES)) | overrides | _budget(given) | {"solver": solver}
     prune = PruneConfig.model_validate(base.prune.model_dump() | flags)
     named = values(RUN_FLAGS)
     if "class_names" in named:
@@ -89,6 +103,23 @@ def command(config: RunConfig, class_names: str = "class-names.txt") -> str:
     for site, pattern in prune.overrides.items():
         said += ["--override", f"{site}={pattern}"]
     return shlex.join(["python", "-m", "snows", "prune", *said])
+
+
+def _budget(given: argparse.Namespace) -> dict[str, Budget]:
+    """The budget of the flags, in the place of a pattern."""
+    asked = {name: value for name, flag in BUDGET_FLAGS.items() if (value := getattr(given, flag, None)) is not None}
+    if not asked:
+        return {}
+    if "share" not in asked:
+        flag = BUDGET_FLAGS[next(iter(asked))].replace("_", "-")
+        raise InputError(f"--{flag} says how a budget is spread, and there is none. Add --budget, such as --budget 6.25%.")
+    if given.pattern is not None:
+        raise InputError(
+            "--budget takes the place of --pattern: it chooses a pattern for each layer. Leave one of the two out."
+        )
+    if "patterns" in asked:
+        asked["patterns"] = " ".join(asked["patterns"])
+    return {"pattern": Budget.model_validate(asked)}
 
 
 def _preset(name: str) -> Preset:

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from snows import events
-from snows.cli.flags import PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
+from snows.cli.flags import BUDGET_FLAGS, PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table, with_flags
 from snows.config import InputError
 from snows.measures.names import MEASURES, said
@@ -56,7 +56,7 @@ def get_run(store: RunStore, run_id: str) -> Run:
 
 
 def _resumed(store: RunStore, given: argparse.Namespace) -> Run:
-    named = ("preset", *RUN_FLAGS, *PRUNE_FLAGS, *SOLVER_FLAGS, "override", *PRUNE_SWITCHES)
+    named = ("preset", *RUN_FLAGS, *PRUNE_FLAGS, *BUDGET_FLAGS.values(), *SOLVER_FLAGS, "override", *PRUNE_SWITCHES)
     extra = ["--" + name.replace("_", "-") for name in named if getattr(given, name) is not None]
     if extra:
         raise InputError(f"--resume goes on with the run as it was configured; leave out {', '.join(extra)}.")
@@ -136,6 +136,9 @@ def _advance(bar: Any, event: events.Event) -> None:
             bar.refresh()
         case events.Phase(name=name):
             bar.set_description(name.replace("_", " "))
+        case events.BudgetChosen(share=share):
+            bar.set_postfix_str("", refresh=False)
+            bar.write(f"The budget is spread: {100 * share:.3g}% is kept; `show` says which layer has what.", file=sys.stderr)
         case events.SiteStarted(site=site):
             bar.set_description(site)
         case events.CGIteration(step=step, iteration=iteration, residual=residual):
@@ -191,6 +194,7 @@ def show_command(given: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = [
         (
             "LAYER",
+            *(["PATTERN"] if log.budget else []),
             *heads(["density"]),
             "EXCHANGED",
             "MASK ONLY",
@@ -205,7 +209,8 @@ def show_command(given: argparse.Namespace) -> int:
         losses = [say("loss", event.losses.get(stage)) for stage in ("mask_only", "least_squares", "final")]
         held_back = say("loss", sum(event.held_back["final"]) if "final" in event.held_back else None)
         density, seconds = say("density", event.density), say("seconds", event.seconds)
-        rows.append((event.site, density, str(event.exchanged), *losses, held_back, seconds, event.status))
+        pattern = [log.budget.patterns[event.site]] if log.budget else []
+        rows.append((event.site, *pattern, density, str(event.exchanged), *losses, held_back, seconds, event.status))
     if len(rows) > 1:
         sys.stdout.write(table(rows) + "\n")
     if log.failure:

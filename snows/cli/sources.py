@@ -1,4 +1,4 @@
-"""coverage, models, images, presets, fetch, train, bundle-data: what there is to prune, and with which images."""
+"""coverage, models, images, presets, fetch, train, bundle-*: what there is to prune, and with which images."""
 
 import argparse
 import sys
@@ -137,4 +137,12 @@ def bundle_levels_command(given: argparse.Namespace) -> int:
     for model in given.models:
         config = RunConfig(model=model, num_evaluation=given.num_evaluation, num_calibration=given.num_calibration)
         sys.stdout.write(f"{levels.record(config, given.patterns, given.output or levels.FOLDER, report)}\n")
+    return FINISHED
+
+
+def bundle_budgets_command(given: argparse.Namespace) -> int:
+    from snows.plans import budgets
+
+    for model in given.models:
+        sys.stdout.write(f"{budgets.record(RunConfig(model=model), given.output or budgets.FOLDER)}\n")
     return FINISHED

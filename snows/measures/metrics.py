@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from snows.config import NM, Dense, Unstructured
 from snows.method.graph import NetworkGraph
+from snows.method.sparsity import packed_bytes
 
 
 def _cpu_attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
@@ -103,26 +104,12 @@ class Size(NamedTuple):
 
 
 def size_bytes(state: Mapping[str, Tensor], patterns: Mapping[str, NM | Unstructured | Dense] | None = None) -> Size:
-    """Sizes of `state`, whose tensors named in `patterns` are pruned.
-
-    N:M stores N values a group and ceil(log2 M) bits for the position of each, the sparse tensor cores' format (Mishra et al.,
-    2021). Unstructured weights store what is not zero and one bit a weight. A tensor that would grow is stored as it is.
-    """
+    """Sizes of `state`, whose tensors named in `patterns` are pruned, see `sparsity.packed_bytes`. Unstructured weights keep
+    what is not zero."""
     dense = packed = 0
     for name, tensor in state.items():
-        whole = tensor.numel() * tensor.element_size()
-        match (patterns or {}).get(name, Dense()):
-            case NM(n=n, m=m):
-                values = tensor.numel() // m * n
-                small = values * tensor.element_size() + _bytes(values * (m - 1).bit_length())
-            case Unstructured():
-                small = int(tensor.count_nonzero()) * tensor.element_size() + _bytes(tensor.numel())
-            case _:
-                small = whole
-        dense += whole
-        packed += min(small, whole)
+        pattern = (patterns or {}).get(name, Dense())
+        kept = int(tensor.count_nonzero()) if isinstance(pattern, Unstructured) else tensor.numel()
+        dense += tensor.numel() * tensor.element_size()
+        packed += packed_bytes(tensor.numel(), kept, pattern, tensor.element_size())
     return Size(dense, packed)
-
-
-def _bytes(bits: int) -> int:
-    return -(-bits // 8)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snows.config import NM, Dense, InputError, PruneConfig, Unstructured, first_line
+from snows.config import NM, Budget, Dense, InputError, PruneConfig, Unstructured, first_line
+from snows.method.budget import options
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
 from snows.method.sparsity import obstacle
@@ -20,11 +21,13 @@ class PruneError(InputError):
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which weights a configuration prunes, in order, and why it leaves the others. `patterns` by site name."""
+    """Which weights a configuration prunes, in order, and why it leaves the others. `patterns` by site name. `own`: the
+    patterns of overrides, `dense` too: a budget counts them and leaves them as they are."""
 
     sites: list[Site]
     patterns: dict[str, NM | Unstructured | Dense]
     skipped: dict[str, str] = field(default_factory=dict)
+    own: dict[str, NM | Unstructured | Dense] = field(default_factory=dict)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,12 +42,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
-    """Every weight of the network: pruned to which pattern, or left dense and why."""
+def coverage(
+    graph: NetworkGraph, config: PruneConfig, chosen: Mapping[str, NM | Unstructured | Dense] | None = None
+) -> Coverage:
+    """Every weight of the network: pruned to which pattern, or left dense and why. `chosen`: what a budget has given each
+    weight; before it has, each has the first pattern that fits it in its place."""
     known = {s.name: s for s in graph.sites}
     if unknown := set(config.overrides) - {n for s in graph.sites for n in (s.name, s.module)}:
         raise PruneError(f"No prunable weight is called {sorted(unknown)[0]!r}. There are: {', '.join(list(known)[:8])} …")
-    skipped, sites, patterns = dict(graph.skipped), [], {}
+    skipped, sites, patterns, overridden = dict(graph.skipped), [], {}, {}
     classifiers = [] if config.prune_classifier else graph.classifiers
     tried: dict[Any, str | None] = {}
 
@@ -58,19 +64,30 @@ def coverage(graph: NetworkGraph, config: PruneConfig) -> Coverage:
 
     for site in graph.sites:
         own = config.overrides.get(site.name, config.overrides.get(site.module))
-        pattern = own or config.pattern
-        if isinstance(pattern, Dense):
+        pattern = own or _one_pattern(site, config, chosen or {})
+        if isinstance(own or config.pattern, Dense):
             reason: str | None = "left dense as asked"
         elif site in classifiers and own is None:
             reason = "the classifier, left dense unless asked for"
         else:
             reason = obstacle(site.shape, site.kind, pattern) or window_obstacle(site)
+        if own is not None and (reason is None or isinstance(own, Dense)):
+            overridden[site.name] = own
         if reason is not None:
             skipped[site.name] = reason
             continue
         sites.append(site)
         patterns[site.name] = pattern
-    return Coverage(sites, patterns, skipped)
+    return Coverage(sites, patterns, skipped, overridden)
+
+
+def _one_pattern(site: Site, config: PruneConfig, chosen: Mapping[str, NM | Unstructured | Dense]) -> NM | Unstructured | Dense:
+    """The pattern of a site without one of its own: with a budget what was chosen, or any that removes weights."""
+    if not isinstance(config.pattern, Budget):
+        return config.pattern
+    fitting = [pattern for pattern in options(site.kind, site.shape, config.pattern) if not isinstance(pattern, Dense)]
+    # Where none fits, the first one says why.
+    return chosen.get(site.name, (fitting or [p for p in config.pattern.patterns if not isinstance(p, Dense)])[0])
 
 
 def try_window(window: Window, curved: bool) -> str | None:

@@ -61,14 +61,15 @@ class SiteProblem:
         self._pull: float | Tensor = 0.0
         self.near: Tensor | None = None
 
-    def with_mask(self, mask: Tensor, near: Tensor) -> "SiteProblem":
-        """The same problem for another mask (R, P); what the mask has no part in is computed once for both. `near` (R, P) is
-        near its least squares: where one that iterates begins."""
+    def with_mask(self, mask: Tensor, near: Tensor, pattern: NM | Unstructured | Dense | None = None) -> "SiteProblem":
+        """The same problem for another mask (R, P), of another `pattern` if one is given; what the mask has no part in is
+        computed once for both. `near` (R, P) is near its least squares: where one that iterates begins."""
         other = copy(self)
         for name, attribute in vars(SiteProblem).items():
             if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "exact_gram", "cross", "_input_gram"):
                 vars(other).pop(name, None)
         other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
+        other.pattern = pattern or self.pattern
         other.near = near.flatten()[other.kept.places]
         other._pull = self.objective.pull
         return other

@@ -7,7 +7,7 @@ sweeps and layers, and what is given back.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.utils.parametrize as parametrize
@@ -19,10 +19,11 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from snows import events
-from snows.config import MASKS, NM, Dense, PruneConfig, Unstructured
-from snows.method import joint
+from snows.config import MASKS, NM, Budget, Cancelled, Dense, PruneConfig, Unstructured
+from snows.method import curves, joint
+from snows.method.budget import NEEDS, choose
 from snows.method.cascade import Cascade
-from snows.method.coverage import PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
+from snows.method.coverage import Coverage, PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
 from snows.method.graph import NetworkGraph, Site
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
@@ -112,6 +113,7 @@ def prune(
     held_back: Tensor | Iterable[object] | None = None,
     on_event: Callable[[events.Event], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
+    chosen: Mapping[str, NM | Unstructured | Dense] | None = None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
     on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
     progress: bool = False,
@@ -125,14 +127,16 @@ def prune(
     `images` or None; each layer's loss on them is in its record (`SiteFinished.held_back`), to be set beside that on `images`,
     and the result is to the last bit what it is without them. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
-    `on_site` is handed each new one: together they make a run resumable. Indices count on through the sweeps. `progress` shows
-    a progress bar.
+    `on_site` is handed each new one: together they make a run resumable, with `chosen`, what a budget gave each weight in the
+    earlier call (`events.BudgetChosen`). Indices count on through the sweeps. `progress` shows a progress bar.
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
     # Whatever the caller's block says: curvature needs autograd.
     with torch.inference_mode(False), torch.enable_grad():
-        return _prune(model, images, held_back, config or PruneConfig(), on_event, cancelled, finished, on_site, progress)
+        return _prune(
+            model, images, held_back, config or PruneConfig(), on_event, cancelled, chosen, finished, on_site, progress
+        )
 
 
 def _prune(
@@ -142,6 +146,7 @@ def _prune(
     config: PruneConfig,
     on_event: Callable[[events.Event], None],
     cancelled: Callable[[], bool],
+    chosen: Mapping[str, NM | Unstructured | Dense] | None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None],
     on_site: Callable[[int, Tensor, Tensor], None],
     progress: bool,
@@ -160,13 +165,15 @@ def _prune(
     check_weights(pruned)
     check_fit(pruned, batches[0][:2].to(device))
     graph = NetworkGraph.export(pruned, batches[0][:2].to(device))
-    covered = coverage(graph, config)
+    covered = coverage(graph, config, chosen)
     if not covered.sites:
         raise PruneError(
             "No weight of this network can be pruned to this pattern: "
             + "; ".join(f"{s.name}: {covered.skipped[s.name]}" for s in graph.sites[:3])
         )
 
+    if isinstance(config.pattern, Budget) and chosen is None:
+        covered = _spread(config.pattern, graph, covered, config, batches, device, on_event, cancelled)
     given_masks = None if config.mask in MASKS else _given_masks(config.mask, covered.sites, device)
     count = len(covered.sites)
     taken: list[tuple[Tensor, Tensor]] = []  # what an earlier call completed, over all sweeps
@@ -220,6 +227,39 @@ def _prune(
         sum(record.num_products for record in done),
         time.perf_counter() - started,
     )
+
+
+def _spread(
+    budget: Budget,
+    graph: NetworkGraph,
+    covered: Coverage,
+    config: PruneConfig,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    on_event: Callable[[events.Event], None],
+    cancelled: Callable[[], bool],
+) -> Coverage:
+    """The coverage with the patterns that the budget gives its sites."""
+    started = time.perf_counter()
+    on_event(events.Phase(name="budget"))
+
+    def on_images(done: int, total: int) -> None:
+        if cancelled():
+            raise Cancelled
+        on_event(events.Measured(done=done, total=total))
+
+    layers = curves.layers(graph, covered, config, batches, device, {NEEDS[budget.allocate]}, on_images)
+    choice = choose(layers, budget, covered.own)
+    on_event(
+        events.BudgetChosen(
+            patterns={name: str(pattern) for name, pattern in choice.patterns.items()},
+            share=choice.share,
+            layers=layers,
+            seconds=time.perf_counter() - started,
+        )
+    )
+    on_event(events.Phase(name="prune"))
+    return replace(covered, patterns={site.name: choice.patterns[site.name] for site in covered.sites})
 
 
 @torch.no_grad()

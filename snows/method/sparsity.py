@@ -65,6 +65,23 @@ def kept_count(size: int, pattern: NM | Unstructured | Dense) -> int:
     return max(1, round(pattern.density * size))
 
 
+def packed_bytes(size: int, kept: int, pattern: NM | Unstructured | Dense, width: int) -> int:
+    """Bytes of a weight of `size` values of `width` bytes, of which it keeps `kept`, stored as these and their positions.
+
+    N:M stores N values a group and ceil(log2 M) bits for the position of each, the sparse tensor cores' format (Mishra et al.,
+    2021). Unstructured weights store what they keep and one bit a weight. A weight that would grow is stored as it is.
+    """
+    match pattern:
+        case NM(n=n, m=m):
+            values = size // m * n
+            small = values * width + -(-values * (m - 1).bit_length() // 8)
+        case Unstructured():
+            small = kept * width + -(-size // 8)
+        case _:
+            small = size * width
+    return min(small, size * width)
+
+
 def keep_highest(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` highest `scores` along the last axis (any shape); the lower index wins a tie."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices

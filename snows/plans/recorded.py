@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snows.config import REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig
+from snows.config import JOINTS, MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig
 
 FOLDER = Path(__file__).parents[2] / "assets" / "bench"
 MEASUREMENTS, SIZES = "quality.jsonl", "sizes.jsonl"
@@ -59,7 +59,8 @@ def comparison(folder: Path = FOLDER) -> list[Measured]:
 
 def _order(config: RunConfig) -> tuple[Any, ...]:
     prune = config.prune
-    of_method = UPDATES.index(prune.update), -TARGETS.index(prune.targets), REFINEMENTS.index(prune.refine), prune.k_steps
+    of_values = UPDATES.index(prune.update), -TARGETS.index(prune.targets), REFINEMENTS.index(prune.refine), prune.k_steps
+    of_method = JOINTS.index(prune.joint), *of_values, MASKS.index(prune.mask), prune.batch_norm_reestimate
     return config.model, of_method, -prune.pattern.density, prune.seed
 
 

@@ -4,16 +4,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean, median, pstdev
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
-from snows.config import MASKS, NM, Dense, PruneConfig, RunConfig, Unstructured
-from snows.method import joint
-from snows.method.coverage import coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
+from snows.config import MASKS, NM, Budget, Dense, PruneConfig, RunConfig, Unstructured
+from snows.method import curves, joint
+from snows.method.budget import NEEDS, choose
+from snows.method.coverage import Coverage, coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.operations import execute_node
 from snows.method.pruner import check_mask_file
@@ -41,7 +43,9 @@ class SitePlan:
 class Plan:
     """What a config would do. `seconds` and `bytes` are estimates from a few timed passes of a few images. `warning`: that the
     images are too few for a layer, or nothing. `unsteady`: how many times as long a usual pass took as one that nothing held
-    up; `busy`: whether other work takes most of the machine's cores. `together`: seconds of the joint fit after the layers."""
+    up; `busy`: whether other work takes most of the machine's cores. `together`: seconds of the joint fit after the layers.
+    `spreading`: those of measuring what a budget goes by, before them; until that is done, what each layer keeps is not known,
+    and an even spread stands in its place."""
 
     sites: list[SitePlan]
     skipped: dict[str, str]
@@ -51,6 +55,7 @@ class Plan:
     unsteady: float = 1.0
     busy: bool = False
     together: float = 0.0
+    spreading: float = 0.0
 
     @property
     def range(self) -> tuple[float, float]:
@@ -85,7 +90,7 @@ def plan(config: RunConfig) -> Plan:
     module = model.module.to(device=device, dtype=getattr(torch, config.prune.precision))
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
     graph = NetworkGraph.export(module, example)
-    covered = coverage(graph, config.prune)
+    covered = _spread(graph, coverage(graph, config.prune), config.prune)
     if config.prune.mask not in MASKS:
         check_mask_file(config.prune.mask, covered.sites)
     busy = _busy()
@@ -118,6 +123,8 @@ def plan(config: RunConfig) -> Plan:
         moving = sum(math.prod(site.shape) for site in covered.sites) * example.element_size()
         # The weights that move, under their masks, their gradients, and Adam's two averages of these.
         most = max(most, max(image, min(image * joint.BATCH, allowed)) + 5 * moving)
+    spreading, waiting = _spreading(graph, covered, config, seconds, example)
+    most = max(most, waiting)
     weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
     # The frontier's own passes, dense and pruned; a layer's share of them is its share of the work.
@@ -136,9 +143,47 @@ def plan(config: RunConfig) -> Plan:
         )
         for s in covered.sites
     ]
-    total = sum(site_seconds.values()) + passes + together
+    total = sum(site_seconds.values()) + passes + together + spreading
     memory = int(process + _NETWORKS * weights + most)
-    return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy, together)
+    return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy, together, spreading)
+
+
+def _spread(graph: NetworkGraph, covered: Coverage, config: PruneConfig) -> Coverage:
+    """The coverage with the patterns of a budget that goes by the layers' shapes; of one that has to measure, with those of an
+    even spread. Raises `InputError` for one that cannot be met."""
+    budget = config.pattern
+    if not isinstance(budget, Budget):
+        return covered
+    if NEEDS[budget.allocate]:
+        budget = budget.model_copy(update={"allocate": "uniform"})
+    patterns = choose(curves.unmeasured(graph, covered), budget, covered.own).patterns
+    return replace(covered, patterns={site.name: patterns[site.name] for site in covered.sites})
+
+
+def _spreading(
+    graph: NetworkGraph, covered: Coverage, config: RunConfig, seconds: Mapping[Node, float], example: Tensor
+) -> tuple[float, float]:
+    """Seconds and bytes of measuring what a budget goes by."""
+    budget, images = config.prune.pattern, min(config.num_calibration, curves.MOST_IMAGES)
+    if not isinstance(budget, Budget) or NEEDS[budget.allocate] not in ("curve", "outliers"):
+        return 0.0, 0.0
+    total, most = sum(seconds.values()) * images, 0.0
+    for site in covered.sites:
+        window = Window(graph, [site], [graph.output])
+        passes, systems, held = 1, 0.0, float(sum(map(graph.image_bytes, window.outside)) * images)
+        if NEEDS[budget.allocate] == "curve":
+            patterns = curves.measured_at(site, budget)
+            passes += len(patterns)
+            parts = [_row_systems(site, p.density, _IN_LAYER, example) for p in patterns]
+            systems, held = sum(part[0] for part in parts), held + max(part[1] for part in parts)
+        forward = sum(seconds[node] for node in window.nodes)
+        total += (passes * forward + _gram_cost(site) * seconds[site.node]) * images + systems
+        most = max(most, held)
+    return total, most
+
+
+# How a layer is fitted for its curve.
+_IN_LAYER = PruneConfig(update="least-squares", refine="layer")
 
 
 def _busy() -> bool:

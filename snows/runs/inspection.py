@@ -53,7 +53,7 @@ class Inspection:
         model = models.load_configured(config)
         example = torch.zeros(2, *model.input_size)
         graph = NetworkGraph.export(model.module, example)
-        covered = coverage(graph, config.prune)
+        covered = coverage(graph, config.prune, run.log().chosen)
         return cls(run, model, graph, covered, *_results(run, covered))
 
     def reread(self, log: Log | None = None) -> "Inspection":
@@ -67,7 +67,7 @@ class Inspection:
         ours, theirs = self.run.config(), run.config()
         if (ours.model, ours.checkpoint) != (theirs.model, theirs.checkpoint):
             raise InspectionError(f"Run {run.id} is of another network than run {self.run.id}. Compare runs of one network.")
-        covered = coverage(self.graph, theirs.prune)
+        covered = coverage(self.graph, theirs.prune, run.log().chosen)
         return Inspection(run, self.model, self.graph, covered, *_results(run, covered))
 
     @property

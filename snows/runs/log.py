@@ -8,7 +8,9 @@ layer: within a sweep the last one counts, and for the layer as a whole that of 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from snows.config import NM, Dense, Unstructured, parse_pattern
 from snows.events import (
+    BudgetChosen,
     Event,
     Fetched,
     JointEpoch,
@@ -36,6 +38,7 @@ class Log:
     offset: int = 0
     started: RunStarted | None = None
     last: Event | None = None
+    budget: BudgetChosen | None = None  # what a budget gives each layer
     records: dict[tuple[int, int], SiteFinished] = field(default_factory=dict)  # by sweep and index
     begun: dict[str, SiteStarted] = field(default_factory=dict)  # how each site was begun last
     current: SiteStarted | None = None  # the layer in work
@@ -71,6 +74,8 @@ class Log:
                 self.started = event
             case Phase():
                 self.phase, self.phase_since = event.name, event.time
+            case BudgetChosen():
+                self.budget = event
             case SiteStarted():
                 self.begun[event.site] = self.current = event
             case SiteFinished():
@@ -98,6 +103,11 @@ class Log:
     def skipped(self) -> dict[str, str]:
         """Why other weights stay dense, by name."""
         return self.started.skipped if self.started else {}
+
+    @property
+    def chosen(self) -> dict[str, NM | Unstructured | Dense] | None:
+        """The pattern that a budget gives each weight, by name; None before it has, and without one."""
+        return None if self.budget is None else {name: parse_pattern(text) for name, text in self.budget.patterns.items()}
 
     @property
     def sweeps(self) -> int:

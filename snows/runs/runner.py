@@ -65,6 +65,7 @@ def _execute(run: Run) -> events.RunFinished:
         held_back=images.held_back,
         on_event=partial(_begin_or_go_on, run, before),
         cancelled=run.cancel_requested,
+        chosen=before.chosen,
         finished=partial(_finished_site, run, before),
         on_site=run.save_site,
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from snows.config import Cancelled, InputError, RunConfig
+from snows.config import Budget, Cancelled, InputError, RunConfig
 from snows.events import (
     CGIteration,
     Event,
@@ -187,7 +187,9 @@ def plan(config: RunConfig) -> Plan:
     if config.model not in ("resnet20-fashion", "vit-fashion"):
         raise InputError(f"There is no model {config.model!r}. Choose a bundled one, or write timm:NAME.")
     operations = [f"operation{k} (activation)" for k in range(config.prune.k_steps + 1)]
-    sites = [SitePlan(name, "conv2d", (16, 16, 3, 3), config.prune.pattern.density, operations) for name in PRUNED]
+    pattern = config.prune.pattern
+    density = pattern.share if isinstance(pattern, Budget) else pattern.density
+    sites = [SitePlan(name, "conv2d", (16, 16, 3, 3), density, operations) for name in PRUNED]
     few = config.num_calibration < 10
     warning = "A row of layer_1* has 72 weights to fit, but so few images give only 9 samples of its input." if few else ""
     return Plan(sites, SKIPPED, seconds=28.0, bytes=410_000_000, warning=warning)

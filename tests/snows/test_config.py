@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from snows.config import (
+    ALLOCATORS,
+    COUNTS,
     CURVATURES,
     JOINTS,
     MASKS,
@@ -15,12 +17,14 @@ from snows.config import (
     NM,
     TARGETS,
     UPDATES,
+    Budget,
     Dense,
     PruneConfig,
     RunConfig,
     SolverConfig,
     Unstructured,
     explain,
+    parse_network_pattern,
     parse_pattern,
 )
 
@@ -30,6 +34,13 @@ unstructured = shares.map(lambda s: Unstructured(sparsity=s)) | st.tuples(shares
     lambda pair: Unstructured(sparsity=min(pair), scope="global", layer_cap=max(pair))
 )
 patterns = nm | unstructured | st.just(Dense())
+budgets = st.builds(
+    Budget,
+    share=shares,
+    by=st.sampled_from(COUNTS),
+    allocate=st.sampled_from(ALLOCATORS),
+    patterns=st.lists(nm, max_size=3).map(lambda some: (*some, Dense()) if some else ()),
+)
 solvers = st.builds(
     SolverConfig,
     curvature=st.sampled_from(CURVATURES),
@@ -44,7 +55,7 @@ solvers = st.builds(
 )
 prunes = st.builds(
     PruneConfig,
-    pattern=patterns,
+    pattern=patterns | budgets,
     overrides=st.dictionaries(st.text(max_size=12), patterns, max_size=3),
     mask=st.sampled_from([*(mask for mask in MASKS if mask not in MASKS_OF_ONE_LAYER), "some/mask.safetensors"]),
     update=st.sampled_from(UPDATES),
@@ -95,6 +106,34 @@ def test_pattern_text_round_trip_as_far_as_it_is_shown(pattern: NM | Unstructure
         assert parsed.sparsity == pytest.approx(pattern.sparsity, rel=1e-5)
     else:
         assert parse_pattern(text) == pattern
+
+
+@given(budgets)
+def test_budget_text_round_trip_as_far_as_it_is_shown(budget: Budget) -> None:
+    text = str(budget)
+    if "e-" in text or text.startswith(("budget 0%", "budget 100%")):  # for a program, or rounded to the edge
+        return
+    parsed = parse_network_pattern(text)
+    assert isinstance(parsed, Budget)
+    assert parsed.share == pytest.approx(budget.share, rel=1e-5)
+    assert parsed == budget.model_copy(update={"share": parsed.share})
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("budget 6.25%", Budget(share=0.0625)),
+        (
+            " Budget 5 % of bytes, OWL, from 1:8 2:4 dense ",
+            Budget.model_validate({"share": 0.05, "by": "bytes", "allocate": "owl", "patterns": "1:8, 2:4, dense"}),
+        ),
+        ("budget 10% of operations, from any", Budget(share=0.1, by="operations", patterns=())),
+    ],
+)
+def test_budgets_a_person_writes(text: str, budget: Budget) -> None:
+    assert PruneConfig(pattern=text).pattern == budget  # type: ignore[arg-type]
+    assert parse_network_pattern(str(budget)) == budget
+    assert parse_network_pattern("2:4") == NM(n=2, m=4)
 
 
 @given(patterns)
@@ -170,6 +209,25 @@ def test_patterns_that_cannot_be(text: str, sentence: str) -> None:
         ({"update": "best"}, "update must be one of 'none', 'least-squares', 'sparsegpt' or 'snows', but is 'best'."),
         ({"device": "tpu"}, "Unknown device 'tpu'. Choose auto, cpu, cuda or cuda:N."),
         ({"pattern": "2:2"}, "2:2 would keep every weight"),
+        ({"pattern": "budget"}, "'budget' cannot be used: A budget is a percentage to keep, above 0% and below 100%"),
+        ({"pattern": "budget 100%"}, "above 0% and below 100%, such as 6.25%, but is '100%'"),
+        ({"pattern": "budget 5% of hats"}, "by must be one of 'weights', 'operations' or 'bytes', but is 'hats'."),
+        ({"pattern": "budget 5%, wishes"}, "allocate must be one of 'loss', 'uniform', 'owl', 'alphapruning' or"),
+        ({"pattern": "budget 5%, from dense"}, "needs a pattern to choose that removes weights, such as 1:8."),
+        ({"pattern": "budget 5%, from 1:8 3"}, "Unknown pattern '3'."),
+        ({"pattern": {"kind": "budget", "share": 2}}, "pattern.share must be below 1.0, but is 2."),
+        (
+            {
+                "pattern": {
+                    "kind": "budget",
+                    "share": 0.1,
+                    "patterns": [{"kind": "unstructured", "sparsity": 0.5, "scope": "global"}],
+                }
+            },
+            "a global one is none of a layer",
+        ),
+        ({"pattern": "budget 5%", "mask": "a/b.safetensors"}, "The masks of b.safetensors say which weights stay"),
+        ({"overrides": {"fc.weight": "budget 5%"}}, "Unknown pattern 'budget 5%'"),
         ({"pattern": {"kind": "nm", "n": 0, "m": 4}}, "pattern.n must be at least 1, but is 0."),
         ({"overrides": {"fc.weight": "3"}}, "Unknown pattern '3'"),
         ({"solver": {"rtol": 2}}, "solver.rtol must be below 1.0, but is 2."),
@@ -200,3 +258,8 @@ def test_every_solver_setting_has_its_sentence() -> None:
     for name, field in SolverConfig.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name
+
+
+def test_a_run_may_have_a_mask_of_its_own() -> None:
+    config = PruneConfig(mask="some/mask.safetensors")
+    assert PruneConfig.model_validate_json(config.model_dump_json()) == config

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -27,6 +27,8 @@ def same(a: object, b: object) -> bool:
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
+    if is_dataclass(a) and type(a) is type(b):
+        return same(vars(a), vars(b))
     return type(a) is type(b) and a == b
 
 
@@ -95,7 +97,9 @@ def old_json(event: Event) -> str:
             return {"float": str(value)}
         if isinstance(value, dict):
             return {k: finite(v) for k, v in value.items()}
-        return [finite(v) for v in value] if isinstance(value, list) else value
+        if is_dataclass(value):
+            return finite(vars(value))
+        return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
     return json.dumps({"kind": type(event).__name__} | {k: finite(v) for k, v in vars(event).items()}, allow_nan=False)
 

@@ -19,7 +19,7 @@ from snows import events
 from snows.__main__ import _parser, main
 from snows.cli.comparisons import slug
 from snows.cli.flags import command, config_of
-from snows.config import NM, Cancelled, InputError, PruneConfig, RunConfig
+from snows.config import NM, Budget, Cancelled, InputError, PruneConfig, RunConfig
 from snows.plans.comparisons import METHODS
 from snows.runs.store import Execute, Run, RunError, RunStore
 
@@ -150,12 +150,49 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
     assert sorted(run.config().prune.sweeps for run in store.list()) == [1, 2]
 
 
+def test_a_budget_takes_the_place_of_a_pattern(execute: Callable, store: RunStore) -> None:
+    execute(_finishes)
+    assert main(["prune", "--budget", "6.25%"]) == 0
+    assert store.list()[0].config().prune.pattern == Budget(share=0.0625)
+    store.delete(store.list()[0].id)
+    flags = "--budget 10% --budget-by bytes --allocate owl --choose 1:8 2:4 dense --override fc.weight=1:4"
+    assert main(["prune", *flags.split()]) == 0
+    prune = store.list()[0].config().prune
+    assert str(prune.pattern) == "budget 10% of bytes, owl, from 1:8 2:4 dense"
+    assert prune.overrides == {"fc.weight": NM(n=1, m=4)}
+    store.delete(store.list()[0].id)
+    assert main(["prune", "--budget", "5%", "--choose", "any"]) == 0
+    assert store.list()[0].config().prune.pattern == Budget(share=0.05, patterns=())
+
+
+def test_show_says_what_a_budget_gives_each_layer(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def finishes(run: Run) -> events.RunFinished:
+        patterns = dict(zip(SITES, ["1:8", "dense"], strict=True))
+        run.append(events.Phase(name="budget"), events.BudgetChosen(patterns=patterns, share=0.061, layers=[], seconds=1.0))
+        return _finishes(run)
+
+    execute(finishes)
+    assert main(["prune", "--budget", "6.25%"]) == 0
+    err = capsys.readouterr().err
+    assert "The budget is spread: 6.1% is kept" in err
+    (run,) = store.list()
+    assert main(["show", run.id]) == 0
+    shown = capsys.readouterr().out
+    assert "budget 6.25%" in shown
+    assert re.search(r"LAYER +PATTERN +", shown)
+    assert re.search(r"conv1\.weight +1:8 +", shown)
+    assert re.search(r"fc\.weight +dense +", shown)
+
+
 def test_every_setting_has_a_flag_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["prune", "--help"])
     said = capsys.readouterr().out
     config = RunConfig()
     settings = {*RunConfig.model_fields, *PruneConfig.model_fields, *type(config.prune.solver).model_fields}
+    settings |= {"budget", "budget_by", "allocate", "choose"}
     renamed = {"prune": None, "solver": None, "overrides": "override"}
     for name in settings:
         flag = renamed.get(name, name.replace("_", "-"))
@@ -308,8 +345,8 @@ def test_resume_goes_on_with_the_same_run(execute: Callable, store: RunStore, ca
 def test_resume_refuses_what_cannot_go_on(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     execute(lambda run: pytest.fail("nothing may run"))
     run = store.create(RunConfig())
-    assert main(["prune", "--resume", run.id, "--pattern", "1:4", "--rtol", "0.1"]) == 2
-    assert "leave out --pattern, --rtol" in capsys.readouterr().err
+    assert main(["prune", "--resume", run.id, "--pattern", "1:4", "--rtol", "0.1", "--budget-by", "bytes"]) == 2
+    assert "leave out --pattern, --budget-by, --rtol" in capsys.readouterr().err
     with run.queue():
         assert main(["prune", "--resume", run.id]) == 2
     assert f"is queued: process {os.getpid()} on {socket.gethostname()} works on it. Wait" in capsys.readouterr().err
@@ -340,6 +377,13 @@ def test_resume_refuses_what_cannot_go_on(execute: Callable, store: RunStore, ca
         ("--device tpu", "Unknown device 'tpu'"),
         ("--override fc", "is not of the form SITE=PATTERN"),
         ("--override fc=5:4", "N smaller than M"),
+        ("--budget lots", "A budget is a percentage to keep, above 0% and below 100%, such as 6.25%, but is 'lots'."),
+        ("--budget 5% --budget-by hats", "by must be one of 'weights', 'operations' or 'bytes'"),
+        ("--budget 5% --allocate wishes", "allocate must be one of 'loss'"),
+        ("--budget 5% --choose 1:8 9", "Unknown pattern '9'"),
+        ("--budget 5% --pattern 1:8", "--budget takes the place of --pattern"),
+        ("--allocate owl", "--allocate says how a budget is spread, and there is none. Add --budget"),
+        ("--budget 5% --mask mine.safetensors", "The masks of mine.safetensors say which weights stay"),
     ],
 )
 def test_bad_settings_are_a_sentence_and_no_run(

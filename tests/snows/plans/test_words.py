@@ -65,6 +65,12 @@ class TestRun:
         own = RunConfig(model="timm:resnet18", checkpoint="/home/x/.snows/runs/.uploads/3f/own.pt", name="Best")
         assert run_name(own) == "Best · timm:resnet18 from own.pt · 2:4 · SNOWS, refined mask, K = 3"
 
+    def test_a_budget_is_told_from_a_pattern_and_from_another_budget(self) -> None:
+        texts = ["1:16", "budget 6.25%", "budget 6.25%, owl", "budget 6.25% of bytes", "budget 6.25%, from any"]
+        configs = [pruned(pattern=text) for text in texts]
+        assert run_name(configs[1]) == "resnet20-fashion · budget 6.25% · SNOWS, refined mask, K = 3"
+        assert labels(configs) == [f"{text} · SNOWS, refined mask, K = 3" for text in texts]
+
     def test_what_a_person_called_it_last_counts(self, store: RunStore) -> None:
         run = store.create(RunConfig(name="from the shell"))
         assert plan_words.name_of(run).startswith("from the shell · resnet20-fashion")

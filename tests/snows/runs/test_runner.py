@@ -22,6 +22,7 @@ from snows.measures import metrics
 from snows.method.sparsity import check_compliance
 from snows.runs import estimate, runner
 from snows.runs.estimate import plan
+from snows.runs.inspection import Inspection
 from snows.runs.store import Run, RunStore, StoreError
 from snows.sources import data, models
 from tests.bench.speed import ROOT
@@ -216,6 +217,41 @@ def test_a_stopped_run_resumes_to_the_same_end(
     assert all(torch.equal(whole[n], resumed[n]) for n in whole)
     expected, found = finished.metrics(), run.metrics()
     assert {n: v for n, v in found.items() if n != "seconds"} == {n: v for n, v in expected.items() if n != "seconds"}
+
+
+def test_a_run_with_a_budget_resumes_with_what_was_chosen(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What overrides leave dense counts too: 85 % of the weights.
+    asked = config(prune={"pattern": "budget 90%, from 1:8 1:4 2:4 dense"})
+    whole, stopped = store.create(asked), store.create(asked)
+    execute(whole)
+    assert kinds(whole)[:6] == ["Queued", "load", "prune", "budget", "Measured", "BudgetChosen"]
+    chosen = whole.log().budget
+    assert chosen is not None
+    assert chosen.share <= 0.9
+    assert {chosen.patterns[f"{name}.weight"] for name in LEFT if name not in CHOSEN} == {"dense"}
+    done = [e for e in happened(whole) if isinstance(e, events.SiteFinished)]
+    stop_after(stopped, 2, "cancelled", monkeypatch)
+    execute(stopped)
+    assert [e.resumed for e in happened(stopped) if isinstance(e, events.RunStarted)] == [0, 2]
+    (again,) = (e for e in happened(stopped) if isinstance(e, events.BudgetChosen))
+    assert again.patterns == chosen.patterns
+    expected, resumed = load_file(whole.weights_path), load_file(stopped.weights_path)
+    assert all(torch.equal(expected[n], resumed[n]) for n in expected)
+    # Whoever opens the run sees each layer under its own pattern.
+    opened = Inspection.open(whole)
+    for record in done:
+        assert str(opened.covered.patterns[record.site]) == chosen.patterns[record.site]
+        assert record.density == pytest.approx(opened.covered.patterns[record.site].density)
+
+
+def test_a_plan_of_a_budget_that_measures_says_so() -> None:
+    by_shape = plan(config(prune={"pattern": "budget 90%, erdos-renyi, from any"}))
+    assert by_shape.spreading == 0
+    assert len({site.density for site in by_shape.sites}) > 1
+    measuring = plan(config(prune={"pattern": "budget 90%, from 1:8 1:4 2:4 dense"}))
+    assert 0 < measuring.spreading < measuring.seconds
+    with pytest.raises(InputError, match=r"A budget of 5% of the weights cannot be met"):
+        plan(config(prune={"pattern": "budget 5%"}))
 
 
 def test_a_finished_folder_gives_the_same_result_without_work(finished: Run, store: RunStore) -> None:
