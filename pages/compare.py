@@ -172,9 +172,9 @@ def draw_comparison(now: Choice) -> None:
     if not finished:
         st.caption("The table begins when a first run has finished.")
         return
-    # Marked anew, so that their labels say only what is not the same in all of these.
     choices = side_by_side.choices()
     with choices:
+        # Marked anew, so that their labels say only what is not the same in all of these.
         finished = compare.entries(entry.run for entry in network_of(finished))
     rows = side_by_side.draw(compare.rows(finished), choices, lambda: compare.rows(looks.with_work(finished)))
     side_by_side.hand_on(lambda: hand_on.of_runs(finished), hand_on.stem(f"comparison-{network_name(finished[0].config)}"))
@@ -206,7 +206,11 @@ def recorded_measurements() -> list[recorded.Measured]:
 
 def draw_recorded() -> None:
     """What came with the app: measurements without runs, so there is nothing to look into."""
-    measured = recorded_measurements()
+    try:
+        measured = recorded_measurements()
+    except InputError as error:
+        st.error(words.plain(str(error)), icon=":material/error:")
+        return
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="medium"):
         st.caption(
             f":material/inventory_2: A recorded comparison that came with the app: {len(measured):,} measurements by "
