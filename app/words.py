@@ -103,6 +103,18 @@ def words(name: str) -> str:
     return name.replace("_", " ").lower()
 
 
+# How conjugate gradient ended, by the name of its status: what goes behind its name in a sentence.
+CG_ENDED = {
+    "CONVERGED": "reached the tolerance",
+    "NO_FURTHER_DECREASE": "ended where more would bring next to nothing",
+    "MODEL_FAILED": "ended where other images no longer gained",
+    "MAX_ITERS": "stopped at the limit",
+    "NEGATIVE_CURVATURE": "cut at negative curvature",
+    "NOT_FINITE": "stopped at NaN or infinity",
+    "ALREADY_OPTIMAL": "had nothing to do",
+}
+
+
 def counted(count: int, noun: str) -> str:
     """`1 layer`, `21 layers`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")

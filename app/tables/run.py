@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from app.words import layer, words
+from app.words import CG_ENDED, layer
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     BudgetChosen,
@@ -179,7 +179,14 @@ def log(events: list[Event]) -> pd.DataFrame:
                 what = (
                     f"Newton step {event.step + 1}: loss {number(event.loss)}, {event.cg_iterations} CG iterations, step size "
                 )
-                rows.append((after, layer(event.site), what + number(event.step_size), words(event.cg_status)))
+                rows.append(
+                    (
+                        after,
+                        layer(event.site),
+                        what + number(event.step_size),
+                        f"Conjugate gradient {CG_ENDED[event.cg_status]}",
+                    )
+                )
             case BudgetChosen():
                 rows.append(
                     (after, "", f"The budget is spread in {duration(event.seconds)}: {100 * event.share:.3g} % kept", "")

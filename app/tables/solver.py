@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from app.words import counted, layer
+from app.words import CG_ENDED, counted, layer
 from snows.config import SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, SiteFinished, SiteStarted
 from snows.measures.names import number
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 # Wright, 2006, algorithm 4.1).
 _TRUSTED = 0.25
 
-CG_ENDED = {
-    "CONVERGED": "reached the tolerance",
-    "NO_FURTHER_DECREASE": "ended where more would bring next to nothing",
-    "MODEL_FAILED": "ended where other images no longer gained",
-    "MAX_ITERS": "stopped at the limit",
-    "NEGATIVE_CURVATURE": "cut at negative curvature",
-    "NOT_FINITE": "stopped at NaN or infinity",
-    "ALREADY_OPTIMAL": "had nothing to do",
-}
 KINDS = {"gauss_newton": "Gauss-Newton", "hessian": "exact Hessian", "finite_difference": "finite differences"}
 PRECONDITIONERS = {"row_blocks": "With row blocks", "none": "Without"}
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app import words
 from app.charts import palette
 from app.charts import solver as solver_charts
 from app.lessons import downhill
@@ -127,7 +128,7 @@ class TestNewtonSteps:
         assert math.isnan(row["flattest"])
 
     def test_every_end_of_conjugate_gradient_has_words(self) -> None:
-        assert set(solver_tables.CG_ENDED) == {
+        assert set(words.CG_ENDED) == {
             status.name
             for status in (
                 Status.CONVERGED,
