@@ -15,6 +15,8 @@ def shares(given: pd.DataFrame, alternatives: pd.DataFrame) -> go.Figure:
     both = len(alternatives) > 0
     axis = log_axis([*kept, 100.0], "Keeps, %")
     axis["range"][1] += 0.35  # room for the last bar's text
+    powers = [tick for tick in (0.1, 1.0, 10.0, 100.0) if tick >= 10 ** axis["range"][0]]  # beside names there is room for few
+    axis |= {"tickvals": powers, "ticktext": [f"{tick:g}" for tick in powers]}
     figure = new_figure(
         height=ROW * len(given) + 80,
         margin={"l": 8, "r": 8, "t": 8, "b": 40},
@@ -37,7 +39,7 @@ def shares(given: pd.DataFrame, alternatives: pd.DataFrame) -> go.Figure:
     )
     if both:
         figure.layout.xaxis2 = {
-            **log_axis(alternatives["loss"].tolist(), "Error if pruned alone"),
+            **log_axis(alternatives["loss"].tolist(), "Error alone"),
             "domain": [0.6, 1],
             "anchor": "y",
             "fixedrange": True,

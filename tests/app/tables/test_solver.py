@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import words
 from app.charts import palette
 from app.charts import solver as solver_charts
 from app.lessons import downhill
 from app.tables import solver as solver_tables
+from app.words import CG_ENDED
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
 from snows.measures.names import number
@@ -128,7 +128,7 @@ class TestNewtonSteps:
         assert math.isnan(row["flattest"])
 
     def test_every_end_of_conjugate_gradient_has_words(self) -> None:
-        assert set(words.CG_ENDED) == {
+        assert set(CG_ENDED) == {
             status.name
             for status in (
                 Status.CONVERGED,
