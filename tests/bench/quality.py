@@ -183,12 +183,15 @@ def table(records: list[dict]) -> str:
             p: max((statistics.mean(v) for (_, pattern), v in cells.items() if pattern == p and v), default=None)
             for p in PATTERNS
         }
-        for method in METHODS:
+        measured = [method for method in METHODS if any(cells[method, p] for p in PATTERNS)]
+        for method in measured:
             row = [method.label, "" if method.update == "none" else method.targets]
             row += [_cell(cells[method, p], best[p]) for p in PATTERNS]
             took = [r["cpu_seconds"] for r in mine if _key(r)[3:] == method[1:] and "cpu_seconds" in r]  # the first have none
             row.append(f"{statistics.mean(took):.0f}" if took else "not measured")
             lines.append("| " + " | ".join(row) + " |")
+        if missing := [method.label for method in METHODS if method not in measured]:
+            lines += ["", f"Not measured yet: {', '.join(missing)}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
