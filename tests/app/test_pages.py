@@ -255,6 +255,7 @@ class TestForm:
         for page in ("compare", "study"):
             app = open_page("overview")
             app.session_state["batch.images" if page == "compare" else "study.images"] = ["9"]
+            app.query_params["batch"] = "new"
             app.switch_page(f"../pages/{page}.py").run()
             assert "only 9 samples" in text_of(app)
 

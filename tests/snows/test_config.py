@@ -53,22 +53,25 @@ solvers = st.builds(
     min_decrease=st.floats(0, 1, exclude_max=True),
     start=st.sampled_from(["least_squares", "masked"]),
 )
-prunes = st.builds(
-    PruneConfig,
-    pattern=patterns | budgets,
-    overrides=st.dictionaries(st.text(max_size=12), patterns, max_size=3),
-    mask=st.sampled_from([*(mask for mask in MASKS if mask not in MASKS_OF_ONE_LAYER), "some/mask.safetensors"]),
-    update=st.sampled_from(UPDATES),
-    k_steps=st.integers(0, 10_000),
-    joint=st.sampled_from(JOINTS),
-    targets=st.sampled_from(TARGETS),
-    batch_size=st.integers(1, 4096),
-    seed=st.integers(0, 2**63 - 1),
-    device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
-    precision=st.sampled_from(["float32", "float64"]),
-    prune_classifier=st.booleans(),
-    batch_norm_reestimate=st.booleans(),
-    solver=solvers,
+settings = {
+    "overrides": st.dictionaries(st.text(max_size=12), patterns, max_size=3),
+    "update": st.sampled_from(UPDATES),
+    "k_steps": st.integers(0, 10_000),
+    "joint": st.sampled_from(JOINTS),
+    "targets": st.sampled_from(TARGETS),
+    "batch_size": st.integers(1, 4096),
+    "seed": st.integers(0, 2**63 - 1),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    "precision": st.sampled_from(["float32", "float64"]),
+    "prune_classifier": st.booleans(),
+    "batch_norm_reestimate": st.booleans(),
+    "solver": solvers,
+}
+of_all_layers = [mask for mask in MASKS if mask not in MASKS_OF_ONE_LAYER]
+# A pattern with any mask that suits a global one, and a budget with any but a file's.
+prunes = st.one_of(
+    st.builds(PruneConfig, pattern=pattern, mask=st.sampled_from(masks), **settings)
+    for pattern, masks in ((patterns, [*of_all_layers, "some/mask.safetensors"]), (budgets, list(MASKS)))
 )
 runs = st.builds(
     RunConfig,
