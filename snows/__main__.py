@@ -41,7 +41,7 @@ from snows.cli.sources import (
 )
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
 from snows.plans import study
-from snows.plans.comparisons import METHODS
+from snows.plans.comparisons import METHODS, USUAL
 from snows.plans.levels import PATTERNS
 from snows.process import prepare
 from snows.runs.store import StoreError
@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(compare.add_argument_group("network and images"), RunConfig, alike)
     many = compare.add_argument_group("what to try: every combination of")
     known = ", ".join(map(slug, METHODS))
-    many.add_argument("--method", nargs="+", metavar="NAME", dest="methods", help=f"Of {known}. Default: all of them.")
+    many.add_argument(
+        "--method", nargs="+", metavar="NAME", dest="methods", help=f"Of {known}. Default: the first {len(USUAL)}."
+    )
     many.add_argument("--mask", nargs="+", metavar="MASK", dest="masks", help=f"Instead of methods: of {', '.join(MASKS)}.")
     many.add_argument("--update", nargs="+", metavar="UPDATE", dest="updates", help=f"With masks: of {', '.join(UPDATES)}.")
     many.add_argument("--targets", nargs="+", metavar="TARGETS", dest="many_targets", help=f"With masks: {', '.join(TARGETS)}.")

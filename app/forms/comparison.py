@@ -14,7 +14,7 @@ from app.forms import sources
 from app.forms.settings import LABELS
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import duration
-from snows.plans.comparisons import METHODS, Method, MethodCard, combinations, describe, expand
+from snows.plans.comparisons import METHODS, USUAL, Method, MethodCard, combinations, describe, expand
 from snows.plans.words import labels
 from snows.runs.store import StoreError
 
@@ -82,7 +82,7 @@ def _inputs() -> tuple[list[Method], list[str], list[int], list[int], list[int]]
         "Methods",
         "batch.methods",
         tuple(METHODS),
-        list(METHODS),
+        list(USUAL),
         {},
         "A mask (which weights stay) with an update (what those become). “As published” fits to the dense layer's output on "
         "the pruned network's input, “dense targets” to the untouched network; a “refined mask” is chosen anew while it is "

@@ -17,7 +17,7 @@ from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
 from snows.config import UPDATES, InputError, RunConfig
 from snows.measures.names import missing
 from snows.plans import study
-from snows.plans.comparisons import METHODS, Method, combinations, describe, expand, summarize
+from snows.plans.comparisons import METHODS, USUAL, Method, combinations, describe, expand, summarize
 from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
 from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
@@ -85,7 +85,7 @@ def _combinations(given: argparse.Namespace) -> list[RunConfig]:
         known = {slug(name): method for name, method in METHODS.items()}
         if unknown := [name for name in given.methods or [] if slug(name) not in known]:
             raise InputError(f"There is no method {unknown[0]!r}. Choose of {', '.join(known)}; or give --mask and --update.")
-        methods = [known[slug(name)] for name in given.methods or METHODS]
+        methods = [known[slug(name)] for name in given.methods or USUAL]
     return expand(config_of(given), methods, given.patterns, given.many_k, given.seeds, given.sizes)
 
 

@@ -62,6 +62,8 @@ METHODS = {
     "Batch-norm recalibration": Method("magnitude", "none", batch_norm_reestimate=True),
     "Random": Method("random", "none"),
 }
+# What is compared where nothing else is chosen: the common ones, none of which takes much longer than the others.
+USUAL = tuple(METHODS)[:7]
 _TARGETS = {
     "dense": "The fit is to the untouched network's values, so that losses of earlier layers are repaired too.",
     "propagated": "The fit is to the dense layer's output on the pruned network's input.",

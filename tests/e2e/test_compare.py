@@ -52,7 +52,7 @@ def test_a_new_visitor_finds_the_answer_and_hands_it_on(address: str, browser: B
     # One pattern, and what time buys; the link says so.
     for pattern in ("2:4", "70%", "1:4", "90%", "1:16"):
         page.get_by_test_id("stButtonGroup").get_by_role("button", name=pattern, exact=True).click()
-    expect(page.get_by_text("has the best accuracy, 92.51 %")).to_be_visible()
+    expect(page.get_by_text("has the best accuracy, 92.94 %")).to_be_visible()
     expect(page.locator(".live-chart")).to_have_count(2)
     page.wait_for_url("**pattern=1%3A8**")
 

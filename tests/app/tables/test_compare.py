@@ -24,7 +24,7 @@ from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.measures.names import MEASURES
 from snows.method import cards
-from snows.plans.comparisons import METHODS, expand, summarize
+from snows.plans.comparisons import METHODS, USUAL, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
 from tests.app import helpers
@@ -437,7 +437,7 @@ class TestPage:
 
     def test_the_form_is_one_click_away(self, open_page: OpenPage) -> None:
         app = open_compare(open_page, batch="new")
-        assert f"Start {len(METHODS)} runs" in labels(app)
+        assert f"Start {len(USUAL)} runs" in labels(app)
 
     @pytest.mark.slow
     def test_start_makes_a_comparison_of_what_was_chosen_and_goes_there(self, open_page: OpenPage, store: RunStore) -> None:

@@ -20,7 +20,7 @@ from snows.__main__ import _parser, main
 from snows.cli.comparisons import slug
 from snows.cli.flags import command, config_of
 from snows.config import NM, Budget, Cancelled, InputError, PruneConfig, RunConfig
-from snows.plans.comparisons import METHODS
+from snows.plans.comparisons import METHODS, USUAL
 from snows.runs.store import Execute, Run, RunError, RunStore
 
 ROOT = Path(__file__).parents[3]
@@ -874,7 +874,7 @@ def test_compare_without_a_choice_tries_all_known_methods(
     found = [json.loads(line)["method"] for line in capsys.readouterr().out.splitlines()]
     assert found == [f"{name}, K = 3" if name.startswith("SNOWS") else name for name in METHODS]
     assert main(["compare", "--method", "snows-dense-targets", "Wanda"]) == 0
-    assert sorted(len(batch.runs()) for batch in store.comparisons()) == [2, len(METHODS)]
+    assert sorted(len(batch.runs()) for batch in store.comparisons()) == [2, len(USUAL)]
 
 
 @pytest.mark.parametrize(
@@ -909,7 +909,7 @@ def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
     assert main(["compare"]) == 1
     (batch,) = store.comparisons()
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 2 + len(METHODS) - 1 + 2
+    assert len(out.splitlines()) == 2 + len(USUAL) - 1 + 2
     assert "The device ran out of memory." in err
     assert f"python -m snows compare --resume {batch.id}" in err
     done: list[str] = []
@@ -918,7 +918,7 @@ def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
     assert done == [batch.runs()[1].id]
     capsys.readouterr()
     assert main(["compare", batch.id]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2 + len(METHODS) + 2
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(USUAL) + 2
     assert main(["compare", *(run.id for run in batch.runs()[:2])]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + 2
 
@@ -942,10 +942,10 @@ def test_compare_stops_as_a_whole_on_ctrl_c_and_for_one_on_the_app_s_cancel(
 
     execute(interrupted_at_the_third)
     assert main(["compare"]) == 130
-    assert seen[0] == ["queued"] * len(METHODS)  # the app shows them waiting
-    assert seen[1] == ["finished", "cancelled"] + ["queued"] * (len(METHODS) - 2)
+    assert seen[0] == ["queued"] * len(USUAL)  # the app shows them waiting
+    assert seen[1] == ["finished", "cancelled"] + ["queued"] * (len(USUAL) - 2)
     (batch,) = store.comparisons()
-    assert [run.state() for run in batch.runs()] == ["finished"] + ["cancelled"] * (len(METHODS) - 1)
+    assert [run.state() for run in batch.runs()] == ["finished"] + ["cancelled"] * (len(USUAL) - 1)
     assert "--resume" in capsys.readouterr().err
 
 
