@@ -530,7 +530,8 @@ def _same_loss(records: list[dict]) -> str:
 def _growth_row(axis: str) -> Callable[[list[dict]], str]:
     def text(records: list[dict]) -> str:
         record = next(r for r in records if r["axis"] == axis)
-        beside = f" (a forward pass {record['forward_exponent']:.2f})" if axis == "width" else ""
+        forward = record.get("forward_exponent") if axis == "width" else None  # measurements from before have none
+        beside = "" if forward is None else f" (a forward pass {forward:.2f})"
         return f"time {record['time_exponent']:.2f}{beside}, peak memory {record['memory_exponent']:.2f}"
 
     return text
