@@ -115,6 +115,11 @@ CG_ENDED = {
 }
 
 
+def cg_ended(status: str) -> str:
+    """How conjugate gradient ended; a status of another version as it is."""
+    return CG_ENDED.get(status, words(status))
+
+
 def counted(count: int, noun: str) -> str:
     """`1 layer`, `21 layers`."""
     return f"{count} {noun}" + ("" if count == 1 else "s")

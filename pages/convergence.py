@@ -293,7 +293,7 @@ def _table(steps: pd.DataFrame, name: str) -> None:
     rows = options[of]
     readable_steps = rows.assign(
         tried=[", ".join(map(number, tried)) for tried in rows["tried"]],
-        ended=[words.CG_ENDED[cg] for cg in rows["cg"]],
+        ended=[words.cg_ended(cg) for cg in rows["cg"]],
     )
     columns = [*(["layer"] if of == "All layers" else []), *_COLUMNS]
     if not readable_steps["trouble"].any():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from app.words import CG_ENDED, layer
+from app.words import cg_ended, layer
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     BudgetChosen,
@@ -184,7 +184,7 @@ def log(events: list[Event]) -> pd.DataFrame:
                         after,
                         layer(event.site),
                         what + number(event.step_size),
-                        f"Conjugate gradient {CG_ENDED[event.cg_status]}",
+                        f"Conjugate gradient {cg_ended(event.cg_status)}",
                     )
                 )
             case BudgetChosen():
