@@ -8,6 +8,7 @@ seconds; memory is bytes.
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -194,6 +195,11 @@ class JointFinished(Event):
     status: str
     message: str
     seconds: float
+
+
+def relative_loss(losses: Sequence[float], scale: Sequence[float]) -> float:
+    """A joint fit's loss: the losses at each captured value over the mean square of its target, summed."""
+    return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

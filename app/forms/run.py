@@ -211,7 +211,8 @@ def _number(path: str, step: float, **more: Any) -> None:
     st.number_input(LABELS[path], step=step, **_kept(path), **more)
 
 
-def _pattern_words(text: str) -> str:
+def pattern_words(text: str) -> str:
+    """A pattern in plain words; what is none as it was typed."""
     try:
         return words.pattern_words(parse_network_pattern(text))
     except ValueError:
@@ -257,7 +258,7 @@ def _what_stays() -> tuple[Any, Any]:
     _choice(
         "prune.pattern",
         (*PATTERNS, BUDGET),
-        _pattern_words,
+        pattern_words,
         accept_new_options=True,
         help="N:M keeps N of every M neighboring weights, which some hardware runs faster. A percentage removes that share, "
         "wherever it lies. A budget gives each layer a pattern of its own. Type any other: `3:8`, `85%`, `85% global`, "
@@ -305,7 +306,7 @@ def _sketch(text: str) -> None:
     except ValueError:
         return  # the bar says it
     picture = layer_charts.pattern_picture(run_tables.pattern_grid(pattern))
-    live.chart(picture, key="pattern", alt=f"A made-up corner of a layer. {_pattern_words(text)}")
+    live.chart(picture, key="pattern", alt=f"A made-up corner of a layer. {pattern_words(text)}")
     st.caption(
         "A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, faint ones become zero."
     )
@@ -432,7 +433,7 @@ def _told(config: RunConfig, plan: "Plan") -> None:
     update = UPDATE_WORDS[config.prune.update].partition(":")[0]
     parts = [
         f"**{words.plain(sources.model_words(config.model))}**",
-        _pattern_words(str(config.prune.pattern)).replace("Keep", "keep", 1),
+        pattern_words(str(config.prune.pattern)).replace("Keep", "keep", 1),
         words.counted(len(plan.sites), "layer"),
         f"{update}, K = {config.prune.k_steps}" if config.prune.update == "snows" else update.lower(),
         f"about **{duration_range(*plan.range)}**",

@@ -5,11 +5,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import state, words
+from app import state
 from app.forms import comparison as comparison_form
 from app.forms import run as form
 from app.forms import sources
-from snows.config import TARGETS, RunConfig, parse_network_pattern
+from snows.config import TARGETS, RunConfig
 from snows.plans.study import expand
 
 _KEPT: dict[str, Any] = {"persist_state": "session"}
@@ -88,7 +88,7 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
     left.selectbox(
         "Pattern",
         list(dict.fromkeys((*form.PATTERNS, pattern))),
-        format_func=_pattern_words,
+        format_func=form.pattern_words,
         accept_new_options=True,
         key="form.prune.pattern",
         help="Which weights stay. Where few do, looking ahead matters more.",
@@ -110,10 +110,3 @@ def _inputs() -> tuple[list[str], list[int], list[int]]:
 
 def _fill_usual() -> None:
     st.session_state.update(_USUAL[st.session_state["study.swept"]])
-
-
-def _pattern_words(text: str) -> str:
-    try:
-        return words.pattern_words(parse_network_pattern(text))
-    except ValueError:
-        return text

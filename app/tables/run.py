@@ -31,6 +31,7 @@ from snows.events import (
     RunStarted,
     SiteFinished,
     SiteStarted,
+    relative_loss,
 )
 from snows.measures.names import duration, duration_range, number, size
 from snows.runs.log import Log, by_layer
@@ -204,7 +205,7 @@ def log(events: list[Event]) -> pd.DataFrame:
             case JointEpoch():
                 rows.append((after, TOGETHER, f"Pass {event.epoch + 1}: loss {number(event.loss)}", ""))
             case JointFinished():
-                before, after_it = (joint_loss(losses, event.scale) for losses in (event.before, event.after))
+                before, after_it = (relative_loss(losses, event.scale) for losses in (event.before, event.after))
                 what = f"Finished in {duration(event.seconds)}: loss {number(before)} to {number(after_it)}"
                 rows.append((after, TOGETHER, what, event.message))
             case Note():
@@ -216,11 +217,6 @@ def log(events: list[Event]) -> pd.DataFrame:
             case RunFailed():
                 rows.append((after, "", "Failed", event.message))
     return pd.DataFrame(rows[::-1], columns=["after", "layer", "what", "status"])
-
-
-def joint_loss(losses: Sequence[float], scale: Sequence[float]) -> float:
-    """The joint fit's loss: relative to the targets, summed over the values that are matched."""
-    return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)
 
 
 @dataclass(frozen=True)
@@ -258,7 +254,7 @@ def joint_fit(events: list[Event]) -> Together | None:
     losses = pd.DataFrame({"seconds": [p.time - started.time for p in passes], "loss": [p.loss for p in passes]}, dtype=float)
     if finished is None:
         return Together(errors, losses, f"{started.count:,} weights move together.")
-    before, end = (joint_loss(losses, started.scale) for losses in (started.losses, finished.after))
+    before, end = (relative_loss(losses, started.scale) for losses in (started.losses, finished.after))
     times = f"{len(passes)} pass" + ("" if len(passes) == 1 else "es")
     said = f"{started.count:,} weights in {times} over the images, {duration(finished.seconds)}"
     return Together(errors, losses, f"{said}: loss {number(before)} to {number(end)}. {finished.message}")

@@ -38,7 +38,8 @@ def methods_command(given: argparse.Namespace) -> int:
         for title, text in (lines | {"As": f"prune {flags}"}).items():
             sys.stdout.write(textwrap.fill(f"{title}: {text}", 110, initial_indent="  ", subsequent_indent="    ") + "\n")
     if not given.json:
-        sys.stdout.write("Compare some with `python -m snows compare --method NAME ...`, or all of them without --method.\n")
+        which = f"or the first {len(USUAL)} without --method"
+        sys.stdout.write(f"Compare some with `python -m snows compare --method NAME ...`, {which}.\n")
     return FINISHED
 
 
@@ -47,6 +48,7 @@ def _flags(method: Method) -> str:
     flags = f"--mask {method.mask} --update {method.update}"
     if method.update != "none":
         flags += f" --targets {method.targets} --refine {method.refine}"
+    flags += f" --joint {method.joint}" if method.joint != "none" else ""
     return flags + (" --batch-norm-reestimate" if method.batch_norm_reestimate else "")
 
 

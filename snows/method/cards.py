@@ -116,14 +116,14 @@ _TOGETHER = "Twenty passes over the images through the whole network and back, o
 JOINTS = {
     "network": Card(
         "Joint fit",
-        "then the whole network's weights move together",
+        "",
         "All kept weights of the network move together, toward the dense network's values at the blocks' ends and its answers.",
         "Kingma & Ba 2015, Adam, arXiv 1412.6980; Zhang et al. 2018, mixup, arXiv 1710.09412",
         _TOGETHER,
     ),
     "answers": Card(
         "Joint fit to answers",
-        "the same, toward the dense network's answers alone",
+        "",
         "All kept weights of the network move together, toward the dense network's answers; no label is asked for.",
         "Hinton et al. 2015, Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
         _TOGETHER,

@@ -144,7 +144,7 @@ def fit(
     )
 
     leaves = {name: weight.clone().requires_grad_() for name, weight in start.items()}
-    rate = RATE * math.sqrt(_relative(before, scale) / len(scale))
+    rate = RATE * math.sqrt(events.relative_loss(before, scale) / len(scale))
     optimizer = torch.optim.Adam([{"params": [leaves[name]], "lr": rate * _size(*found[name])} for name in leaves])
     images = [image for batch in batches for image in batch]
     generator = torch.Generator().manual_seed(config.seed)
@@ -169,7 +169,7 @@ def fit(
 
     fitted = {name: leaf.detach() for name, leaf in leaves.items()}
     after, _ = problem.measure(fitted, batches, check)
-    better = _relative(after, scale) < _relative(before, scale)  # also where it is not a number
+    better = events.relative_loss(after, scale) < events.relative_loss(before, scale)  # also where it is not a number
     finished = events.JointFinished(
         before=before,
         after=after if better else before,
@@ -191,7 +191,3 @@ def _size(weight: Tensor, mask: Tensor) -> float:
 def _pace(step: int, steps: int) -> float:
     """The share of its full size that a step has: rising at first, then along half a cosine to nothing."""
     return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-def _relative(losses: Sequence[float], scale: Sequence[float]) -> float:
-    return sum(loss / size for loss, size in zip(losses, scale, strict=True) if size > 0)

@@ -87,7 +87,7 @@ class Objective:
         curvature_share: float = 1.0,
         damping: float = 0.0,
         dense: Tensor | None = None,
-        pull: float | Tensor = 0.0,
+        pull: float = 0.0,
         row_systems: Callable[[], RowSystems] | None = None,
         preconditioned: bool = True,
         seed: int = 0,
@@ -133,19 +133,11 @@ class Objective:
         return to_matrix(self._pulled(kept, gradient))
 
     def _penalty(self, kept: Tensor) -> float:
-        return float((self.pull * self._distance(kept).double().square()).sum()) if self._pulls else 0.0
+        return float((self.pull * self._distance(kept).double().square()).sum()) if self.pull > 0 else 0.0
 
     def _pulled(self, kept: Tensor, gradient: Tensor) -> Tensor:
         """A gradient of the window's loss, with the pull's."""
-        return gradient + 2 * self.pull * self._distance(kept) if self._pulls else gradient
-
-    @property
-    def _pulls(self) -> bool:
-        return isinstance(self.pull, Tensor) or self.pull > 0
-
-    @property
-    def _pull_of_kept(self) -> Tensor | float:
-        return self.kept.restrict(self.pull) if isinstance(self.pull, Tensor) else self.pull
+        return gradient + 2 * self.pull * self._distance(kept) if self.pull > 0 else gradient
 
     def _distance(self, kept: Tensor) -> Tensor:
         assert self.dense is not None
@@ -248,7 +240,7 @@ class Objective:
         """
         raw, probe, image = self._probe(kept, step)
         self._probed = None
-        pull = 2 * self._pull_of_kept
+        pull = 2 * self.pull
         image = image + pull * probe
         self.last_damping = damping = self.damping * abs(float(probe @ image)) / self.kept.count
 

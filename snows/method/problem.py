@@ -58,7 +58,7 @@ class SiteProblem:
         self.kept = KeptWeights(mask, weight.shape)
         self.earlier = None if earlier is None else self.kept.restrict(earlier)
         self._ridge, self._memory = ridge, memory
-        self._pull: float | Tensor = 0.0
+        self._pull = 0.0
         self.near: Tensor | None = None
 
     def with_mask(self, mask: Tensor, near: Tensor, pattern: NM | Unstructured | Dense | None = None) -> "SiteProblem":

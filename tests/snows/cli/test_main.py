@@ -817,10 +817,11 @@ def test_methods_says_what_each_is_and_how_to_ask_for_it(capsys: pytest.CaptureF
     parser = _parser()
     for record, method in zip(records, METHODS.values(), strict=True):
         asked = config_of(parser.parse_args(["prune", *record["flags"].split()])).prune
-        assert (asked.mask, asked.update, asked.batch_norm_reestimate) == (
+        assert (asked.mask, asked.update, asked.batch_norm_reestimate, asked.joint) == (
             method.mask,
             method.update,
             method.batch_norm_reestimate,
+            method.joint,
         )
         if method.update != "none":
             assert (asked.targets, asked.refine) == (method.targets, method.refine)
