@@ -238,10 +238,10 @@ def addressed(name: str, options: Collection[str] | None, default: Choice) -> di
     The kinds are those of `chosen`; the default is not written. Streamlit's own binding to the address keeps one run's choice
     on the screen when another run is opened.
     """
-    return linked(name, chosen(name, options, default), lambda value: say(name, value, default), typed=options is None)
+    return linked(name, chosen(name, options, default), lambda value: say(name, value, default))
 
 
-def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "", typed: bool = False) -> dict[str, Any]:
+def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "") -> dict[str, Any]:
     """The `key` and `on_change` of a widget that shows `value`, made of what the address says under `name`.
 
     `write` puts what its user chose into the address. `part` tells the widgets of one name from each other.
@@ -249,7 +249,7 @@ def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "", 
     address = _address()
     key = f"{name}{part}-{turn(name)}"
     address.given[key] = value
-    if not typed or st.session_state.get(key) != value:  # what is half typed would go with every value that is given
+    if st.session_state.get(key) != value:  # a value that is given wipes out what is half typed, and a press during the run
         st.session_state[key] = value
 
     def changed() -> None:

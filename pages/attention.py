@@ -317,9 +317,7 @@ def _controls(questions: "Questions") -> tuple[str, int | None, str | None, tupl
                 moved[place] = to
                 state.say("patch", list(map(str, moved)), list(map(str, _middle(grid))))
 
-            st.number_input(
-                label, 1, most, width=110, **state.linked("patch", patch[place], move, part=f"-{label.lower()}", typed=True)
-            )
+            st.number_input(label, 1, most, width=110, **state.linked("patch", patch[place], move, part=f"-{label.lower()}"))
     opacity = st.slider("Map over image", 0, 100, 60, 5, format="%d %%", key="opacity", width=160, persist_state="session")
     return block, head, query, patch, opacity / 100
 
