@@ -32,7 +32,7 @@ from app.tables import compare
 from app.tables.compare import Entry, Measured
 from app.work import answers
 from snows.cli.flags import command
-from snows.config import InputError, as_path
+from snows.config import InputError, RunConfig, as_path
 from snows.measures.names import MEASURES
 from snows.plans import recorded
 from snows.plans.comparisons import Row
@@ -102,9 +102,11 @@ def files(comparison: Comparison) -> dict[str, bytes]:
         tables = _tables(names[key], rows)
         made |= {f"tables/{name}": text.encode() for name, text in tables.items()}
         sections.append(_section(titles[key], ones, rows) | {"tables": sorted(tables)})
-    lines = ({"config": one.config.model_dump(mode="json"), "metrics": dict(one.metrics)} for one in comparison.measured)
+    configs = [_without_places(one.config) for one in comparison.measured]
+    pairs = zip(configs, comparison.measured, strict=True)
+    lines = ({"config": config.model_dump(mode="json"), "metrics": dict(one.metrics)} for config, one in pairs)
     made["measurements.jsonl"] = b"\n".join(to_json(line, inf_nan_mode="null") for line in lines) + b"\n"
-    commands = list(dict.fromkeys(command(one.config) for one in comparison.measured))
+    commands = list(dict.fromkeys(map(command, configs)))
     made["commands.sh"] = ("\n".join(commands) + "\n").encode()
     class_names = next((one.config.class_names for one in comparison.measured if one.config.class_names), ())
     if class_names:
@@ -122,7 +124,8 @@ def files(comparison: Comparison) -> dict[str, bytes]:
         sections=sections,
         repeat=comparison.repeat,
         commands=commands,
-        settings=_in_common(comparison.measured),
+        settings=_in_common(configs),
+        placeless=configs != [one.config for one in comparison.measured],
         versions=_versions(),
         licences=licences,
         legend=(BEST, LEVEL),
@@ -174,9 +177,21 @@ def _figures(rows: list[Row]) -> list[tuple[Any, str]]:
     return drawn
 
 
-def _in_common(measured: Sequence[Measured]) -> str:
+def _without_places(config: RunConfig) -> RunConfig:
+    """The configuration with each file or folder of this machine named by its last part: where it lies is nobody's business."""
+    changed = {name: _last(path) for name in ("data", "checkpoint") if (path := getattr(config, name)) is not None}
+    prune = config.prune.model_copy(update={"mask": _last(config.prune.mask)})
+    return config.model_copy(update={**changed, "prune": prune})
+
+
+def _last(path: str) -> str:
+    """The last part of a path; what is none stays."""
+    return as_path(path).name or "images" if "/" in path else path
+
+
+def _in_common(configs: Sequence[RunConfig]) -> str:
     """What all configurations have in common, as JSON."""
-    configs = [one.config.model_dump(mode="json") for one in measured]
+    whole = [config.model_dump(mode="json") for config in configs]
 
     def alike(parts: list[Any]) -> Any:
         if all(isinstance(part, dict) for part in parts):
@@ -184,7 +199,7 @@ def _in_common(measured: Sequence[Measured]) -> str:
             return {key: value for key, value in shared.items() if value is not None}
         return parts[0] if all(part == parts[0] for part in parts) else None
 
-    return to_json(alike(configs), indent=2).decode()
+    return to_json(alike(whole), indent=2).decode()
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -202,7 +217,9 @@ def _answers(ones: Sequence[Measured], rows: Sequence[Row]) -> dict[str, Any]:
     try:
         return _asked(with_weights)
     except InputError as error:
-        return {"missing": words.without_paths(f"The answers that changed are not here: {error}")}
+        configs = [one.config for one in with_weights]
+        places = [path for c in configs for path in (c.data, c.checkpoint or "", c.prune.mask)]
+        return {"missing": words.without_paths(f"The answers that changed are not here: {error}", places)}
 
 
 def _asked(entries: Sequence[Entry]) -> dict[str, Any]:

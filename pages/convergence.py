@@ -1,6 +1,6 @@
 """Did the solver do its work? The address names the run, the layer and the measure: `?run=ID&layer=NAME&by=Curvature`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,13 +18,16 @@ from app.parts import live, panels
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
 from app.tables.layers import block
+from app.work.descending import Descending
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
 from snows.measures.names import duration, number
 from snows.runs.store import ACTIVE, Run
 
 if TYPE_CHECKING:
+    from snows.measures.descents import Point
     from snows.method.problem import SiteProblem
+    from snows.runs.inspection import Inspection
 
 _IMAGES = (8, 32, 128)
 _NAMED = 6
@@ -413,6 +416,92 @@ def _show(check: Check, result: pd.DataFrame, name: str, config: RunConfig) -> N
     )
 
 
+# --- curvature or plain gradients ---
+
+_POLL_SECONDS = 0.5
+_STARTS = {"masked": "The mask alone", "least_squares": "Least squares"}
+
+
+@st.fragment
+def draw_descents(run: Run, site: str | None) -> None:
+    """Computed in the background on a click, and kept for this session."""
+    st.divider()
+    st.header("Would plain gradients do?", anchor=False)
+    st.markdown(
+        "Newton's steps by three kinds of curvature beside Adam and gradient descent: on one layer's loss, from the same "
+        "point, on the same images."
+    )
+    if site is None:
+        st.info("Choose a finished layer above.", icon=":material/info:")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        images = st.segmented_control("Images", _IMAGES, default=32, required=True, key="descent-images")
+        start = st.segmented_control(
+            "All begin at", list(_STARTS), default="masked", required=True, format_func=_STARTS.__getitem__, key="descent-start"
+        )
+        known: dict[tuple[object, ...], Descending] = st.session_state.setdefault("descents", {})
+        key = run.path, site, images, start
+        now = known.get(key)
+        active = now is not None and now.active
+        others = [other for other in known.values() if other.active and other is not now]
+        again = "Run again" if now is not None else "Run all five"
+        if st.button(again, type="primary", icon=":material/play_arrow:", key="descent-begin", disabled=active):
+            for other in others:
+                other.stop()
+            try:
+                inspection = state.inspection(run)
+            except InputError as error:
+                st.error(words.plain(str(error)), icon=":material/error:")
+                return
+            known[key] = Descending(partial(_descents_of, inspection, site, images, start))
+            st.rerun(scope="fragment")
+    if now is None:
+        st.caption("Takes from some seconds to minutes, and can be cancelled.")
+    elif active:
+        st.fragment(run_every=_POLL_SECONDS)(_descents)(now, site, True)
+    else:
+        _descents(now, site, False)
+
+
+def _descents_of(inspection: "Inspection", site: str, images: int, start: str, check: Callable[[], None]) -> "Iterator[Point]":
+    from snows.measures import descents
+
+    return descents.descents(inspection.problem(site, images, batch_size=descents.BATCH), start=start, check=check)
+
+
+def _descents(now: Descending, site: str, was_active: bool) -> None:
+    from snows.measures.descents import PASSES
+
+    if was_active and not now.active:
+        st.rerun()  # once: the section is drawn anew, and polls no more
+    points = now.points()
+    if was_active:
+        bar, button = st.columns([6, 1], vertical_alignment="bottom")
+        had = solver_tables.had_passes(points)
+        text = f"{had:.0f} of {PASSES} passes each" if points else "Walking the images to the layer"
+        bar.progress(min(had / PASSES, 1.0), text=text)
+        button.button("Cancel", icon=":material/close:", key="descent-stop", on_click=now.stop, disabled=now.stopped)
+    elif now.error:
+        st.error(words.plain(words.without_paths(now.error)), icon=":material/error:")
+    elif now.stopped:
+        st.info("You cancelled this. What there was by then is shown.", icon=":material/close:")
+    if not points:
+        return
+    against = st.segmented_control(
+        "Against",
+        list(solver_tables.AGAINST),
+        default="passes",
+        required=True,
+        format_func=solver_tables.AGAINST.__getitem__,
+        key="descent-against",
+    )
+    said = solver_tables.descents_said(points)
+    figure = solver_charts.descents_chart(solver_tables.descents(points), against, solver_tables.AGAINST[against])
+    st.markdown(f"**Loss of {words.layer(site)}**{': ' + said if not was_active else ' so far'}")
+    live.chart(figure, key="descents", alt=f"Loss by way down, against {solver_tables.AGAINST[against].lower()}")
+    st.caption(solver_tables.descents_note(points))
+
+
 run = panels.inspected_run(
     "convergence",
     "Did the solver do its work?",
@@ -424,3 +513,4 @@ if run is not None and (config := state.config_of(run)) is not None:
     panels.follow(run, partial(draw_run, run, config, layer_in_view))
     if layer_in_view:
         draw_checks(run, config, layer_in_view["site"])
+        draw_descents(run, layer_in_view["site"])

@@ -1,5 +1,6 @@
-"""The engine from a shell: `python -m snows prune | compare | study | methods | list | show | coverage | models | images |
-presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as `app.report` is.
+"""The engine from a shell: `python -m snows prune | compare | study | methods | list | show | descend | coverage | models |
+images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as
+`app.report` is.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -27,7 +28,7 @@ from snows.cli.flags import (
     add_switches,
 )
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, with_flags
-from snows.cli.runs import list_command, prune_command, show_command
+from snows.cli.runs import descend_command, list_command, prune_command, show_command
 from snows.cli.sources import (
     bundle_budgets_command,
     bundle_data_command,
@@ -159,6 +160,19 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", show_command, "Show one run: its settings, layers and results.")
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
+
+    summary = "Bring one layer's loss down by curvature and by gradients alone, from the same start, and say how far each came."
+    descend = command("descend", descend_command, summary)
+    descend.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
+    descend.add_argument("layer", metavar="LAYER", help="A finished layer, as `show` prints it.")
+    starts = "Where all begin: at the dense values under the mask, or at the solution for K = 0. Default: masked."
+    descend.add_argument("--start", choices=("masked", "least_squares"), default="masked", help=starts)
+    descend.add_argument(
+        "--images", type=int, default=128, metavar="N", help="The run's first calibration images. Default: 128."
+    )
+    passes = "How often each way may go through the images. Default: 30."
+    descend.add_argument("--passes", type=int, default=30, metavar="N", help=passes)
+    descend.add_argument("--json", action="store_true", help="Print one line of JSON a point of each way.")
 
     coverage = command("coverage", coverage_command, "Show which weights of a network would be pruned, and why the others not.")
     add_flags(coverage, RunConfig, ("model", "checkpoint", "num_calibration"))

@@ -18,6 +18,14 @@ COLORS = {
 }
 LABELS = {"dense": "Dense network", **UPDATE_NAMES}
 SYMBOLS = {"none": "circle-open", "least-squares": "diamond", "sparsegpt": "square", "snows": "circle"}
+# Ways down one loss, by `snows.measures.descents.WAYS`: color, symbol and dash. What SNOWS uses bears its color.
+WAYS = {
+    "gauss_newton": ("#0077BB", "circle", "solid"),
+    "hessian": ("#009E73", "diamond", "dash"),
+    "empirical_fisher": ("#CC79A7", "square", "solid"),
+    "adam": ("#D55E00", "triangle-up", "solid"),
+    "gradient": ("#8A929C", "cross", "solid"),
+}
 TROUBLE = "#DB4453"  # what needs attention; no method's color
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.charts.axes import BAND, LINE, ROW, log_axis, mark_rows, named_rows, new_figure, rows_axis
-from app.charts.palette import COLORS, TROUBLE
+from app.charts.palette import COLORS, TROUBLE, WAYS
 
 
 def _iterations_chart(directions: pd.DataFrame, column: str, title: str, span: Sequence[float] = ()) -> go.Figure:
@@ -243,4 +243,35 @@ def eigenvalues_chart(eigenvalues: pd.DataFrame) -> go.Figure:
             name="",
             hovertemplate="%{customdata[0]:.3g} ± %{customdata[1]:.2g}",
         )
+    return figure
+
+
+def descents_chart(points: pd.DataFrame, against: str, title: str) -> go.Figure:
+    """Ways down one loss, side by side; rates of Adam's that end higher are faint.
+
+    `points`: columns way, key (of `palette.WAYS`), rate, chosen, loss, and `against`, which goes across under its `title`.
+    """
+    finite = points[points["loss"].map(math.isfinite)]
+    figure = new_figure(
+        height=400,
+        xaxis={"title": title, "rangemode": "tozero", "showgrid": False, "zeroline": False, "automargin": True},
+        yaxis=log_axis(finite["loss"].tolist(), "Loss of the window"),
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "yref": "paper"},
+    )
+    # Faint lines below, and then in the order of the palette, whose dashed line lies on one that it often equals.
+    for chosen in (False, True):
+        for key, (color, symbol, dash) in WAYS.items():
+            for _, rows in finite[(finite["key"] == key) & (finite["chosen"] == chosen)].groupby("rate", dropna=False):
+                figure.add_scatter(
+                    x=rows[against].tolist(),
+                    y=rows["loss"].tolist(),
+                    mode="lines+markers" if chosen else "lines",
+                    line={"color": color, "width": 2 if chosen else 1, "dash": dash},
+                    marker={"symbol": symbol, "size": 7 if key != "adam" else 5},
+                    opacity=1.0 if chosen else 0.35,
+                    name=str(rows["way"].iloc[0]),
+                    showlegend=chosen,
+                    hoverinfo=None if chosen else "skip",
+                    hovertemplate="%{x:.3g}: loss %{y:.3g}" if chosen else None,
+                )
     return figure

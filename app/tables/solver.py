@@ -12,10 +12,11 @@ import pandas as pd
 from app.words import CG_ENDED, counted, layer
 from snows.config import SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, SiteFinished, SiteStarted
-from snows.measures.names import number
+from snows.measures.names import duration, number
 from snows.runs.log import by_layer
 
 if TYPE_CHECKING:
+    from snows.measures.descents import Point
     from snows.method.problem import SiteProblem
 
 # A step that brought less than this share of what the quadratic model promised: where a trust region would shrink (Nocedal &
@@ -382,3 +383,78 @@ def eigenvalues_said(spectrum: pd.DataFrame) -> str:
     spread = (spreads["max"] / spreads["min"]).map(lambda ratio: f"{float(number(ratio)):,.6g}")
     parts = [f"{ratio} {str(name).lower()}" for name, ratio in spread.items()]
     return f"Largest ÷ smallest eigenvalue: {', '.join(parts)}."
+
+
+# --- curvature or plain gradients ---
+
+AGAINST = {"passes": "Passes over the images", "seconds": "Seconds", "iteration": "Iterations"}
+
+
+def descents(points: "list[Point]") -> pd.DataFrame:
+    """Every point of every way down: way (in words), key (of `descents.WAYS`), iteration, passes, seconds, loss, rate (NaN but
+    for Adam), chosen (bool: not one of Adam's rates that end higher), ended."""
+    from snows.measures.descents import WAYS, best_rate
+
+    best = best_rate(points)
+    rows = [
+        (
+            WAYS[p.way],
+            p.way,
+            p.iteration,
+            p.passes,
+            p.seconds,
+            p.loss,
+            math.nan if p.rate is None else p.rate,
+            p.rate in (None, best),
+            p.ended,
+        )
+        for p in points
+    ]
+    names = ["way", "key", "iteration", "passes", "seconds", "loss", "rate", "chosen", "ended"]
+    return pd.DataFrame(rows, columns=names).sort_values(["key", "rate", "iteration"], kind="stable", ignore_index=True)
+
+
+def had_passes(points: "list[Point]") -> float:
+    """How many passes over the images the way has had that has had the fewest and is not at its end."""
+    had: dict[tuple[str, float | None], float] = {}
+    for point in points:
+        had[point.way, point.rate] = point.passes
+        if point.ended:
+            del had[point.way, point.rate]
+    return min(had.values(), default=0.0)
+
+
+def descents_said(points: "list[Point]") -> str:
+    """What the ways down show, in a sentence or two: which came lowest, and what each took to come as far."""
+    from snows.measures.descents import AS_FAR, WAYS, as_far, lowest
+
+    ends = lowest(points)
+    best = min(ends, key=lambda way: ends[way].loss)
+    loss = ends[best].loss
+    there = as_far(points, loss)
+    taken = [f"{WAYS[way]} took {point.passes:.1f} passes and {duration(point.seconds)}" for way, point in there.items()]
+    behind = [
+        f"{WAYS[way]} {number(100 * (point.loss / loss - 1))} % above it" for way, point in ends.items() if way not in there
+    ]
+    said = f"The lowest loss is {number(loss)}, by {WAYS[best]}. To come within {100 * AS_FAR:g} % of it, {'; '.join(taken)}."
+    return said + (f" Not as far down: {', '.join(behind)}." if behind else "")
+
+
+def descents_note(points: "list[Point]") -> str:
+    """What is to be known of how the ways were compared."""
+    from snows.measures.descents import RATES, best_rate
+
+    rate = best_rate(points)
+    adam = (
+        ""
+        if rate is None
+        else (
+            f" Adam's steps begin at {rate:g} of the median weight, the best of {len(RATES)} sizes that were tried (the others "
+            "are faint); the trying is not counted."
+        )
+    )
+    return (
+        "A pass is a loss, a gradient or a curvature product over all images. Newton's seconds hold the factors of its "
+        f"preconditioner.{adam} Where only ReLUs follow the layer, the exact Hessian is Gauss-Newton. The empirical Fisher "
+        "matrix is made of the images' own gradients, scaled to bend as Gauss-Newton along their mean."
+    )

@@ -22,7 +22,7 @@ from snows.runs.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
 
 _log = logging.getLogger(__name__)
 # Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
-_CPU_NICENESS = 10
+CPU_NICENESS = 10
 
 
 @dataclass
@@ -146,7 +146,7 @@ class JobManager:
 
     def _work(self, device: str, line: _Line) -> None:
         if device == "cpu" and sys.platform == "linux":  # elsewhere a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _CPU_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CPU_NICENESS)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: line.waiting)

@@ -1,4 +1,4 @@
-"""prune, list, show: one run, worked on and looked at."""
+"""prune, list, show, descend: one run, worked on and looked at."""
 
 import argparse
 import signal
@@ -234,3 +234,46 @@ def _summary(run: Run, metrics: dict[str, float | None]) -> str:
     )
     rows = [(MEASURES[name].title, said(name, metrics)) for name in names]
     return table([*rows, ("Pruned weights", str(run.weights_path))]).rstrip()
+
+
+# --- descend ---
+
+
+def descend_command(given: argparse.Namespace) -> int:
+    run = get_run(RunStore(default_root()), given.run)
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from snows.measures import descents
+    from snows.runs.inspection import Inspection
+
+    inspection = Inspection.open(run)
+    site = next((s.name for s in inspection.sites if given.layer in (s.name, s.module)), given.layer)
+    problem = inspection.problem(site, given.images, batch_size=descents.BATCH)
+    points, had = [], dict.fromkeys(descents.WAYS, 0.0)
+    with tqdm(
+        file=sys.stderr, total=given.passes, unit=" passes", bar_format="{desc}: {n:.0f} of {total} passes {elapsed}"
+    ) as bar:
+        for point in descents.descents(problem, start=given.start, passes=given.passes):
+            points.append(point)
+            had[point.way] = point.passes
+            bar.set_description(f"{descents.WAYS[point.way]}, loss {point.loss:.4g}", refresh=False)
+            bar.update(max(had.values()) - bar.n)
+    if given.json:
+        sys.stdout.write("".join(json_line(asdict(point)) + "\n" for point in points))
+        return FINISHED
+    lowest, begun = descents.lowest(points), points[0].loss
+    least = min(point.loss for point in lowest.values())
+    there = descents.as_far(points, least)
+    rows: list[tuple[str, ...]] = [
+        ("WAY", "LOSS", "OF THE START", "ITERATIONS", "PASSES", "SECONDS", "AS FAR AS THE BEST AFTER")
+    ]
+    for way, point in lowest.items():
+        name = descents.WAYS[way] + (f", rate {point.rate:g}" if point.rate is not None else "")
+        first = f"{there[way].passes:.1f} passes, {there[way].seconds:.2g} s" if way in there else "-"
+        counts = (str(point.iteration), f"{point.passes:.1f}", f"{point.seconds:.2g}")
+        rows.append((name, say("loss", point.loss), f"{100 * point.loss / begun:.1f} %", *counts, first))
+    where = f"{given.images} images, from {descents.STARTS[given.start]}"
+    sys.stdout.write(f"{site} of {run.id}, {where}: loss {say('loss', begun)} at the start\n\n{table(rows)}")
+    return FINISHED

@@ -86,6 +86,24 @@ def _for_one_image(size: int | torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
+def _image_axis(node: fx.Node) -> tuple[int, int]:
+    """The axis along which a value is longer for more images; and how many places of one image lie on it outside of the images.
+
+    An attention module of PyTorch's folds (tokens, images, …) to (tokens · images, …), a windowed one (images, windows, …).
+    What is folded is read in the order of memory, so what lies before the images there stays before them.
+    """
+    sizes = node.meta["val"].shape
+    axis = next(axis for axis, size in enumerate(sizes) if not isinstance(size, int))
+    if (folded := _for_one_image(sizes[axis])) == 1:
+        return axis, 1
+    parent = next(p for p in node.all_input_nodes if not all(isinstance(size, int) for size in p.meta["val"].shape))
+    place, before = _image_axis(parent)
+    theirs = parent.meta["val"].shape
+    if _for_one_image(theirs[place]) == folded:  # folded earlier
+        return axis, before
+    return axis, before * math.prod(map(_for_one_image, theirs[:place])) // math.prod(map(_for_one_image, sizes[:axis]))
+
+
 def _operation(node: fx.Node) -> str:
     """The operation's name for a person: `aten.reshape.default` is `reshape`."""
     return getattr(node.target, "__name__", str(node.target)).removeprefix("aten.").split(".")[0].strip("_")
@@ -485,6 +503,14 @@ class Window:
     def target_bytes(self) -> int:
         """Bytes of the values that the window should reproduce, for one image."""
         return sum(map(self.graph.image_bytes, self.captured))
+
+    def by_image(self, values: Sequence[Tensor], images: int) -> list[Tensor]:
+        """Of the values at the captured nodes, made of so many images, views with the images first: (images, …)."""
+        views = []
+        for node, value in zip(self.captured, values, strict=True):
+            axis, before = _image_axis(node)
+            views.append(value.unflatten(axis, (before, images, -1)).movedim(axis + 1, 0))
+        return views
 
     @torch.no_grad()
     def inputs(self, values: Mapping[fx.Node, Any], parameters: Mapping[fx.Node, Any]) -> Values:

@@ -149,7 +149,7 @@ def fit(
     images = [image for batch in batches for image in batch]
     generator = torch.Generator().manual_seed(config.seed)
     steps = math.ceil(len(images) / BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, config.joint_epochs * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, config.joint_epochs * steps))
     for epoch in range(config.joint_epochs):
         order, losses = torch.randperm(len(images), generator=generator).tolist(), []
         for step in range(steps):
@@ -188,6 +188,6 @@ def _size(weight: Tensor, mask: Tensor) -> float:
     return float(weight[mask].abs().median()) if bool(mask.any()) else 0.0
 
 
-def _pace(step: int, steps: int) -> float:
+def pace(step: int, steps: int) -> float:
     """The share of its full size that a step has: rising at first, then along half a cosine to nothing."""
     return min(1.0, (step + 1) / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2

@@ -69,10 +69,12 @@ class Objective:
     """The K-step loss of one window as a function of the kept weights (n,), over all calibration batches, plus a pull toward
     the dense values: `pull` times the squared distance of the whole weight, pruned ones at zero, to `dense` (parameter shape).
 
-    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`. Curvature is measured
-    on batches of about `curvature_share` of the images, drawn anew for every Newton step from `seed`; loss and gradient always
-    on all of them. With `row_systems`, which gives them once they are wanted, it comes with `row_scales` (R,), how much more
-    each row's weights matter over K steps than at K = 0, and where `preconditioned`, with a preconditioner made of both.
+    `coefficients` are the c_k, one per captured value. `curvature_kind` is a name of `config.CURVATURES`, or
+    `empirical_fisher`, to be set beside them. Curvature is measured on batches of about `curvature_share` of the images, drawn
+    anew for every Newton step from `seed`; loss and gradient always on all of them. With `row_systems`, which gives them once
+    they are wanted, it comes with `row_scales` (R,), how much more each row's weights matter over K steps than at K = 0, and
+    where `preconditioned`, with a preconditioner made of both. `num_passes` says how often all images were looked at: a loss, a
+    gradient, a linearization and a product count alike, each by the share of the images that it is made on.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Objective:
         self.row_systems, self.preconditioned, self.seed = row_systems, preconditioned, seed
         self.dense, self.pull, self.memory = dense, pull, memory
         self.num_products = 0
+        self.num_passes = 0.0
         self.last_damping = 0.0
         self.row_scales: Tensor | None = None
         self._seen: list[tuple[Tensor, list[float], Tensor | None]] = []
@@ -125,6 +128,12 @@ class Objective:
         losses, gradient = self._evaluated(kept, with_gradient=True)
         assert gradient is not None
         return self._weighted(losses) + self._penalty(kept), self.kept.restrict(self._pulled(kept, gradient))
+
+    def gradient(self, kept: Tensor, chosen: Sequence[int]) -> Tensor:
+        """The gradient (n,) of the loss over the `chosen` batches alone."""
+        gradient = self._evaluate(kept, chosen, with_gradient=True)[1]
+        assert gradient is not None
+        return self.kept.restrict(self._pulled(kept, gradient))
 
     def full_gradient(self, kept: Tensor) -> Tensor:
         """The gradient with respect to all weights (R, P), the pruned ones at zero: which of them would help."""
@@ -158,6 +167,7 @@ class Objective:
     def _evaluate(self, kept: Tensor, chosen: Sequence[int], with_gradient: bool) -> tuple[list[float], Tensor | None]:
         weight = self.kept.expand(kept).requires_grad_(with_gradient)
         images = sum(self.batches[i].images for i in chosen)
+        self.num_passes += self._share(chosen)
         losses, gradient = torch.zeros(len(self.coefficients), dtype=torch.float64), torch.zeros_like(weight)
         with torch.set_grad_enabled(with_gradient):
             for i in chosen:
@@ -168,6 +178,10 @@ class Objective:
                     slopes = [e.mul_(2 * share * c / e.numel()) for c, e in zip(self.coefficients, errors, strict=True)]
                     gradient += gradient_of(outputs, weight, slopes)
         return losses.tolist(), gradient if with_gradient else None
+
+    def _share(self, chosen: Sequence[int]) -> float:
+        """Of all images, how many the `chosen` batches hold."""
+        return sum(self.batches[i].images for i in chosen) / sum(batch.images for batch in self.batches)
 
     def curvature_batches(self, step: int) -> list[int]:
         """The batches that curvature is measured on in Newton step `step`: as many as come nearest to the share of images."""
@@ -192,15 +206,30 @@ class Objective:
         """v (n,) -> C v (n,), with C the chosen kind of curvature of the loss at `kept` over the `chosen` batches (all by
         default). `epsilon`: the relative step of finite differences, near the best one by default.
 
+        The empirical Fisher matrix is the mean over images of g gᵀ, g an image's own gradient (Kunstner, Balles & Hennig, 2019,
+        "Limitations of the empirical Fisher approximation for natural gradient descent"). Its size goes with the square of the
+        errors and says nothing of the curvature's, so it is scaled to bend along the gradient as Gauss-Newton does.
+
         The window is run and its derivative graph built once, and every product reuses them, as far as `memory` goes.
         """
         chosen = range(len(self.batches)) if chosen is None else chosen
         if self.curvature_kind == "finite_difference":
             return self._finite_difference(kept, chosen, epsilon)
+        if self.curvature_kind != "empirical_fisher":
+            return self._linearized(_LINEARIZED[self.curvature_kind], kept, chosen)
+        fisher = self._linearized(_empirical_fisher, kept, chosen)
+        slope = self.gradient(kept, chosen)
+        own, bend = (float(slope @ of(slope)) for of in (fisher, self._linearized(_gauss_newton, kept, chosen)))
+        scale = bend / own if own > 0 else 1.0
+        return lambda v: fisher(v).mul_(scale)
+
+    def _linearized(
+        self, linearize: Callable[["Objective", Tensor, Batch], Product], kept: Tensor, chosen: Sequence[int]
+    ) -> Product:
         weight = self.kept.expand(kept).requires_grad_()
         images = sum(self.batches[i].images for i in chosen)
-        linearize = _gauss_newton if self.curvature_kind == "gauss_newton" else _hessian
         once = SAVED * self.window.image_bytes * images <= self.memory
+        self.num_passes += self._share(chosen)
 
         def of(batch: Batch) -> Product:
             return linearize(self, weight, batch) if once else lambda v: linearize(self, weight, batch)(v)
@@ -209,6 +238,7 @@ class Objective:
 
         def product(v: Tensor) -> Tensor:
             self.num_products += 1
+            self.num_passes += self._share(chosen)
             full = self.kept.expand(v)
             return self.kept.restrict(sum(share * part(full) for share, part in parts))  # type: ignore[arg-type]
 
@@ -288,3 +318,26 @@ def _hessian(objective: Objective, weight: Tensor, batch: Batch) -> Product:
     losses = [c * F.mse_loss(y, t) for c, y, t in zip(objective.coefficients, outputs, targets, strict=True) if c]
     (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), weight, create_graph=True)
     return lambda v: torch.autograd.grad(gradient, weight, v, retain_graph=True)[0]
+
+
+def _empirical_fisher(objective: Objective, weight: Tensor, batch: Batch) -> Product:
+    """The mean over one batch's images i of g_i g_iᵀ, with g_i = Jᵀ u_i the gradient of image i's own loss: Jᵀ of the u_i, each
+    times its g_i · v = u_i · Jv. No gradient is held."""
+    linear = Linearization(objective.window, weight, objective.inputs(batch))
+    slopes = [
+        2 * c * batch.images / y.numel() * (y.detach() - t.to(objective.device))
+        for c, y, t in zip(objective.coefficients, linear.outputs, batch.targets, strict=True)
+    ]
+
+    def product(v: Tensor) -> Tensor:
+        moves = [u * y for u, y in zip(slopes, linear.push(v), strict=True)]
+        along = torch.stack([m.flatten(1).sum(1) for m in objective.window.by_image(moves, batch.images)]).sum(0)
+        pulled = [u.clone() for u in slopes]
+        for view in objective.window.by_image(pulled, batch.images):
+            view.mul_(along.div(batch.images).view(-1, *[1] * (view.ndim - 1)))
+        return linear.pull(pulled)
+
+    return product
+
+
+_LINEARIZED = {"gauss_newton": _gauss_newton, "hessian": _hessian}

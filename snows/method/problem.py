@@ -64,14 +64,19 @@ class SiteProblem:
     def with_mask(self, mask: Tensor, near: Tensor, pattern: NM | Unstructured | Dense | None = None) -> "SiteProblem":
         """The same problem for another mask (R, P), of another `pattern` if one is given; what the mask has no part in is
         computed once for both. `near` (R, P) is near its least squares: where one that iterates begins."""
-        other = copy(self)
-        for name, attribute in vars(SiteProblem).items():
-            if isinstance(attribute, cached_property) and name not in ("ridge", "gram", "exact_gram", "cross", "_input_gram"):
-                vars(other).pop(name, None)
+        other = self._forgetful("ridge", "gram", "exact_gram", "cross", "_input_gram")
         other.mask, other.kept, other.earlier = mask, KeptWeights(mask, self.weight.shape), None
         other.pattern = pattern or self.pattern
         other.near = near.flatten()[other.kept.places]
         other._pull = self.objective.pull
+        return other
+
+    def _forgetful(self, *remembered: str) -> "SiteProblem":
+        """The same problem, with nothing computed but what is `remembered`."""
+        other = copy(self)
+        for name, attribute in vars(SiteProblem).items():
+            if isinstance(attribute, cached_property) and name not in remembered:
+                vars(other).pop(name, None)
         return other
 
     @cached_property
@@ -110,6 +115,12 @@ class SiteProblem:
     @cached_property
     def row_systems(self) -> RowSystems:
         return row_systems(self.gram, self.kept, self.exact_gram)
+
+    def row_systems_anew(self) -> RowSystems:
+        """As `row_systems`, made once more from the layer's inputs on: for who measures what they take."""
+        other = self._forgetful()
+        other._gram = None
+        return other.row_systems
 
     @property
     def chosen_systems(self) -> str:

@@ -122,9 +122,11 @@ class Inspection:
                     "config names: the run's files are of another network. Prune again, or import the run anew."
                 )
 
-    def problem(self, site: str, num_images: int = 64, k_steps: int | None = None) -> SiteProblem:
+    def problem(
+        self, site: str, num_images: int = 64, k_steps: int | None = None, batch_size: int | None = None
+    ) -> SiteProblem:
         """The problem that site's update was to solve, on the first `num_images` calibration images: the layers before it
-        pruned, its mask as found, its targets by the run's settings. `k_steps`: another K than the run's.
+        pruned, its mask as found, its targets by the run's settings. `k_steps`, `batch_size`: others than the run's.
 
         Raises `InspectionError` for a site that is not finished.
         """
@@ -136,7 +138,7 @@ class Inspection:
             self.graph,
             self.covered,
             config.prune,
-            list(images.split(config.prune.batch_size)),
+            list(images.split(batch_size or config.prune.batch_size)),
             torch.device("cpu"),
             lambda event: None,
             lambda: False,

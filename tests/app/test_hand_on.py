@@ -147,6 +147,30 @@ class TestRuns:
         assert made["class-names.txt"] == b"a\nb\n"
         assert "--class-names class-names.txt" in made["commands.sh"].decode()
 
+    @pytest.mark.parametrize("name", ["", "mine"])
+    def test_no_place_of_the_machine_is_handed_on(self, store: RunStore, tmp_path: Path, name: str) -> None:
+        hidden = tmp_path / "somebody's own"
+        prune = {"mask": str(hidden / "mask.safetensors"), "refine": "none"}
+        told = RunConfig.model_validate(
+            {"data": str(hidden / "photos"), "checkpoint": str(hidden / "w.pth"), "prune": prune, "class_names": ["a"]}
+        )
+        run = helpers.write_run(store, "finished", config=told)
+        run.save_labels(Labels(name=name))
+        made = hand_on.files(hand_on.of_runs(compare.entries([run])))
+        for file, content in made.items():
+            assert "somebody" not in content.decode(), file
+            assert str(tmp_path) not in content.decode(), file
+            assert "somebody" not in file
+        assert "named by its last part alone" in read(made)[0]
+        (line,) = map(json.loads, made["measurements.jsonl"].splitlines())
+        assert RunConfig.model_validate(line["config"]).data == "photos"
+        for words in ("--data photos", "--checkpoint w.pth", "--mask mask.safetensors"):
+            assert words in made["commands.sh"].decode()
+
+    def test_where_nothing_was_left_out_nothing_is_said(self, store: RunStore) -> None:
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store))))
+        assert "named by its last part alone" not in read(made)[0]
+
     @pytest.mark.slow
     def test_the_answers_that_changed(self, store: RunStore) -> None:
         folder = ROOT / "assets/runs/recorded-1-vit-fashion"

@@ -85,7 +85,7 @@ def test_images_are_blended_within_their_batch() -> None:
 
 
 def test_a_step_rises_and_falls_to_nothing() -> None:
-    sizes = [joint._pace(step, 100) for step in range(101)]
+    sizes = [joint.pace(step, 100) for step in range(101)]
     assert sizes[0] == pytest.approx(0.1)
     assert max(sizes) == pytest.approx(1.0, abs=0.03)
     assert sizes[10:] == sorted(sizes[10:], reverse=True)

@@ -34,6 +34,7 @@ from tests.snows.helpers import (
     CASES,
     Case,
     assert_entries_close,
+    captured_values,
     case,
     dense,
     dense_weight,
@@ -126,6 +127,45 @@ def test_a_product_is_symmetric_linear_and_repeats(name: str, site: str, k: int,
     assert_entries_close(product(2 * v - w), 2 * image - other, **tolerance(kind))
     assert torch.equal(product(v), image)
     assert not bool(product(torch.zeros_like(v)).any())
+
+
+@TABLE
+def test_the_empirical_fisher_is_the_images_outer_products(name: str, site: str, k: int) -> None:
+    problem = case(name, site, k)
+    teacher = problem.weight + 0.3 * random(problem.weight.numel(), seed=3).view(problem.weight.shape)
+
+    def image_loss(kept: Tensor, image: Tensor) -> Tensor:
+        pairs = [captured_values(problem.window, w, image) for w in (dense_weight(problem.kept, kept), teacher)]
+        return sum(c * F.mse_loss(y, t) for c, y, t in zip(problem.coefficients, *pairs, strict=True))  # type: ignore[return-value]
+
+    gradients = []
+    for image in torch.cat(problem.parts).split(1):
+        point = problem.point.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(image_loss(point, image), point)[0])
+    each, mean = torch.stack(gradients), torch.stack(gradients).mean(0)
+    fisher = each.T @ each / len(each)
+
+    targets = [[t.detach() for t in captured_values(problem.window, teacher, part)] for part in problem.parts]
+    batches = [replace(batch, targets=own) for batch, own in zip(problem.batches, targets, strict=True)]
+    objective = problem.objective(batches=batches, curvature_kind="empirical_fisher")
+    matrix = dense(objective.product(problem.point), problem.kept.count)
+    bend = mean @ problem.gauss_newton() @ mean
+    assert_entries_close(matrix, fisher * (bend / (mean @ fisher @ mean)), rtol=1e-8, atol=1e-10, what=f"{name} {site}")
+
+
+def test_passes_are_counted_by_the_images_looked_at() -> None:
+    problem = case("mlp", "0.weight", ALL)  # batches of one, two and three images
+    objective = problem.objective()
+    objective.loss(problem.point)
+    objective.loss_and_gradient(problem.point)
+    assert objective.num_passes == pytest.approx(2)
+    objective.loss_and_gradient(problem.point)  # known
+    objective.gradient(problem.point, [1])
+    assert objective.num_passes == pytest.approx(2 + 2 / 6)
+    product = objective.product(problem.point, [0, 1])
+    for _ in range(3):
+        product(problem.point)
+    assert objective.num_passes == pytest.approx(2 + 2 / 6 + 4 * 3 / 6)
 
 
 @pytest.mark.slow
