@@ -422,9 +422,16 @@ _POLL_SECONDS = 0.5
 _STARTS = {"masked": "The mask alone", "least_squares": "Least squares"}
 
 
-@st.fragment
 def draw_descents(run: Run, site: str | None) -> None:
     """Computed in the background on a click, and kept for this session."""
+    known: dict[tuple[object, ...], Descending] = st.session_state.setdefault("descents", {})
+    active = any(one.active for one in known.values())
+    st.fragment(run_every=_POLL_SECONDS if active else None)(_draw_descents)(run, site, known, active)
+
+
+def _draw_descents(run: Run, site: str | None, known: dict[tuple[object, ...], Descending], was_active: bool) -> None:
+    if was_active and not any(one.active for one in known.values()):
+        st.rerun()  # once: the page is drawn anew, and polls no more
     st.divider()
     st.header("Would plain gradients do?", anchor=False)
     st.markdown(
@@ -439,28 +446,24 @@ def draw_descents(run: Run, site: str | None) -> None:
         start = st.segmented_control(
             "All begin at", list(_STARTS), default="masked", required=True, format_func=_STARTS.__getitem__, key="descent-start"
         )
-        known: dict[tuple[object, ...], Descending] = st.session_state.setdefault("descents", {})
         key = run.path, site, images, start
         now = known.get(key)
-        active = now is not None and now.active
-        others = [other for other in known.values() if other.active and other is not now]
-        again = "Run again" if now is not None else "Run all five"
-        if st.button(again, type="primary", icon=":material/play_arrow:", key="descent-begin", disabled=active):
-            for other in others:
-                other.stop()
-            try:
-                inspection = state.inspection(run)
-            except InputError as error:
-                st.error(words.plain(str(error)), icon=":material/error:")
-                return
-            known[key] = Descending(partial(_descents_of, inspection, site, images, start))
-            st.rerun(scope="fragment")
+        label = "Run again" if now is not None else "Run all five"
+        busy = now is not None and now.active
+        begin = st.button(label, type="primary", icon=":material/play_arrow:", key="descent-begin", disabled=busy)
+    if begin:
+        for other in known.values():
+            other.stop()  # two at once would share the processor, and neither's seconds would be its own
+        try:
+            known[key] = Descending(partial(_descents_of, state.inspection(run), site, images, start))
+        except InputError as error:
+            st.error(words.plain(str(error)), icon=":material/error:")
+            return
+        st.rerun()
     if now is None:
         st.caption("Takes from some seconds to minutes, and can be cancelled.")
-    elif active:
-        st.fragment(run_every=_POLL_SECONDS)(_descents)(now, site, True)
     else:
-        _descents(now, site, False)
+        _descents(now, site)
 
 
 def _descents_of(inspection: "Inspection", site: str, images: int, start: str, check: Callable[[], None]) -> "Iterator[Point]":
@@ -469,13 +472,11 @@ def _descents_of(inspection: "Inspection", site: str, images: int, start: str, c
     return descents.descents(inspection.problem(site, images, batch_size=descents.BATCH), start=start, check=check)
 
 
-def _descents(now: Descending, site: str, was_active: bool) -> None:
+def _descents(now: Descending, site: str) -> None:
     from snows.measures.descents import PASSES
 
-    if was_active and not now.active:
-        st.rerun()  # once: the section is drawn anew, and polls no more
-    points = now.points()
-    if was_active:
+    active, points = now.active, now.points()
+    if active:
         bar, button = st.columns([6, 1], vertical_alignment="bottom")
         had = solver_tables.had_passes(points)
         text = f"{had:.0f} of {PASSES} passes each" if points else "Walking the images to the layer"
@@ -497,8 +498,8 @@ def _descents(now: Descending, site: str, was_active: bool) -> None:
     )
     said = solver_tables.descents_said(points)
     figure = solver_charts.descents_chart(solver_tables.descents(points), against, solver_tables.AGAINST[against])
-    st.markdown(f"**Loss of {words.layer(site)}**{': ' + said if not was_active else ' so far'}")
-    live.chart(figure, key="descents", alt=f"Loss by way down, against {solver_tables.AGAINST[against].lower()}")
+    st.markdown(f"**{words.layer(site)}{', so far' if active else ''}.** {said}")
+    live.chart(figure, key="descents-chart", alt=f"Loss by way down, against {solver_tables.AGAINST[against].lower()}")
     st.caption(solver_tables.descents_note(points))
 
 

@@ -184,7 +184,7 @@ COLUMNS: dict[str, Any] = {
     "name": st.column_config.TextColumn("Name", width=140),
     "network": st.column_config.TextColumn("Network", width=125),
     "pattern": st.column_config.TextColumn("Pattern", width=75, help="2:4 keeps 2 of 4 weights; 70% removes that share."),
-    "method": st.column_config.TextColumn("Method", width=110, help="What the kept weights became."),
+    "method": st.column_config.TextColumn("Method", help="What the kept weights became."),
     "state": st.column_config.TextColumn("State", width=124, help="While it runs: how many layers are done."),
     "made": st.column_config.DatetimeColumn("Made", format="D MMM YYYY, HH:mm", width=142),
     "compare": st.column_config.CheckboxColumn("Marked", width=70, help="Marked to be compared."),

@@ -266,7 +266,7 @@ def descents_chart(points: pd.DataFrame, against: str, title: str) -> go.Figure:
                     x=rows[against].tolist(),
                     y=rows["loss"].tolist(),
                     mode="lines+markers" if chosen else "lines",
-                    line={"color": color, "width": 2 if chosen else 1, "dash": dash},
+                    line={"color": color, "width": (4 if key == "gauss_newton" else 2) if chosen else 1, "dash": dash},
                     marker={"symbol": symbol, "size": 7 if key != "adam" else 5},
                     opacity=1.0 if chosen else 0.35,
                     name=str(rows["way"].iloc[0]),

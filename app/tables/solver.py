@@ -445,14 +445,12 @@ def descents_note(points: "list[Point]") -> str:
     from snows.measures.descents import RATES, best_rate
 
     rate = best_rate(points)
-    adam = (
-        ""
-        if rate is None
-        else (
-            f" Adam's steps begin at {rate:g} of the median weight, the best of {len(RATES)} sizes that were tried (the others "
-            "are faint); the trying is not counted."
+    adam = ""
+    if rate is not None:
+        adam = (
+            f" Adam's steps begin at {rate:g} times the median weight, the best of {len(RATES)} sizes that were tried (the "
+            "others are faint); the trying is not counted."
         )
-    )
     return (
         "A pass is a loss, a gradient or a curvature product over all images. Newton's seconds hold the factors of its "
         f"preconditioner.{adam} Where only ReLUs follow the layer, the exact Hessian is Gauss-Newton. The empirical Fisher "

@@ -30,7 +30,7 @@ WAYS = {
 }
 STARTS = {"masked": "the mask alone", "least_squares": "least squares"}
 # Adam's steps, as shares of the median size of the kept weights: all are tried, and the best one counts.
-RATES = (0.01, 0.03, 0.1, 0.3)
+RATES = (0.03, 0.1, 0.3, 1.0)
 PASSES = 30
 BATCH = joint.BATCH  # images of a batch where a problem is made for this
 # Where a way's loss is no further than this above another's, it has come as far.

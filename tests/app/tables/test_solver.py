@@ -1,6 +1,7 @@
 """What the Convergence page says of a run's solver: its frames by hand, and the page in every state."""
 
 import math
+import time
 import types
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.tables import solver as solver_tables
 from app.words import CG_ENDED
 from snows.config import InputError, RunConfig, SolverConfig
 from snows.events import CGIteration, Event, NewtonStep, RunFailed, RunStarted, SiteFinished, SiteStarted
+from snows.measures.descents import Point
 from snows.measures.names import number
 from snows.method.solver import Status
 from snows.runs.store import Run, RunStore
@@ -503,3 +505,66 @@ class TestLiveChecks:
         app = open_page("convergence", run=helpers.write_run(store, "finished").id)
         app.button("check-solves").click().run()
         assert "The checkpoint is gone" in app.error[0].value
+
+
+class TestDescents:
+    POINTS = (
+        *(Point("gauss_newton", i, 3.0 * i, 0.5 * i, loss) for i, loss in enumerate([1.0, 0.5, 0.4])),
+        *(Point("adam", i, 1.0 * i, 0.1 * i, loss, 0.1) for i, loss in enumerate([1.0, 0.7, 0.5])),
+        *(Point("adam", i, 1.0 * i, 0.1 * i, loss, 0.3) for i, loss in enumerate([1.0, 0.9, 0.8])),
+    )
+
+    def test_every_point_and_which_of_adams_count(self) -> None:
+        frame = solver_tables.descents(list(self.POINTS))
+        assert len(frame) == len(self.POINTS)
+        assert frame[~frame["chosen"]]["rate"].unique().tolist() == [0.3]
+        assert frame[frame["way"] == "Gauss-Newton"]["loss"].tolist() == [1.0, 0.5, 0.4]
+
+    def test_said(self) -> None:
+        said = solver_tables.descents_said(list(self.POINTS))
+        assert said.startswith(
+            "The lowest loss is 0.4, by Gauss-Newton. To come within 1 % of it, Gauss-Newton took 6.0 passes"
+        )
+        assert said.endswith("Not as far down: Adam 25 % above it.")
+        assert "0.1 times the median weight" in solver_tables.descents_note(list(self.POINTS))
+
+    def test_how_far_all_are_is_how_far_the_last_is(self) -> None:
+        assert solver_tables.had_passes([]) == 0
+        assert solver_tables.had_passes(list(self.POINTS)) == 2
+        ended = Point("gauss_newton", 3, 1.5, 2.0, 0.4, ended="NO_FURTHER_DECREASE")
+        assert solver_tables.had_passes([ended, *self.POINTS[3:6]]) == 2
+
+    def test_the_chart_has_a_line_a_way_and_faint_ones_for_the_other_rates(self) -> None:
+        figure = solver_charts.descents_chart(solver_tables.descents(list(self.POINTS)), "passes", "Passes")
+        assert [(line.name, line.showlegend, list(line.x)) for line in figure.data] == [
+            ("Adam", False, [0, 1, 2]),
+            ("Gauss-Newton", True, [0, 3, 6]),
+            ("Adam", True, [0, 1, 2]),
+        ]
+
+    @pytest.mark.slow
+    def test_on_the_page_it_is_computed_on_a_click_and_kept(
+        self, open_page: OpenPage, store: RunStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[tuple[str, int, int]] = []
+
+        def problem(site: str, num_images: int, batch_size: int) -> object:
+            asked.append((site, num_images, batch_size))
+            return TestChecks.PROBLEM
+
+        monkeypatch.setattr("app.state.inspection", lambda run: types.SimpleNamespace(problem=problem))
+        app = open_page("convergence", run=helpers.write_run(store, "finished").id)
+        assert asked == []
+        app.button("descent-begin").click().run()
+        deadline = time.monotonic() + 60
+        while "Cancel" in [button.label for button in app.button]:
+            assert time.monotonic() < deadline
+            app.run()
+        assert asked == [(FIRST, 32, 32)]
+        assert "The lowest loss is" in text_of(app)
+        assert app.button("descent-begin").label == "Run again"
+        app.button_group("descent-start").set_value("least_squares").run()
+        assert "The lowest loss is" not in text_of(app)
+        app.button_group("descent-start").set_value("masked").run()
+        assert "The lowest loss is" in text_of(app)
+        assert len(asked) == 1

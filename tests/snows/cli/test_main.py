@@ -19,9 +19,12 @@ from snows import events
 from snows.__main__ import _parser, main
 from snows.cli.comparisons import slug
 from snows.cli.flags import command, config_of
-from snows.config import NM, Budget, Cancelled, InputError, PruneConfig, RunConfig
+from snows.config import NM, Budget, Cancelled, InputError, PruneConfig, RunConfig, SolverConfig
+from snows.measures.descents import WAYS
+from snows.method.problem import SiteProblem
 from snows.plans.comparisons import METHODS, USUAL
 from snows.runs.store import Execute, Run, RunError, RunStore
+from tests.snows.helpers import ALL, case, site_problem
 
 ROOT = Path(__file__).parents[3]
 METRICS = {
@@ -395,6 +398,35 @@ def test_bad_settings_are_a_sentence_and_no_run(
     assert said in err
     assert err.count("\n") == 1
     assert store.list() == []
+
+
+def test_descend_sets_the_ways_down_one_layers_loss_side_by_side(
+    execute: Callable, store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    assert main(["prune"]) == 0
+    (run,) = store.list()
+    asked = []
+
+    def problem(site: str, num_images: int, batch_size: int) -> SiteProblem:
+        asked.append((site, num_images, batch_size))
+        return site_problem(case("mlp", "0.weight", ALL), SolverConfig())
+
+    site = types.SimpleNamespace(name="first.weight", module="first")
+    opened = types.SimpleNamespace(sites=[site], problem=problem)
+    monkeypatch.setattr("snows.runs.inspection.Inspection.open", lambda run: opened)
+    capsys.readouterr()
+    assert main(["descend", run.id, "first", "--images", "64", "--passes", "8"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"first.weight of {run.id}, 64 images, from the mask alone: loss ")
+    for way in ("Gauss-Newton", "Exact Hessian", "Empirical Fisher", "Adam, rate ", "Gradient descent"):
+        assert re.search(rf"^{way}.* %  ", text, re.MULTILINE), way
+    assert main(["descend", run.id, "first.weight", "--passes", "8", "--start", "least_squares", "--json"]) == 0
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {point["way"] for point in points} == set(WAYS)
+    assert all(point["passes"] <= 8.001 for point in points)
+    assert asked == [("first.weight", 64, 32), ("first.weight", 128, 32)]
+    assert main(["descend", "nope", "first"]) == 2
 
 
 @pytest.mark.parametrize(
