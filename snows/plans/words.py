@@ -5,6 +5,7 @@ method. Beside others it is told by its method and by whatever else is not the s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,7 +45,7 @@ def method_name(config: PruneConfig) -> str:
     # The name of all that it does, else of what it does before batch norms are measured again, and before the joint fit.
     for again_named, joint_named in ((again, joint), (False, joint), (again, "none"), (False, "none")):
         method = Method(*settings, again_named, joint_named)
-        if name := next((name for name, known in METHODS.items() if known == method), ""):
+        if name := next((name for name, known in METHODS.items() if replace(known, has_ridge=True) == method), ""):
             again, joint = again and not again_named, "none" if joint_named != "none" else joint
             break
     parts = [name]

@@ -824,7 +824,7 @@ def test_methods_says_what_each_is_and_how_to_ask_for_it(capsys: pytest.CaptureF
             method.joint,
         )
         if method.update != "none":
-            assert (asked.targets, asked.refine) == (method.targets, method.refine)
+            assert (asked.targets, asked.refine, asked.ridge > 0) == (method.targets, method.refine, method.has_ridge)
 
 
 # --- compare ---

@@ -1,12 +1,10 @@
 """What a run is called, alone and beside others."""
 
-from dataclasses import asdict
-
 import pytest
 
 from snows.config import PruneConfig, RunConfig
 from snows.plans import words as plan_words
-from snows.plans.comparisons import METHODS, summarize
+from snows.plans.comparisons import METHODS, expand, summarize
 from snows.plans.words import BEST, LEVEL, cells, labels, method_name, run_name
 from snows.runs.store import Labels, RunStore
 
@@ -54,9 +52,8 @@ def test_a_known_method_has_its_name_and_any_other_its_parts(changes: dict, name
 
 
 def test_every_known_method_is_called_by_its_name() -> None:
-    for name, method in METHODS.items():
-        config = PruneConfig.model_validate(asdict(method))
-        assert method_name(config).removesuffix(", K = 3") == name
+    for name, config in zip(METHODS, expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0]), strict=True):
+        assert method_name(config.prune).removesuffix(", K = 3") == name
 
 
 class TestRun:
