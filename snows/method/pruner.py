@@ -116,6 +116,8 @@ def prune(
     chosen: Mapping[str, NM | Unstructured | Dense] | None = None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
     on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
+    passed: Callable[[], joint.State | None] = lambda: None,
+    on_pass: Callable[[joint.State], None] = lambda state: None,
     progress: bool = False,
 ) -> PruneResult:
     """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
@@ -128,14 +130,26 @@ def prune(
     and the result is to the last bit what it is without them. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
     `on_site` is handed each new one: together they make a run resumable, with `chosen`, what a budget gave each weight in the
-    earlier call (`events.BudgetChosen`). Indices count on through the sweeps. `progress` shows a progress bar.
+    earlier call (`events.BudgetChosen`). Indices count on through the sweeps. `passed()` and `on_pass` are the same for the
+    joint fit, see `joint.fit`. `progress` shows a progress bar.
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
     # Whatever the caller's block says: curvature needs autograd.
     with torch.inference_mode(False), torch.enable_grad():
         return _prune(
-            model, images, held_back, config or PruneConfig(), on_event, cancelled, chosen, finished, on_site, progress
+            model,
+            images,
+            held_back,
+            config or PruneConfig(),
+            on_event,
+            cancelled,
+            chosen,
+            finished,
+            on_site,
+            passed,
+            on_pass,
+            progress,
         )
 
 
@@ -149,6 +163,8 @@ def _prune(
     chosen: Mapping[str, NM | Unstructured | Dense] | None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None],
     on_site: Callable[[int, Tensor, Tensor], None],
+    passed: Callable[[], joint.State | None],
+    on_pass: Callable[[joint.State], None],
     progress: bool,
 ) -> PruneResult:
     started = time.perf_counter()
@@ -214,7 +230,9 @@ def _prune(
     if bar is not None:
         bar.close()
     if config.joint != "none":
-        weights, ended = joint.fit(graph, covered.sites, config, batches, device, weights_and_masks, on_event, cancelled)
+        weights, ended = joint.fit(
+            graph, covered.sites, config, batches, device, weights_and_masks, on_event, cancelled, passed(), on_pass
+        )
         weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
     result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
