@@ -111,7 +111,10 @@ class Reconstruction:
 
 
 def blended(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every other image, by chance, mixed with another of the batch (N, C, H, W), in a proportion drawn evenly."""
+    """Every other image, by chance, mixed with another of the batch (N, C, H, W), in a proportion drawn evenly. Tokens, whose
+    numbers cannot be mixed, as they are."""
+    if not images.is_floating_point():
+        return images
     shares, mixed = torch.rand(2, len(images), generator=generator)
     shares = torch.where(mixed < 0.5, shares, 1.0).view(-1, *[1] * (images.ndim - 1)).to(images.dtype)
     return shares * images + (1 - shares) * images[torch.randperm(len(images), generator=generator)]

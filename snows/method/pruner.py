@@ -176,7 +176,8 @@ def _prune(
     pruned = _computing(given, device, dtype)
     # What was made in inference mode cannot take part in autograd; a copy can.
     batches, held_batches = (
-        [(b.clone() if b.is_inference() else b).to(dtype) for b in given_batches] for given_batches in (batches, held_batches)
+        [(b.clone() if b.is_inference() else b).to(dtype if b.is_floating_point() else b.dtype) for b in given_batches]
+        for given_batches in (batches, held_batches)
     )
     check_weights(pruned)
     check_fit(pruned, batches[0][:2].to(device))
