@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.utils.parametrize as parametrize
@@ -25,6 +26,7 @@ from snows.method.budget import NEEDS, choose
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage, PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
 from snows.method.graph import NetworkGraph, Site
+from snows.method.repair import repair
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
 from snows.process import give_back_memory
@@ -236,7 +238,11 @@ def _prune(
         )
         weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
-    result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
+    tensors = {name: weight for name, (weight, _) in weights_and_masks.items()}
+    if config.repair:
+        repaired, others = repair(graph, covered.sites, batches, device, tensors, partial(_check, cancelled))
+        tensors = repaired | others
+    result = _result(given, pruned, tensors, config, batches)
     return PruneResult(
         result,
         {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in weights_and_masks.items()},
@@ -263,8 +269,7 @@ def _spread(
     on_event(events.Phase(name="budget"))
 
     def on_images(done: int, total: int) -> None:
-        if cancelled():
-            raise Cancelled
+        _check(cancelled)
         on_event(events.Measured(done=done, total=total))
 
     layers = curves.layers(graph, covered, config, batches, device, {NEEDS[budget.allocate]}, on_images)
@@ -283,20 +288,30 @@ def _spread(
 
 @torch.no_grad()
 def _result(
-    given: nn.Module, computed: nn.Module, weights: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
+    given: nn.Module, computed: nn.Module, tensors: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
 ) -> nn.Module:
-    """`given` with the pruned weights and, where asked for, statistics measured again on `computed`, the copy that ran."""
-    for name, weight in weights.items():
-        given.get_parameter(name).copy_(weight)
+    """`given` with its new tensors and, where asked for, statistics measured again on `computed`, the copy that ran."""
+    _put(tensors, given)
     if config.batch_norm_reestimate:
-        for name, weight in weights.items():
-            computed.get_parameter(name).copy_(weight)
-        device = next(iter(weights.values())).device
+        _put(tensors, computed)
+        device = next(iter(tensors.values())).device
         reestimate_batch_norm(computed, [b.to(device) for b in batches])
         measured = dict(computed.named_buffers())
         for name, buffer in given.named_buffers():
             buffer.copy_(measured[name])
     return given
+
+
+def _put(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Give the parameters and buffers of these names their values, in place."""
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def _check(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled
 
 
 def _device_name(device: torch.device) -> str:

@@ -35,14 +35,12 @@ def input_rows(site: Site, x: Tensor) -> Tensor:
     kernel = site.shape[2:]
     stride, padding, dilation = _convolution_geometry(site)
     x = F.pad(x.movedim(1, -1), (0, 0, *_to_pad(padding)))
-    steps = [
-        range(0, size - far * (k - 1), step)
-        for size, k, step, far in zip(x.shape[1:-1], kernel, stride, dilation, strict=True)
-    ]
-    positions = [
-        x[(slice(None), *(slice(far * at, far * at + n.stop, n.step) for at, n, far in zip(place, steps, dilation, strict=True)))]
-        for place in itertools.product(*map(range, kernel))
-    ]
+    sizes = [size - far * (k - 1) for size, k, far in zip(x.shape[1:-1], kernel, dilation, strict=True)]
+    positions = []
+    for place in itertools.product(*map(range, kernel)):
+        first = [far * at for far, at in zip(dilation, place, strict=True)]
+        along = (slice(start, start + size, step) for start, size, step in zip(first, sizes, stride, strict=True))
+        positions.append(x[(slice(None), *along)])
     last = x.ndim - 2
     return torch.cat(positions, -1).flatten(0, last) if len(positions) > 1 else positions[0].flatten(0, last)
 

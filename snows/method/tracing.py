@@ -55,8 +55,8 @@ def exporting() -> Iterator[None]:
     * Its modes lie where every thread finds them: printing a tensor puts them aside meanwhile, and the export breaks off.
     * `__call__` and `__getattr__` of `nn.Module` belong to the tracer, and modules that another thread calls end there.
 
-    And `nn.TransformerEncoder` looks into a mask for whether it is the causal one, which has no values meanwhile: for the export
-    it is a mask like any other, which the attention applies in either case.
+    And `nn.TransformerEncoder` looks into a mask for whether it is the causal one, which has no values meanwhile: for the
+    export it is a mask like any other, which the attention applies in either case.
 
     Only the exported module itself must not be used elsewhere: its tensors are fakes until the export is done.
     """

@@ -20,8 +20,8 @@ MOST_RUNS = 200
 @dataclass(frozen=True)
 class Method:
     """How weights are chosen, what the kept ones become, what they are to reproduce, by what the mask is refined, whether batch
-    norms measure their statistics again, toward what all layers' weights move together in the end, and whether a fit has the
-    ridge that the settings ask for, or none."""
+    norms measure their statistics again, toward what all layers' weights move together in the end, whether channels are
+    repaired, and whether a fit has the ridge that the settings ask for, or none."""
 
     mask: str
     update: str
@@ -29,14 +29,16 @@ class Method:
     refine: str = "none"
     batch_norm_reestimate: bool = False
     joint: str = "none"
+    repair: bool = False
     has_ridge: bool = True
 
     @property
     def touches(self) -> tuple[str, ...]:
-        """What is no longer as in the dense network: mask, values, statistics."""
+        """What is no longer as in the dense network: mask, values, channel statistics, statistics of batch norms."""
         parts = {
             "mask": True,
             "values": self.update != "none" or self.joint != "none",
+            "channel statistics": self.repair,
             "statistics": self.batch_norm_reestimate,
         }
         return tuple(name for name, touched in parts.items() if touched)
@@ -61,6 +63,7 @@ METHODS = {
     "OBC": Method("obc", "least-squares", "propagated", has_ridge=False),
     "SparseSwaps": Method("sparseswaps", "none"),
     "DSnoT": Method("dsnot", "none"),
+    "Variance repair": Method("magnitude", "none", repair=True),
     "Batch-norm recalibration": Method("magnitude", "none", batch_norm_reestimate=True),
     "Random": Method("random", "none"),
 }
@@ -87,6 +90,8 @@ def describe(method: Method) -> MethodCard:
     parts = [cards.MASKS[method.mask], cards.UPDATES[method.update]]
     if method.refine != "none":
         parts.append(cards.REFINEMENT)
+    if method.repair:
+        parts.append(cards.REPAIR)
     if method.batch_norm_reestimate:
         parts.append(cards.BATCH_NORM)
     if method.joint != "none":
@@ -141,6 +146,7 @@ def expand(
             if not changes.pop("has_ridge"):
                 changes["ridge"] = 0.0
             changes["batch_norm_reestimate"] |= base.prune.batch_norm_reestimate
+            changes["repair"] |= base.prune.repair
             # From the inside out, so that a sentence names the setting and not the path to it.
             prune = PruneConfig.model_validate(content["prune"] | changes)
             config = RunConfig.model_validate(content | {"num_calibration": images, "prune": prune})

@@ -40,11 +40,13 @@ class Row(NamedTuple):
     mask: str = "magnitude"
     batch_norm_reestimate: bool = False
     joint: str = "none"
+    repair: bool = False
 
 
 METHODS = [
     Row("mask only", "none", 0, "dense", "none"),
     Row("mask only, batch norms measured again", "none", 0, "dense", "none", batch_norm_reestimate=True),
+    Row("mask only, repaired", "none", 0, "dense", "none", repair=True),
     Row("Wanda", "none", 0, "dense", "none", "wanda"),
     Row("RIA", "none", 0, "dense", "none", "ria"),
     Row("DSnoT", "none", 0, "dense", "none", "dsnot"),

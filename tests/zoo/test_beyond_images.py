@@ -135,5 +135,5 @@ def test_numbers_that_are_no_tokens_are_named() -> None:
         prune(module, _tokens(4).to(torch.uint8))
     with pytest.raises(PruneError, match=r"torch\.int64"):  # pictures as they are in a file
         prune(module, torch.zeros(4, 3, 8, 8, dtype=torch.int64))
-    with pytest.raises(PruneError, match="does not fit|index out of range"):
+    with pytest.raises(PruneError, match=r"index out of range"):
         prune(module, _tokens(4) + VOCABULARY)

@@ -43,6 +43,11 @@ def measured(accuracy: float, seconds: float) -> dict[str, float | None]:
         ({"mask": "obc"}, "SNOWS, OBC mask, refined, K = 3"),
         ({"update": "none", "batch_norm_reestimate": True}, "Batch-norm recalibration"),
         ({"mask": "wanda", "update": "none", "batch_norm_reestimate": True}, "Wanda, batch norms measured again"),
+        ({"update": "none", "repair": True}, "Variance repair"),
+        (
+            {"update": "none", "repair": True, "batch_norm_reestimate": True, "joint": "network"},
+            "Block reconstruction, repaired, batch norms measured again",
+        ),
         ({"batch_norm_reestimate": True}, "SNOWS, refined mask, K = 3, batch norms measured again"),
         ({"mask": "/home/x/runs/mine.safetensors"}, "SNOWS, mask from mine.safetensors, K = 3"),
     ],
