@@ -65,6 +65,27 @@ def test_look_into_solves_and_check_one(address: str, browser: Browser) -> None:
     expect(page.get_by_text("The three agree")).to_have_count(0)
 
 
+def test_watch_gradients_and_curvature_side_by_side(address: str, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 2600})
+    page.goto(f"{address}/convergence?run={RECORDED}&layer=blocks.2.attn.proj")
+    page.get_by_role("button", name="Run all five").click()
+    expect(page.get_by_text(", so far.")).to_be_visible()
+    chart = page.locator(".live-chart:visible").last
+    for way in ("Gauss-Newton", "Exact Hessian", "Empirical Fisher", "Adam", "Gradient descent"):
+        expect(chart.locator(".legendtext").get_by_text(way)).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("You cancelled this.")).to_be_visible()
+    expect(page.get_by_text("The lowest loss is")).to_be_visible()
+
+    # Once more to its end, and then by the clock.
+    page.get_by_role("button", name="Run again").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    expect(page.get_by_text("The lowest loss is")).to_be_visible()
+    page.get_by_role("radio", name="Seconds").click()
+    expect(page.locator(".live-chart:visible").last.locator(".xtitle")).to_have_text("Seconds")
+
+
 def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
     run = store.create(RunConfig())
     with helpers.waiting_after_two_layers(run) as go_on:
