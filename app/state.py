@@ -3,7 +3,7 @@
 What a form's fields hold is kept by `app.forms.run`: in the session, and on the Prune page in the address as well.
 """
 
-import atexit
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +67,13 @@ def page(name: str) -> "st.Page":
 def jobs() -> JobManager:
     """The process's one job manager."""
     manager = JobManager(store())
-    atexit.register(manager.stop)
+
+    def close() -> None:
+        threading.main_thread().join()
+        manager.stop()
+
+    # The last thread to end: what is registered to happen at exit comes after it, and takes the engine down.
+    threading.Thread(target=close, name="closing", daemon=False).start()
     return manager
 
 

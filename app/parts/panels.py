@@ -206,7 +206,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         st.info(f"You cancelled this run. {so_far} Resume goes on from there.", icon=":material/close:")
     else:
         st.warning(
-            f"This run was interrupted: its worker is gone, as when the app is stopped. {so_far} Resume goes on from there.",
+            f"This run was interrupted: its worker is gone, as when a shell is closed. {so_far} Resume goes on from there.",
             icon=":material/power_off:",
         )
     if recorded:

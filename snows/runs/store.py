@@ -469,6 +469,16 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def _failure(error: Exception) -> RunFailed:
+    if isinstance(error, InputError):
+        return RunFailed(message=str(error), bad_input=True)
+    if isinstance(error, RunError):
+        return RunFailed(message=str(error), detail=str(error.__cause__ or ""))
+    what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
+    remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
+    return RunFailed(message=f"{what} {remedy}", detail="".join(traceback.format_exception(error)))
+
+
 @dataclass(frozen=True)
 class Hold:
     """A run that the caller has taken, and nobody else: what waits for its device, then does it, and says how that ended.
@@ -490,16 +500,11 @@ class Hold:
             if self.run.stop_requested():  # while it waited
                 raise Cancelled
             return self._end(execute(self.run))
-        except Cancelled:
-            return self.cancel() if self.run.cancel_requested() or not self.run.stopping() else self._put_back()
-        except InputError as error:
-            return self._end(RunFailed(message=str(error), bad_input=True))
-        except RunError as error:
-            return self._end(RunFailed(message=str(error), detail=str(error.__cause__ or "")))
         except Exception as error:
-            what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
-            remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
-            return self._end(RunFailed(message=f"{what} {remedy}", detail=traceback.format_exc()))
+            # A process that ends takes the engine down around its workers, so what fails then is for the next one to try.
+            if self.run.stopping() and not self.run.cancel_requested():
+                return self._put_back()
+            return self.cancel() if isinstance(error, Cancelled) else self._end(_failure(error))
 
     def cancel(self) -> Event:
         """End the run as it is, and return its last event."""

@@ -289,7 +289,7 @@ def test_a_comparison_of_six_killed_halfway_goes_on_in_the_next_app_and_keeps_wh
     )
     server = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
-        until(lambda: bool(store.comparisons()))
+        until(lambda: bool(store.comparisons()), seconds=300)
         (comparison,) = store.comparisons()
         runs = comparison.runs()
         until(lambda: runs[2].state() == "finished" and len(runs[3].events()[0]) > 60)

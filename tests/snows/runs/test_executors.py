@@ -274,6 +274,21 @@ def test_a_worker_that_is_stopped_puts_its_run_back_unless_a_person_wants_its_en
         assert work_through(store) == ([] if cancelled else [run.id])
 
 
+def test_what_fails_while_its_worker_is_stopped_is_tried_again(store: RunStore) -> None:
+    run, worker = in_line(store), Worker(store, "cpu")
+    hold = worker.claim()
+    assert hold is not None
+
+    def comes_down(run: Run) -> RunFinished:
+        worker.stop()
+        raise AttributeError("the engine is no longer there")
+
+    with hold:
+        hold.work(comes_down)
+    assert (run.state(), kinds(run)) == ("queued", ["Queued", "Queued"])
+    assert work_through(store) == [run.id]
+
+
 def test_a_lost_worker_leaves_a_run_that_the_next_one_goes_on_with(store: RunStore) -> None:
     run = in_line(store)
     lose_a_worker(run)
