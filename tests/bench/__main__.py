@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from tests.bench import imagenet, large, quality, reliability, responsiveness, speed, unlabelled
+from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parts = ["quality", "unlabelled", "imagenet", "large", *speed.PARTS, "responsiveness", "reliability"]
+    parts = ["quality", "budgets", "unlabelled", "imagenet", "large", *speed.PARTS, "responsiveness", "reliability"]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
@@ -23,6 +23,9 @@ def main(argv: list[str] | None = None) -> int:
             quality.measure(given.models, given.patterns, given.seeds, fresh=given.fresh)
             quality.write_sizes()
             quality.write_table()
+        elif part == "budgets":
+            budgets.measure(given.models, given.seeds, fresh=given.fresh)
+            budgets.write_table()
         elif part == "unlabelled":
             unlabelled.measure(fresh=given.fresh)
             unlabelled.write_table()

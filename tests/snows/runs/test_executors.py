@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from snows.config import Cancelled, PruneConfig, RunConfig
-from snows.events import Event, Phase, Queued, RunCancelled, RunFailed, RunFinished, SiteFinished
+from snows.events import Event, JointEpoch, Phase, Queued, RunCancelled, RunFailed, RunFinished, SiteFinished
 from snows.runs import executors
 from snows.runs.executors import Worker, device_of, takes
 from snows.runs.store import MOST_LOST, Run, RunStore, RunTakenError, StoreError
@@ -315,8 +315,10 @@ def test_a_run_on_which_workers_are_lost_in_a_row_fails_with_a_sentence(store: R
 
 def test_a_layer_finished_between_two_losses_clears_the_run(store: RunStore) -> None:
     run = in_line(store)
-    for index in range(2 * MOST_LOST):
+    for index in range(MOST_LOST):
         lose_a_worker(run, replace(DONE, index=index))
+    for epoch in range(MOST_LOST):  # so does a pass of the joint fit
+        lose_a_worker(run, JointEpoch(epoch=epoch, loss=1.0))
     assert work_through(store) == [run.id]
     for _ in range(MOST_LOST - 1):
         other = in_line(store)
