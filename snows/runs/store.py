@@ -682,8 +682,9 @@ class RunStore:
         Raises `StoreError`; `RunTakenError` where one of them is in somebody's hands or has finished, after the others are in
         line.
         """
-        refusal, in_line = None, self.line().places()
-        turns: dict[str, int] = {}
+        refusal, turns = None, dict[str, int]()
+        with _disk(self.root / line.FOLDER):
+            in_line = self.line().places()
         for run in runs:
             device = run.config().prune.device
             if device not in turns:

@@ -153,6 +153,18 @@ def test_a_run_that_the_disk_refuses_keeps_nobody_from_the_others(store: RunStor
     assert refused.in_line()
 
 
+@pytest.mark.parametrize("what", ["the line", "the run"])
+def test_a_disk_that_refuses_a_place_in_line_lets_the_run_go(what: str, store: RunStore) -> None:
+    run = store.create(CPU)
+    if what == "the line":
+        (store.root / ".queue").write_text("in the way")
+    else:
+        (run.path / "events.jsonl").mkdir()
+    with pytest.raises(StoreError, match=r"Could not write .*\. Set SNOWS_RUNS"):
+        store.enqueue([run])
+    assert (run.holder(), run.in_line()) == ("", False)
+
+
 # --- who is next ---
 
 
