@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from snows.config import PruneConfig, RunConfig
-from snows.events import Event, Phase, Queued, RunFinished, RunStarted
+from snows.events import Phase, Queued, RunFinished, RunStarted
 from snows.runs import runner
 from snows.runs.executors import Worker
 from snows.runs.store import Run, RunStore
@@ -179,9 +179,9 @@ def one_writer(root: Path, tries: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Killed:
-    """A run whose worker was killed after so many seconds with so many layers finished, of which the next one lost some."""
+    """A run whose worker was killed after so many events with so many layers finished, of which the next one lost some."""
 
-    after: float
+    after: int
     done: int
     lost: int
     same: bool
@@ -190,33 +190,34 @@ class Killed:
 def killed(root: Path, kills: int, seed: int = 0) -> list[Killed]:
     """Kill the worker of a small real run at random moments, a run each, and let another one finish it.
 
-    `same`: whether its weights are, bit for bit, those of a run that was left alone, and its metrics but for the time.
+    Moments are drawn among a run's events, so that they lie in all its parts however busy the machine is. `same`: whether its
+    weights are, bit for bit, those of a run that was left alone, and its metrics but for the time.
     """
     chance, store = random.Random(seed), RunStore(root)
     whole = store.create(small())
     store.enqueue([whole])
-    before = time.monotonic()
     _start(_work, root, runner.execute).join()
-    seconds = time.monotonic() - before
     assert whole.state() == "finished", whole.last()
-    outcomes = []
-    for _ in range(kills):
-        run = store.create(small())
+    events, outcomes = len(whole.events()[0]), list[Killed]()
+    while len(outcomes) < kills:
+        run, after = store.create(small()), chance.randrange(1, events)
         store.enqueue([run])
-        worker, after = _start(_work, root, runner.execute), chance.uniform(0, seconds)
-        worker.join(after)
+        worker = _start(_work, root, runner.execute)
+        while len(run.events()[0]) < after:
+            assert worker.is_alive(), run.last()
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.05))
         worker.kill()
         worker.join()
+        if run.state() == "finished":  # too late
+            continue
+        before = run.events()[0]
         done = run.log().done
         _start(_work, root, runner.execute).join()
         assert run.state() == "finished", run.last()
-        outcomes.append(Killed(after, done, done - _resumed(run.events()[0]), _results(run) == _results(whole)))
+        (started,) = (event for event in run.events()[0][len(before) :] if isinstance(event, RunStarted))
+        outcomes.append(Killed(len(before), done, done - started.resumed, _results(run) == _results(whole)))
     return outcomes
-
-
-def _resumed(events: list[Event]) -> int:
-    """How many layers the last one that began took over."""
-    return [event.resumed for event in events if isinstance(event, RunStarted)][-1]
 
 
 def _results(run: Run) -> tuple[dict[str, bytes], dict[str, float | None]]:
@@ -252,8 +253,8 @@ def _races(root: Path) -> dict[str, Any]:
     return {"tries": 500, "won": one_writer(root, 500)}
 
 
-def _kills(root: Path) -> dict[str, Any]:
-    outcomes = killed(root, 20)
+def _kills(root: Path, kills: int = 20) -> dict[str, Any]:
+    outcomes = killed(root, kills)
     lost, same = sum(outcome.lost for outcome in outcomes), sum(outcome.same for outcome in outcomes)
     return {"kills": len(outcomes), "done": [outcome.done for outcome in outcomes], "lost": lost, "same": same}
 
