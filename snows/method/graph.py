@@ -160,8 +160,8 @@ class NetworkGraph:
 
         Raises `ExportError` with the reason in a sentence when the network's Python code cannot be followed.
         """
-        if example.shape[0] < 2:
-            example = torch.cat([example, example])  # a batch of one would be taken for a constant
+        # A batch of one would be taken for a constant; and of a view the exporter asks things of what it is a view of.
+        example = torch.cat([example, example]) if example.shape[0] < 2 else example.clone()
         try:
             with exporting(), torch.no_grad(), evaluating(module):
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))

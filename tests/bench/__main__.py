@@ -3,12 +3,13 @@
 import argparse
 import sys
 
-from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, unlabelled
+from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, text, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parts = ["quality", "budgets", "unlabelled", "imagenet", "large", *speed.PARTS, "responsiveness", "reliability"]
+    others = ["responsiveness", "reliability"]
+    parts = ["quality", "budgets", "unlabelled", "text", "imagenet", "large", *speed.PARTS, *others]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
@@ -29,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         elif part == "unlabelled":
             unlabelled.measure(fresh=given.fresh)
             unlabelled.write_table()
+        elif part == "text":
+            text.measure(fresh=given.fresh)
+            text.write_table()
         elif part == "imagenet":
             imagenet.measure(fresh=given.fresh)
             imagenet.write_table()

@@ -129,6 +129,16 @@ def test_it_is_pruned_to_its_end(name: str, joint: str) -> None:
         assert "embedding" in result.skipped["tokens.weight"]
 
 
+def test_what_is_a_part_of_something_larger_is_taken_as_it_is() -> None:
+    """The tokens but for the last, as language models are given them; pictures without their fourth channel."""
+    module, tokens = _network("text")
+    longer = torch.cat([tokens, tokens[:, :1]], 1)
+    check_answers(NetworkGraph.export(module, longer[:2, :-1]), module, tokens)
+    picture = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)).double()
+    images = noise((4, 4, 8, 8), 1)[:, :3]
+    check_answers(NetworkGraph.export(picture, images[:2]), picture, images)
+
+
 def test_numbers_that_are_no_tokens_are_named() -> None:
     module, _ = _network("text")
     with pytest.raises(PruneError, match=r"preprocessed to floating point, but these are torch\.uint8"):
