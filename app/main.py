@@ -15,7 +15,9 @@ import streamlit as st  # noqa: E402
 from app import state, texts  # noqa: E402
 from app.parts import frame  # noqa: E402
 from app.work import engine  # noqa: E402
+from snows.config import RunConfig  # noqa: E402
 from snows.process import prepare  # noqa: E402
+from snows.runs.executors import device_of  # noqa: E402
 
 prepare()
 texts.locale = lambda: st.context.locale
@@ -25,11 +27,12 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), 
 @st.cache_resource
 def warm_up() -> None:
     """Import the engine while the first page is read; every run needs it."""
-    planner = state.planner()
+    planner, jobs = state.planner(), state.jobs()
 
     def load() -> None:
         planner.start()
         engine.load()
+        jobs.work_on(device_of(RunConfig()))  # what waits in line, from a shell or from before this app was started
         state.tidy()
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
         gc.collect()

@@ -3,6 +3,7 @@
 What a form's fields hold is kept by `app.forms.run`: in the session, and on the Prune page in the address as well.
 """
 
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,15 @@ def page(name: str) -> "st.Page":
 @st.cache_resource
 def jobs() -> JobManager:
     """The process's one job manager."""
-    return JobManager(store())
+    manager = JobManager(store())
+
+    def close() -> None:
+        threading.main_thread().join()
+        manager.stop()
+
+    # The last thread to end: what is registered to happen at exit comes after it, and takes the engine down.
+    threading.Thread(target=close, name="closing", daemon=False).start()
+    return manager
 
 
 def tidy() -> None:
@@ -88,8 +97,7 @@ def store() -> RunStore:
 
 
 def active_runs() -> list[tuple[Run, str]]:
-    """Of the newest fifty runs those that work or wait, with their state: those at work first, and of those that wait the
-    next."""
+    """Of the newest fifty runs those that work or wait, with their state: those at work first, the oldest before the others."""
     states = [(run, run.state()) for run in reversed(store().list()[:50])]
     return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: pair[1] != "running")
 

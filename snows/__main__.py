@@ -1,4 +1,4 @@
-"""The engine from a shell: `python -m snows prune | compare | study | methods | list | show | descend | coverage | models |
+"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | coverage | models |
 images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as
 `app.report` is.
 
@@ -40,6 +40,7 @@ from snows.cli.sources import (
     presets_command,
     train_command,
 )
+from snows.cli.work import work_command
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
 from snows.plans import study
 from snows.plans.comparisons import METHODS, USUAL
@@ -151,6 +152,23 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(swept.add_argument_group("Newton-CG solver"), SolverConfig, SOLVER_FLAGS)
     swept.add_argument("--resume", metavar="BATCH", help="Go on with the runs of a batch that are not finished.")
     swept.add_argument("--json", action="store_true", help="Print one line of JSON a curve instead of the table.")
+
+    for queued in (compare, swept):
+        queued.add_argument("--queue", action="store_true", help="Put the runs in line for whoever works, see `work`, and end.")
+        queued.add_argument("--shard", metavar="I/N", help="Only the I-th of N parts of the runs; the others elsewhere.")
+
+    summary = (
+        "Do the runs that wait in line, one after the other; as many workers as you like, on any machine that sees the folder."
+    )
+    working = command("work", work_command, summary)
+    working.add_argument("--device", default="auto", metavar="DEVICE", help=str(PruneConfig.model_fields["device"].description))
+    working.add_argument(
+        "--root", type=as_path, metavar="FOLDER", help="The runs' folder. Default: $SNOWS_RUNS, ~/.snows/runs."
+    )
+    ends = working.add_mutually_exclusive_group()
+    ends.add_argument("--once", action="store_true", help="End after one run, or at once where none waits.")
+    until_empty = "End when nothing is in line any more; while other workers are at work, one of them may yet be lost."
+    ends.add_argument("--until-empty", action="store_true", help=until_empty)
 
     methods = command("methods", methods_command, "List the methods there are to compare: idea, reference, cost.")
     methods.add_argument("--json", action="store_true", help="Print one line of JSON a method.")

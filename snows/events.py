@@ -26,7 +26,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Queued(Event):
-    """The run waits for its device, for the first time or to be resumed."""
+    """The run waits for its device, for the first time or to be resumed. `lost`: how many workers in a row were lost on it, and
+    finished no layer, since it was queued otherwise."""
+
+    lost: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,8 @@ _LABELS = LABELS | {path.rpartition(".")[2]: label for path, label in LABELS.ite
 def draw(on_start: Callable[[str], None]) -> None:
     """The form of a comparison, what it comes to, and Start, which calls `on_start` with the comparison's id."""
     frame(
-        "One click queues a run for every combination, on the same network and images. They wait their turn, one after "
-        "another, and can be cancelled together or one by one; what is finished stays.",
+        "One click queues a run for every combination, on the same network and images. They wait their turn, in this order, "
+        "and can be cancelled together or one by one; what is finished stays.",
         _inputs,
         lambda wanted: expand(form.current(), *wanted),
         on_start,
@@ -212,7 +212,7 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
     # One by one removals take the time that layers' widths decide, whatever else is dear.
     dearest = {(config.model, config.prune.mask == "obc"): config for config in cost}
     with st.container(border=True):
-        st.markdown(f"**{words.counted(len(configs), 'run')}**, one after another")
+        st.markdown(f"**{words.counted(len(configs), 'run')}**, in this order")
         names = labels(configs)
         st.dataframe(
             pd.DataFrame({"Run": names, "Pattern": [str(config.prune.pattern) for config in configs]}),

@@ -24,6 +24,7 @@ from app.parts.layer_strip import layer_strip
 from app.tables import budget as budget_tables
 from app.tables import play as play_tables
 from app.tables import run as run_tables
+from app.work import engine
 from snows.config import RunConfig
 from snows.events import Event, RunFailed
 from snows.measures import names as measure_names
@@ -87,7 +88,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     st.caption(f"{run.id} · keeps {words.kept_share(config.prune.pattern)}{where}")
     match run_state:
         case "queued":
-            _queued(run)
+            _queued(run, config, progress)
         case "running":
             _running(run, config, progress)
         case "finished":
@@ -114,12 +115,15 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.code(config.model_dump_json(indent=2), language="json")
 
 
-def _queued(run: Run) -> None:
-    place = state.jobs().position(run.id)
-    where = {None: "It waits for its device", 1: "It is next"}.get(place, f"It is number {place} in line")
-    st.info(
-        f"{where}, and starts when the run before it has ended. You may leave this page.", icon=":material/hourglass_empty:"
+def _queued(run: Run, config: RunConfig, progress: run_tables.Progress) -> None:
+    waits = run_tables.waits_for(
+        run.holder(),
+        state.jobs().position(run),
+        device=config.prune.device if engine.ready() and not state.jobs().attends_to(run) else None,
+        in_line=run.in_line(),
     )
+    kept = f" {progress.done} of {progress.total} layers are finished and kept." if progress.done else ""
+    st.info(f"{waits}{kept} You may leave this page.", icon=":material/hourglass_empty:")
     _cancel_button(run)
 
 
@@ -202,7 +206,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
         st.info(f"You cancelled this run. {so_far} Resume goes on from there.", icon=":material/close:")
     else:
         st.warning(
-            f"This run was interrupted: its worker is gone, as when the app is stopped. {so_far} Resume goes on from there.",
+            f"This run was interrupted: its worker is gone, as when a shell is closed. {so_far} Resume goes on from there.",
             icon=":material/power_off:",
         )
     if recorded:

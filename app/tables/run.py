@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from app.words import cg_ended, layer
+from app.words import cg_ended, counted, layer
 from snows.config import NM, Dense, Unstructured
 from snows.events import (
     BudgetChosen,
@@ -52,6 +52,23 @@ _WIDEST_PICTURE = 48
 _PICTURE_ROWS = 6
 _FEW = 8
 TOGETHER = "all layers"  # stands where a layer would, in the joint fit
+
+
+def waits_for(holder: str, place: int | None, *, device: str | None, in_line: bool) -> str:
+    """Whom a queued run waits for, in a sentence. `holder`: who has it, if anybody. `place`: its place among those that wait
+    for the same workers. `device`: the one it wants, where none of this app's workers has that."""
+    who = holder[:1].upper() + holder[1:]
+    if not in_line:
+        return f"{who or 'Another process'} keeps it, and starts it when the runs before it have ended."
+    if place is None:
+        return f"{who or 'A worker'} has just taken it, and begins."
+    if device is not None:
+        return (
+            f"It waits for a worker with the device {device}, and this app has none. Start one where there is such a device "
+            f"and this folder of runs is seen: `python -m snows work --device {device}`."
+        )
+    where = "It is next" if place == 1 else f"It is number {place} in line"
+    return f"{where}, and starts when a worker is free."
 
 
 @dataclass(frozen=True)
@@ -170,8 +187,9 @@ def log(events: list[Event]) -> pd.DataFrame:
     for event in events:
         after = event.time - events[0].time
         match event:
-            case Queued():
-                rows.append((after, "", "Waiting for the device", ""))
+            case Queued(lost=lost):
+                after_loss = f", since {counted(lost, 'worker')} in a row went away" if lost else ""
+                rows.append((after, "", f"Waiting for the device{after_loss}", ""))
             case Phase():
                 rows.append((after, "", PHASES.get(event.name, event.name), ""))
             case RunStarted():

@@ -1,53 +1,40 @@
-"""The queue and the background workers: a run goes in by its config, comes out as events in the store.
+"""The app's workers, and what its pages may ask of them: a run goes in by its config, comes out as events in the store.
 
-Each device has one worker thread and one waiting line, first come, first served. A worker is handed a run folder and nothing
-else; whoever wants to know how it goes reads the folder. So a page, a reload or a second tab loses nothing, and the workers
-could as well live in another process. A server that is killed takes its threads along and leaves their runs `interrupted`;
-`resume` goes on at the first unfinished layer.
+Each device that is wanted has a thread, which is a worker like any other (`snows.runs.executors`): it takes from the store's
+line what is next, whoever put it there. What this app queues may as well be done by a worker elsewhere. So a page, a reload or
+a second tab loses nothing. A server that is stopped puts the runs in work back in line; one that is killed leaves them there.
+Whichever worker comes next goes on at the first unfinished layer.
 """
 
 import logging
 import os
 import sys
 import threading
-from collections import deque
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 
 from app.work import engine
 from snows.config import RunConfig
 from snows.events import RunFinished
-from snows.runs.store import ACTIVE, Execute, Hold, Run, RunStore, RunTakenError
+from snows.runs.executors import Worker, device_of, takes
+from snows.runs.store import ACTIVE, Execute, Run, RunStore, RunTakenError
 
 _log = logging.getLogger(__name__)
 # Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
 CPU_NICENESS = 10
+# Between two looks at a disk that refuses.
+_REFUSED_SECONDS = 10.0
+# How long a server that is stopped waits for its workers' next step, in which they put back what they do.
+_STOP_SECONDS = 5.0
 
 
-@dataclass
-class _Line:
-    """One device's waiting runs and its worker."""
-
-    waiting: deque[Hold] = field(default_factory=deque)
-    worker: threading.Thread | None = None
-
-
-def _execute(run: Run) -> RunFinished:
+def _execute(run: Run, device: str) -> RunFinished:
     engine.load()
     from snows.runs import runner
 
-    return runner.execute(run)
-
-
-def device_of(config: RunConfig) -> str:
-    """The device a run will occupy: `cpu` or `cuda:N`. `auto` prefers CUDA, as the engine does."""
-    device = config.prune.device
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return "cuda:0" if device == "cuda" else device
+    return runner.execute(run, device)
 
 
 class JobManager:
@@ -56,103 +43,110 @@ class JobManager:
     `execute` does what a run's config says, see `snows.runs.store.Hold.work`. The default is `snows.runs.runner.execute`.
     """
 
-    def __init__(self, store: RunStore, execute: Execute = _execute) -> None:
+    def __init__(self, store: RunStore, execute: Execute | None = None) -> None:
         self._store = store
         self._execute = execute
-        self._lines: dict[str, _Line] = {}
-        self._changed = threading.Condition()
+        self._workers: dict[str, tuple[Worker, threading.Thread]] = {}
+        self._changing = threading.Lock()
 
     def submit(self, config: RunConfig) -> str:
         """Create a run, queue it, and return its id. Raises `StoreError` if the disk refuses."""
-        device = device_of(config)
         run = self._store.create(config)
-        self._enqueue(run.queue(), device)
+        self._store.enqueue([run])
+        self.work_on(device_of(config))
         return run.id
 
     def submit_comparison(self, configs: Sequence[RunConfig]) -> str:
         """Create and queue a run a config, as one comparison, and return its id. Raises `StoreError` if the disk refuses."""
-        devices = [device_of(config) for config in configs]
         comparison = self._store.create_comparison(configs)  # all of them first, so that whatever was not queued can be resumed
-        for run, device in zip(comparison.runs(), devices, strict=True):
-            with suppress(RunTakenError):  # somebody was quick to resume it
-                self._enqueue(run.queue(), device)
+        with suppress(RunTakenError):  # somebody was quick to resume one of them
+            self._store.enqueue(comparison.runs(), comparison.id)
+        for device in {device_of(config) for config in configs}:
+            self.work_on(device)
         return comparison.id
 
     def resume_comparison(self, comparison_id: str) -> None:
         """Queue again what is unfinished of it. Raises `KeyError` for an unknown id, else as `resume`, of the last."""
-        refusal = None
-        for run in self._store.comparison(comparison_id).runs():
-            try:
-                self.resume(run.id)
-            except RunTakenError as error:
-                refusal = error
-        if refusal is not None:
-            raise refusal
+        self._resume(self._store.comparison(comparison_id).runs(), comparison_id)
 
     def cancel_comparison(self, comparison_id: str) -> None:
         """Ask every run of a comparison that is not finished to stop. Raises `KeyError` for an unknown id."""
         # From the last, so that none of those that wait begins when the one in work ends.
         for run in reversed(self._store.comparison(comparison_id).runs()):
             if run.state() in ACTIVE:
-                self.cancel(run.id)
+                run.cancel()
 
     def resume(self, run_id: str) -> None:
         """Queue a failed, cancelled or interrupted run again; any other is left alone.
 
         Raises `KeyError` for an unknown id, `RunTakenError` for one that is being copied, `StoreError` if the disk refuses.
         """
-        run = self._store.get(run_id)
-        device = device_of(run.config())
-        if run.state() in (*ACTIVE, "finished"):
-            return
+        self._resume([self._store.get(run_id)])
+
+    def _resume(self, runs: Sequence[Run], comparison_id: str = "") -> None:
+        stopped = [run for run in runs if run.state() not in (*ACTIVE, "finished")]
         try:
-            hold = run.queue()
+            self._store.enqueue(stopped, comparison_id)
         except RunTakenError:
-            if run.state() in (*ACTIVE, "finished"):  # two tabs may press the button at once
-                return
-            raise
-        self._enqueue(hold, device)
+            if any(run.state() not in (*ACTIVE, "finished") for run in stopped):  # two tabs may press the button at once
+                raise
+        finally:
+            for device in {device_of(run.config()) for run in stopped}:
+                self.work_on(device)
 
     def cancel(self, run_id: str) -> None:
         """Ask a run to stop. A waiting run ends at once, a running one at its worker's next look. Raises `KeyError`."""
-        run = self._store.get(run_id)
-        run.request_cancel()
-        with self._changed:
-            for line in self._lines.values():
-                for hold in line.waiting:
-                    if hold.run == run:
-                        line.waiting.remove(hold)
-                        with hold:
-                            hold.cancel()
-                        return
+        self._store.get(run_id).cancel()
 
-    def position(self, run_id: str) -> int | None:
-        """A run's place in its line: 1 for the next to start, None if it is not waiting here."""
-        with self._changed:
-            for line in self._lines.values():
-                for place, hold in enumerate(line.waiting, start=1):
-                    if hold.run.id == run_id:
-                        return place
-        return None
+    def position(self, run: Run) -> int | None:
+        """A run's place among those that wait for the workers it waits for: 1 for the next to start, None if it is not in line
+        or a worker has it."""
+        places = self._store.line().places()
+        if run.id not in places or run.holder():
+            return None
+        device = device_of(run.config())
+        before = list(places)[: list(places).index(run.id)]
+        alike = (self._store.root / other for other in before if takes(device, places[other].device))
+        return 1 + sum(not Run(path).holder() for path in alike)
 
-    def _enqueue(self, hold: Hold, device: str) -> None:
-        with self._changed:
-            line = self._lines.setdefault(device, _Line())
-            line.waiting.append(hold)
-            if line.worker is None:
-                line.worker = threading.Thread(target=self._work, args=(device, line), name=f"worker-{device}", daemon=True)
-                line.worker.start()
-            self._changed.notify_all()
+    def attends_to(self, run: Run) -> bool:
+        """Whether one of this app's workers would do that run."""
+        wanted = run.config().prune.device
+        return any(takes(device, wanted) for device in self._workers)
 
-    def _work(self, device: str, line: _Line) -> None:
-        if device == "cpu" and sys.platform == "linux":  # elsewhere a thread has no priority of its own
+    def work_on(self, device: str) -> None:
+        """Have a worker for that device look at the line now."""
+        with self._changing:
+            if device not in self._workers:
+                worker = Worker(self._store, device)
+                thread = threading.Thread(target=self._work, args=(worker,), name=f"worker-{device}", daemon=True)
+                self._workers[device] = worker, thread
+                thread.start()
+        self._workers[device][0].wake()
+
+    def stop(self) -> None:
+        """Put the runs in work back in line, for whichever worker comes next."""
+        for worker, _ in self._workers.values():
+            worker.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
+        for _, thread in self._workers.values():
+            thread.join(max(deadline - time.monotonic(), 0))
+
+    def _work(self, worker: Worker) -> None:
+        if worker.device == "cpu" and sys.platform == "linux":  # elsewhere a thread has no priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CPU_NICENESS)
+        execute = self._execute or partial(_execute, device=worker.device)
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: line.waiting)
-                hold = line.waiting.popleft()
+            try:
+                hold = worker.next()
+            except Exception:  # the disk is full or gone; what waits does so until it is back
+                _log.exception("The worker on %s could not take a run", worker.device)
+                time.sleep(_REFUSED_SECONDS)
+                continue
+            if hold is None:
+                return
             try:
                 with hold:
-                    hold.work(self._execute)
-            except Exception:  # the disk is full or gone: the run shows as interrupted, and the line must go on
+                    hold.work(execute)
+            except Exception:  # likewise, in the middle of a run: it shows as interrupted, and the line must go on
                 _log.exception("Run %s could not record how it ended", hold.run.id)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from snows import events
 from snows.cli.flags import config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, heads, json_line, table
 from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
+from snows.cli.work import put_in_line
 from snows.config import UPDATES, InputError, RunConfig
 from snows.measures.names import missing
 from snows.plans import study
@@ -21,6 +22,7 @@ from snows.plans.comparisons import METHODS, USUAL, Method, combinations, descri
 from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
 from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
+T = TypeVar("T")
 Show = Callable[..., int]  # runs, and whether `as_json`: the exit code
 
 # --- methods ---
@@ -61,13 +63,21 @@ def compare_command(given: argparse.Namespace) -> int:
 
 
 def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Namespace], list[RunConfig]], show: Show) -> int:
-    """Show the runs that were named; else make a comparison, or resume one, work through it, and show it."""
+    """Show the runs that were named; else make a comparison, or resume one, work through it or queue it, and show it."""
     store = RunStore(default_root())
     if given.runs:
         return show([run for name in given.runs for run in _named(store, name)], as_json=given.json)
-    comparison = _get_comparison(store, given.resume) if given.resume else store.create_comparison(combinations(given))
+    share = _share(given.shard)
+    if given.resume:
+        comparison = _get_comparison(store, given.resume)
+        runs = share(comparison.runs())
+    else:
+        comparison = store.create_comparison(share(combinations(given)))
+        runs = comparison.runs()
     sys.stderr.write(f"Comparison {comparison.id}: {len(comparison.runs())} runs.\n")
-    code = _work_through(comparison)
+    if given.queue:
+        return put_in_line(store, comparison, runs, as_json=given.json)
+    code = _work_through(comparison, runs)
     if code == BAD_INPUT and not given.resume:
         for run in comparison.runs():
             store.delete(run.id)
@@ -76,6 +86,23 @@ def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Name
     if code != FINISHED:
         sys.stderr.write(f"What is finished is kept. Go on with: python -m snows {given.command} --resume {comparison.id}\n")
     return code
+
+
+def _share(shard: str | None) -> Callable[[list[T]], list[T]]:
+    """What picks the shard `i/n` of a list: every n-th from the i-th on, so that each has some of every kind."""
+    if shard is None:
+        return list
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    place, of = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= place <= of:
+        raise InputError(f"A shard is written i/n, the i-th of n parts, but is {shard!r}. Write 1/2 here and 2/2 elsewhere.")
+
+    def pick(whole: list[T]) -> list[T]:
+        if not (part := whole[place - 1 :: of]):
+            raise InputError(f"Shard {shard} of {len(whole)} runs is empty. Divide them into at most {len(whole)} parts.")
+        return part
+
+    return pick
 
 
 def _combinations(given: argparse.Namespace) -> list[RunConfig]:
@@ -109,9 +136,9 @@ def _named(store: RunStore, name: str) -> list[Run]:
     return comparisons[0].runs() if comparisons else [get_run(store, name)]
 
 
-def _work_through(comparison: Comparison) -> int:
-    """Execute what is not finished of a comparison. One that fails does not stop the others, Ctrl-C stops all."""
-    unfinished = [run for run in comparison.runs() if run.state() != "finished"]
+def _work_through(comparison: Comparison, runs: Sequence[Run]) -> int:
+    """Execute what is not finished of these runs of a comparison. One that fails does not stop the others, Ctrl-C stops all."""
+    unfinished = [run for run in runs if run.state() != "finished"]
     endings: list[events.Event] = []
     stopped = False
     with ExitStack() as stack:

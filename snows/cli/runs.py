@@ -40,10 +40,10 @@ def prune_command(given: argparse.Namespace) -> int:
     return code
 
 
-def execute_run(run: Run) -> events.RunFinished:
+def execute_run(run: Run, device: str | None = None) -> events.RunFinished:
     from snows.runs import runner
 
-    return runner.execute(run)
+    return runner.execute(run, device)
 
 
 def get_run(store: RunStore, run_id: str) -> Run:

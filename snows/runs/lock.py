@@ -6,8 +6,9 @@ refused as another process is, and a forked child does not share its parent's.
 
 On one machine this holds on every local file system. Between hosts it holds where the file system passes `flock` on: NFS 4, NFS
 3 with a lock daemon, SMB, CephFS, GPFS, Lustre mounted with `flock`. Where locks stay local (NFS with `nolock` or `local_lock`,
-Lustre with `localflock`, sshfs) a reader on another host sees a run in work as interrupted, and could begin it a second time:
-there, resume a run only where it was begun. A file system without any locks is refused with a sentence.
+Lustre with `localflock`, sshfs) a reader on another host sees a run in work as if nobody had it, and a worker there would begin
+it a second time: there, have the workers on one host only, and resume a run only where it was begun. A file system without any
+locks is refused with a sentence.
 """
 
 import errno
@@ -23,6 +24,7 @@ from filelock import FileLock, Timeout
 
 # A reader looks by a shared lock of some microseconds, which a taker waits out.
 PATIENCE_SECONDS = 0.5
+_SIGNED_BYTES = 128  # more than a process's number and the longest name of a host take
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -30,12 +32,15 @@ class TakenError(Exception):
     """Another holder has the lock, or somebody copies what it guards."""
 
 
-def take(path: Path) -> FileLock:
-    """Lock `path`, a file that need not be there. Raises `TakenError`, and `OSError` where a file cannot be locked."""
+def take(path: Path, *, waits: bool = True) -> FileLock:
+    """Lock `path`, a file that need not be there. Raises `TakenError`, and `OSError` where a file cannot be locked.
+
+    `waits`: also for a holder, who may be about to let go. Whoever has other work to look at does without.
+    """
     # Released by the thread that ends the work, not by the one that queued it.
     lock = FileLock(path, thread_local=False, preserve_lock_file=True, on_acquired=_sign)
     try:
-        lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.01)
+        lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=0.01, cancel_check=None if waits else lambda: is_taken(path))
     except Timeout:
         raise TakenError from None
     except OSError as error:
@@ -46,8 +51,8 @@ def take(path: Path) -> FileLock:
 
 
 def _sign(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    # As long as any other, so that nothing need be cut off: ext4 writes a file that is cut to the disk, in some 15 ms.
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".ljust(_SIGNED_BYTES).encode(), 0)
     # Each run that waits keeps a file open, and a queue may be longer than the number that a process may have at first.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and descriptor > soft // 2:
@@ -86,6 +91,6 @@ def shared(path: Path) -> Iterator[None]:
 def holder(path: Path) -> str:
     """`process 123 on host` of who took the lock last."""
     try:
-        return path.read_text()
+        return path.read_text().rstrip()
     except OSError:
         return ""

@@ -47,6 +47,7 @@ class Log:
     phase: str = "load"
     phase_since: float = 0.0
     notes: list[str] = field(default_factory=list)
+    lost: int = 1  # how many workers in a row finished no layer or pass and said no end, if that in work is lost as well
     _worked: float = 0.0  # seconds, in stretches before this one
     _since: float | None = None  # when this stretch of work began
 
@@ -66,6 +67,7 @@ class Log:
             if self._since is not None and before is not None:  # what went before was interrupted
                 self._worked += before.time - self._since
             self._since, self.current, self.together, self.phase = None, None, None, "load"
+            self.lost = event.lost + 1
             return
         if self._since is None:
             self._since = event.time
@@ -80,12 +82,12 @@ class Log:
                 self.begun[event.site] = self.current = event
             case SiteFinished():
                 self.records[event.sweep, event.index] = event
-                self.current = None
+                self.current, self.lost = None, 1
             case JointStarted():
                 self.together = event.resumed, event.epochs
                 self.passes = {epoch: done for epoch, done in self.passes.items() if epoch < event.resumed}
             case JointEpoch():
-                self.passes[event.epoch] = event
+                self.passes[event.epoch], self.lost = event, 1
                 if self.together is not None:
                     self.together = event.epoch + 1, self.together[1]
             case JointFinished():

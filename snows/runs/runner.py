@@ -32,14 +32,15 @@ from snows.sources import data, models
 EVALUATION_BATCH = 250
 
 
-def execute(run: Run) -> events.RunFinished:
+def execute(run: Run, device: str | None = None) -> events.RunFinished:
     """Do what the config says, append what happens, and return how it finished, for the run's `Hold` to write.
 
+    `device`: the worker's, instead of the config's, which may leave it open.
     Raises `Cancelled` where somebody asked to stop, `InputError` for a config that cannot be done, `RunError` for a device or a
     disk that refuses.
     """
     try:
-        return _execute(run)
+        return _execute(run, device)
     except torch.OutOfMemoryError as error:
         remedy = "Use a smaller batch size, a smaller K or fewer images"
         raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
@@ -47,8 +48,10 @@ def execute(run: Run) -> events.RunFinished:
         give_back_memory()
 
 
-def _execute(run: Run) -> events.RunFinished:
+def _execute(run: Run, worker_device: str | None) -> events.RunFinished:
     config = run.config()
+    if worker_device is not None:
+        config = config.model_copy(update={"prune": config.prune.model_copy(update={"device": worker_device})})
 
     run.append(events.Phase(name="load"))
     device = resolve_device(config.prune.device)
@@ -65,7 +68,7 @@ def _execute(run: Run) -> events.RunFinished:
         config.prune,
         held_back=images.held_back,
         on_event=partial(_begin_or_go_on, run, before),
-        cancelled=run.cancel_requested,
+        cancelled=run.stop_requested,
         chosen=before.chosen,
         finished=partial(_finished_site, run, before),
         on_site=run.save_site,
@@ -158,7 +161,7 @@ class _Fetched:
         self._run, self._said = run, 0.0
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        if self._run.cancel_requested():
+        if self._run.stop_requested():
             raise Cancelled
         if time.monotonic() - self._said >= 1:
             self._run.append(events.Fetched(what=what, done=done, total=total))
@@ -173,7 +176,7 @@ class _Measured:
         self._done, self._said = 0, time.monotonic()
 
     def __call__(self, images: int) -> None:
-        if self._run.cancel_requested():
+        if self._run.stop_requested():
             raise Cancelled
         self._done += images
         if time.monotonic() - self._said >= 1:

@@ -10,6 +10,7 @@
     RUN/cancel                present when somebody asked the worker to stop
     RUN/reserve               room for the last event on a disk that is full
     RUN/lock                  locked by the one worker that has the run, see `lock`
+    .queue/RUN                its place in line, from when it is handed to the workers until it has ended, see `line`
     .batches/ID.json          the ids of runs that were made together, in order
     .trash/TIME/RUN           a deleted run, until `purge`; TIME in nanoseconds
     .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
@@ -20,10 +21,17 @@ the next call, and the next writer cuts it off. Files other than the event log a
 reader sees all of one or none of it. Any number of readers, in any process, need no lock. Do not put the folder on a file
 system without atomic rename.
 
-A run has one writer. `Run.queue` takes it, by a lock of the operating system, and the `Hold` that it gives writes the run's
-life: that it is queued, and how it ended. In between the worker writes what it does. Nobody else writes any of this; whoever
-wants a run to end asks (`Run.request_cancel`), and a run that nobody holds and that has not ended was interrupted. `lock` says
-on which file systems this holds between hosts.
+A run has one writer: whoever has its lock, which the operating system gives to one and takes back from the dead. It writes the
+run's life: that it is queued, what is done, how it ended. Nobody else writes any of this; whoever wants a run to end asks
+(`Run.cancel`). `lock` says on which file systems this holds between hosts.
+
+There are two ways through this life. `Run.queue` takes a run and keeps it: who has the `Hold` works on it, and when that one
+dies the run is interrupted, until a person resumes it. `RunStore.enqueue` takes it, writes that it is queued and puts it in
+line, and lets it go: then it lies there in nobody's hands, until a worker claims it (`Run.claim`), which is again to take it
+and to write what was missing. A run in line that has not ended is some worker's to do: when its worker dies it still is in
+line, and the next one goes on at the first unfinished layer. So a run that waits needs no owner, and one that is written has
+always one. That it is in line is a fact of its own, beside the run, for the events alone cannot tell whether somebody is to go
+on without being asked.
 """
 
 import errno
@@ -38,7 +46,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -48,7 +56,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
 from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
-from snows.runs import lock
+from snows.runs import line, lock
+from snows.runs.line import Line, Place
 from snows.runs.log import ENDINGS, Log
 
 if TYPE_CHECKING:
@@ -56,6 +65,8 @@ if TYPE_CHECKING:
 
 ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
+# So many workers in a row may be lost on a run without a layer finished. It may be what ended them, and shall not end them all.
+MOST_LOST = 3
 _TAIL_BYTES = 4096
 _METRICS = TypeAdapter(dict[str, float | None])
 # How long a deleted run can be had back.
@@ -135,14 +146,21 @@ def _write(path: Path, content: bytes) -> None:
 Execute = Callable[["Run"], RunFinished]
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, init=False)
 class Run:
-    """A handle on one run folder. Holds no state: every call reads the disk."""
+    """A handle on one run folder. Holds no state: every call reads the disk. `stopping`: whether its worker is to put it
+    back."""
 
     path: Path
+    stopping: Callable[[], bool] = field(compare=False, repr=False)
 
-    def __init__(self, path: AnyPath) -> None:
+    def __init__(self, path: AnyPath, stopping: Callable[[], bool] = _never) -> None:
         object.__setattr__(self, "path", as_path(path))
+        object.__setattr__(self, "stopping", stopping)
 
     @property
     def id(self) -> str:
@@ -201,7 +219,10 @@ class Run:
     # --- state ---
 
     def state(self) -> str:
-        """`queued`, `running`, `finished`, `failed`, `cancelled`, or `interrupted` (its worker is gone; it can be resumed)."""
+        """`queued`, `running`, `finished`, `failed`, `cancelled`, or `interrupted` (its worker is gone; it can be resumed).
+
+        Queued is what waits for the one who keeps it, and what is in line and in nobody's hands, its last worker's neither.
+        """
         return self.state_after(self.last())
 
     def last(self) -> Event | None:
@@ -230,6 +251,8 @@ class Run:
                 return ending
             if lock.is_taken(self._lock_path):
                 return "queued" if last is None or isinstance(last, Queued) else "running"
+            if self.in_line():
+                return "queued"
             last = self.last()  # its worker may have ended, and said so, between the reader's look and this one
         return "interrupted"
 
@@ -238,38 +261,102 @@ class Run:
     def queue(self) -> "Hold":
         """Take this run, so that nobody else writes it until the hold is let go, and say that it waits for its device.
 
-        Raises `RunTakenError` where somebody else has it, where it has finished, or where it is no longer there.
+        It is in line no more. Raises `RunTakenError` where somebody else has it, where it has finished, or where it is no
+        longer there.
         """
+        with self._to_queue() as hold:
+            _write(self.path / "reserve", bytes(RESERVE_BYTES))
+            self.append(Queued())
+            self._leave_line()
+        return hold
+
+    def _enqueue(self, place: Place) -> None:
+        """Put this run in line and let it go; one that is in line stays where it is. Raises as `queue`."""
+        with self._to_queue() as hold, hold:
+            if not self.in_line():
+                self.append(Queued())
+                line.path_of(self.path).parent.mkdir(exist_ok=True)
+                _write(line.path_of(self.path), line.content_of(place))
+
+    @contextmanager
+    def _to_queue(self) -> Iterator["Hold"]:
+        """This run, unfinished, taken, and asked to end by nobody. It is let go where the block raises."""
         held = self._take("is {state}: {holder} works on it. Wait for it, or cancel it.")
         try:
             with _disk(self.path):
                 if self.state() == "finished":
                     what = f"Run {self.id} is finished; there is nothing to resume."
                     raise RunTakenError(f"{what} Start its settings as a new run.")
-                _write(self.path / "reserve", bytes(RESERVE_BYTES))
                 (self.path / "cancel").unlink(missing_ok=True)
-                self.append(Queued())
+                yield Hold(self, held)
         except BaseException:
             held.release()
             raise
-        return Hold(self, held)
+
+    def claim(self, stopping: Callable[[], bool] = _never) -> "Hold | None":
+        """Take this run out of the line, for a worker. None where it is in another's hands or has ended.
+
+        `stopping`: whether the worker is to put it back, asked for while it works. A run on which `MOST_LOST` workers in a row
+        were lost without a layer finished ends here: it fails with a sentence. Raises `StoreError`.
+        """
+        try:
+            held = self._locked(waits=False)
+        except lock.TakenError:
+            return None
+        if held is None:
+            self._leave_line()
+            return None
+        hold = Hold(Run(self.path, stopping), held)
+        try:
+            with _disk(self.path):
+                if hold._begin():
+                    return hold
+        except BaseException:
+            hold.__exit__()
+            raise
+        hold.__exit__()
+        return None
+
+    def in_line(self) -> bool:
+        """Whether this run was handed to the workers and has not ended."""
+        return line.path_of(self.path).exists()
+
+    def _is_to_do(self) -> bool:
+        # One that has ended is still in line where its worker was lost between the two.
+        return self.in_line() and type(self.last()) not in ENDINGS
+
+    def _leave_line(self) -> None:
+        with suppress(OSError):  # who finds an ended run there takes it out
+            line.path_of(self.path).unlink(missing_ok=True)
+
+    def holder(self) -> str:
+        """`process 123 on host` of who has this run, nothing where nobody has."""
+        return lock.holder(self._lock_path) if lock.is_taken(self._lock_path) else ""
 
     def _take(self, refusal: str) -> FileLock:
+        try:
+            held = self._locked(waits=True)
+        except lock.TakenError:
+            state = self.state() if self.state() in ACTIVE else "in use"
+            holder = lock.holder(self._lock_path) or "another process"
+            raise RunTakenError(f"Run {self.id} {refusal.format(state=state, holder=holder)}") from None
+        if held is None:
+            raise RunTakenError(f"Run {self.id} is no longer in {self.path.parent}. Look for it in the trash.")
+        return held
+
+    def _locked(self, *, waits: bool) -> FileLock | None:
+        """The run's lock, which is now the caller's; None where there is no such run. Raises `lock.TakenError`."""
+        if not (self.path / "config.json").exists():
+            return None
+        with _disk(self._lock_path):
+            held = lock.take(self._lock_path, waits=waits)
         if (self.path / "config.json").exists():
-            try:
-                with _disk(self._lock_path):
-                    held = lock.take(self._lock_path)
-            except lock.TakenError:
-                state = self.state() if self.state() in ACTIVE else "in use"
-                holder = lock.holder(self._lock_path) or "another process"
-                raise RunTakenError(f"Run {self.id} {refusal.format(state=state, holder=holder)}") from None
-            if (self.path / "config.json").exists():
-                return held
-            held.release()  # it was put into the trash meanwhile, and the lock made a folder of its own
-            with suppress(OSError):
-                self._lock_path.unlink()
-                self.path.rmdir()
-        raise RunTakenError(f"Run {self.id} is no longer in {self.path.parent}. Look for it in the trash.")
+            return held
+        held.release()  # it was put into the trash meanwhile, and the lock made a folder of its own
+        with suppress(OSError):
+            self._lock_path.unlink()
+            self.path.rmdir()
+        return None
 
     @property
     def _lock_path(self) -> Path:
@@ -284,12 +371,27 @@ class Run:
         except lock.TakenError:
             raise RunTakenError(f"Run {self.id} is {self.state()}.") from None
 
+    def cancel(self) -> None:
+        """Have this run end: at its worker's next look, or, where it is in line and in nobody's hands, at once."""
+        self.request_cancel()
+        if not self.in_line():
+            return
+        with suppress(lock.TakenError):
+            if (held := self._locked(waits=False)) is not None:
+                with Hold(self, held) as hold:
+                    if self._is_to_do():
+                        hold.cancel()
+
     def request_cancel(self) -> None:
         with _disk(self.path / "cancel"):
             (self.path / "cancel").touch()
 
     def cancel_requested(self) -> bool:
         return (self.path / "cancel").exists()
+
+    def stop_requested(self) -> bool:
+        """Whether who works on it is to raise `Cancelled`: somebody wants the run to end, or its worker to put it back."""
+        return self.stopping() or self.cancel_requested()
 
     # --- results ---
 
@@ -396,6 +498,16 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def _failure(error: Exception) -> RunFailed:
+    if isinstance(error, InputError):
+        return RunFailed(message=str(error), bad_input=True)
+    if isinstance(error, RunError):
+        return RunFailed(message=str(error), detail=str(error.__cause__ or ""))
+    what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
+    remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
+    return RunFailed(message=f"{what} {remedy}", detail="".join(traceback.format_exception(error)))
+
+
 @dataclass(frozen=True)
 class Hold:
     """A run that the caller has taken, and nobody else: what waits for its device, then does it, and says how that ended.
@@ -409,23 +521,19 @@ class Hold:
     def work(self, execute: Execute) -> Event:
         """Let `execute` do what the run's config says, write how it ended, and return that, the run's last event.
 
-        `execute` appends what it does, obeys `run.cancel_requested`, and returns the end; what it raises is how the run ended.
-        Raises `StoreError` where not even the end can be written.
+        `execute` appends what it does, obeys `run.stop_requested`, and returns the end; what it raises is how the run ended. A
+        worker that is to put it back writes that the run is queued, again. Raises `StoreError` where not even the end can be
+        written.
         """
         try:
-            if self.run.cancel_requested():  # while it waited
+            if self.run.stop_requested():  # while it waited
                 raise Cancelled
             return self._end(execute(self.run))
-        except Cancelled:
-            return self.cancel()
-        except InputError as error:
-            return self._end(RunFailed(message=str(error), bad_input=True))
-        except RunError as error:
-            return self._end(RunFailed(message=str(error), detail=str(error.__cause__ or "")))
         except Exception as error:
-            what = f"The run stopped on an unexpected error ({type(error).__name__}: {error})."
-            remedy = "Finished layers are kept; resume the run, and report the trace if it happens again."
-            return self._end(RunFailed(message=f"{what} {remedy}", detail=traceback.format_exc()))
+            # A process that ends takes the engine down around its workers, so what fails then is for the next one to try.
+            if self.run.stopping() and not self.run.cancel_requested():
+                return self._put_back()
+            return self.cancel() if isinstance(error, Cancelled) else self._end(_failure(error))
 
     def cancel(self) -> Event:
         """End the run as it is, and return its last event."""
@@ -435,8 +543,36 @@ class Hold:
         # In the room that was kept for it: a full disk must not hide that it was full.
         (self.run.path / "reserve").unlink(missing_ok=True)
         (self.run.path / "cancel").unlink(missing_ok=True)
-        self.run.append(event)
+        try:
+            self.run.append(event)
+        finally:  # what cannot even be ended is no worker's to try again and again
+            self.run._leave_line()
         return event
+
+    def _put_back(self) -> Event:
+        (self.run.path / "reserve").unlink(missing_ok=True)
+        self.run.append(again := Queued())
+        return again
+
+    def _begin(self) -> bool:
+        """Make a run that is in line ready for this worker, where there is still something to do."""
+        last = self.run.last()
+        if not self.run.in_line():  # another worker was quicker
+            return False
+        if type(last) in ENDINGS:  # its worker was lost after it had said so
+            self.run._leave_line()
+            return False
+        _write(self.run.path / "reserve", bytes(RESERVE_BYTES))
+        if not isinstance(last, Queued):
+            lost = self.run.log().lost
+            if lost >= MOST_LOST:
+                what = f"{lost} workers in a row were lost while they worked on this run, and finished no layer of it"
+                why = "The system may have ended them for want of memory, so no other one takes it"
+                remedy = "Use a smaller batch size, a smaller K or fewer images, or resume it where there is more memory"
+                self._end(RunFailed(message=f"{what}. {why}. {remedy}; finished layers are kept."))
+                return False
+            self.run.append(Queued(lost=lost))
+        return True
 
     def __enter__(self) -> "Hold":
         return self
@@ -539,6 +675,36 @@ class RunStore:
             raise
         return comparison
 
+    def enqueue(self, runs: Sequence[Run], comparison_id: str = "") -> None:
+        """Put unfinished runs in line for whichever worker is free, in this order; see `line`. `comparison_id`: the one they
+        are queued with. Those that are in line stay where they are.
+
+        Raises `StoreError`; `RunTakenError` where one of them is in somebody's hands or has finished, after the others are in
+        line.
+        """
+        refusal, turns = None, dict[str, int]()
+        with _disk(self.root / line.FOLDER):
+            in_line = self.line().places()
+        for run in runs:
+            device = run.config().prune.device
+            if device not in turns:
+                turns[device] = line.next_turn(in_line, comparison_id, device, self._waits)
+            try:
+                run._enqueue(Place(turns[device], comparison_id, device))
+            except RunTakenError as error:
+                refusal = error
+            else:
+                turns[device] += 1
+        if refusal is not None:
+            raise refusal
+
+    def line(self) -> Line:
+        """A reader of the line."""
+        return Line(self.root)
+
+    def _waits(self, run_id: str) -> bool:
+        return not Run(self.root / run_id).holder()
+
     def comparison(self, comparison_id: str) -> Comparison:
         """Raises `KeyError` with a sentence."""
         comparisons_by_id = {comparison.id: comparison for comparison in self.comparisons()}
@@ -585,8 +751,11 @@ class RunStore:
     def _out_of_work(self, run_id: str) -> Iterator[Run]:
         """The run, which nobody can begin to work on until the block ends."""
         run = self.get(run_id)
-        held = run._take("is {state}, so it was not deleted. Cancel it first, then delete it.")
+        refusal = "is {state}, so it was not deleted. Cancel it first, then delete it."
+        held = run._take(refusal)
         try:
+            if run._is_to_do():
+                raise RunTakenError(f"Run {run.id} {refusal.format(state='queued')}")
             yield run
         finally:
             held.release()

@@ -31,7 +31,7 @@ def hold() -> Iterator[ExitStack]:
 def engine(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """`snows.runs.runner` with an `execute` of no cost; a test may set its own."""
     fake = types.ModuleType("snows.runs.runner")
-    fake.execute = lambda run: helpers.slow_execute(run, pause=0)
+    fake.execute = lambda run, device: helpers.slow_execute(run, pause=0)
     monkeypatch.setitem(sys.modules, "snows.runs.runner", fake)
     monkeypatch.setattr(snows.runs, "runner", fake, raising=False)
     return fake

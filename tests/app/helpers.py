@@ -148,7 +148,7 @@ def slow_execute(run: Run, pause: float = 0.05) -> RunFinished:
     run.append(*opening(resumed=done))
     for index in range(done, len(PRUNED)):
         for event in site_events(index):
-            if run.cancel_requested():
+            if run.stop_requested():
                 raise Cancelled
             run.append(replace(event, time=time.time()))
             time.sleep(pause)

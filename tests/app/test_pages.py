@@ -1,6 +1,7 @@
 """Every page in every state a run can be in, without a browser."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -73,7 +74,7 @@ def test_pages_look_on_at_a_run_of_another_process_and_change_nothing(open_page:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "queued\n"
         pages = [open_page(name, run=run.id) for name in ("prune", "convergence")]
-        assert "It waits for its device" in text_of(pages[0])
+        assert f"Process {worker.pid} on {socket.gethostname()} keeps it" in text_of(pages[0])
         worker.stdin.write("go\n")
         worker.stdin.flush()
         states = []
@@ -131,7 +132,7 @@ class TestRunStates:
         ("name", "words", "offered"),
         [
             ("running", ["Layer 8 of 21: layer2.0.conv2", "Conjugate gradient in", "layer2.0.conv2"], "Cancel"),
-            ("queued", ["starts when the run before it has ended"], "Cancel"),
+            ("queued", ["keeps it, and starts it when the runs before it have ended"], "Cancel"),
             ("failed", ["Layer layer2.0.conv1 was given a NaN", "7 of 21 layers are finished and kept"], "Resume"),
             ("cancelled", ["You cancelled this run", "7 of 21 layers are finished and kept"], "Resume"),
             ("interrupted", ["its worker is gone", "7 of 21 layers are finished and kept"], "Resume"),
@@ -171,7 +172,7 @@ class TestRunStates:
 
     def test_waiting_run_shows_its_place(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
+        engine.execute = lambda run, device: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
         open_page("overview")
         first, second, third = (state.jobs().submit(RunConfig()) for _ in range(3))
         try:
@@ -181,13 +182,13 @@ class TestRunStates:
         assert [until_ended(store.get(run)) for run in (first, second, third)] == ["finished"] * 3
 
     def test_cancel_then_resume(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
-        engine.execute = lambda run: helpers.slow_execute(run, pause=0.02)
+        engine.execute = lambda run, device: helpers.slow_execute(run, pause=0.02)
         open_page("overview")
         run = store.get(state.jobs().submit(RunConfig()))
         app = open_page("prune", run=run.id)
         button(app, "Cancel").click().run()
         assert until_ended(run) == "cancelled"
-        engine.execute = lambda run: helpers.slow_execute(run, pause=0)
+        engine.execute = lambda run, device: helpers.slow_execute(run, pause=0)
         app.run()
         button(app, "Resume").click().run()
         assert until_ended(run) == "finished"
@@ -199,7 +200,7 @@ class TestRunStates:
         assert "Start" in labels(app)
 
     def test_crash_of_the_engine_is_shown(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
-        def crash(run: Run) -> None:
+        def crash(run: Run, device: str) -> None:
             raise RuntimeError("the sky fell")
 
         engine.execute = crash

@@ -3,12 +3,13 @@
 import argparse
 import sys
 
-from tests.bench import budgets, imagenet, large, quality, responsiveness, speed, text, unlabelled
+from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, text, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parts = ["quality", "budgets", "unlabelled", "text", "imagenet", "large", *speed.PARTS, "responsiveness"]
+    others = ["responsiveness", "reliability"]
+    parts = ["quality", "budgets", "unlabelled", "text", "imagenet", "large", *speed.PARTS, *others]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             large.write_table()
         elif part == "responsiveness":
             responsiveness.measure(fresh=given.fresh)
+        elif part == "reliability":
+            reliability.measure(fresh=given.fresh)
+            reliability.write_table()
         else:
             speed.measure([part], fresh=given.fresh)
             speed.write_table()

@@ -279,7 +279,7 @@ class TestBesideEachOther:
 
 
 @pytest.mark.slow
-def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finished(store: RunStore) -> None:
+def test_a_comparison_of_six_killed_halfway_goes_on_in_the_next_app_and_keeps_what_is_finished(store: RunStore) -> None:
     script = (
         "import time\n"
         "from app.work.jobs import JobManager\n"
@@ -292,16 +292,17 @@ def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finishe
     )
     server = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     try:
-        until(lambda: bool(store.comparisons()))
+        until(lambda: bool(store.comparisons()), seconds=300)
         (comparison,) = store.comparisons()
         runs = comparison.runs()
         until(lambda: runs[2].state() == "finished" and len(runs[3].events()[0]) > 60)
     finally:
         server.send_signal(signal.SIGKILL)
         server.wait()
-    assert [run.state() for run in runs] == ["finished"] * 3 + ["interrupted"] * 3
+    assert [run.state() for run in runs] == ["finished"] * 3 + ["queued"] * 3
     entries = compare.entries(runs)
-    assert compare.comparison_progress(entries).resumable == 3
+    far = compare.comparison_progress(entries)
+    assert (far.active, far.resumable) == (3, 0)
     assert 0 < entries[3].run.log().share < 1
 
     before = [run.events()[0] for run in runs]
@@ -311,7 +312,7 @@ def test_a_comparison_of_six_killed_halfway_is_resumed_and_keeps_what_is_finishe
         executed.append(run.id)
         return helpers.slow_execute(run, pause=0)
 
-    JobManager(store, execute).resume_comparison(comparison.id)
+    JobManager(store, execute).work_on("cpu")
     until(lambda: all(run.state() == "finished" for run in runs))
     assert executed == [run.id for run in runs[3:]]
     assert [run.events()[0] for run in runs[:3]] == before[:3]
@@ -511,7 +512,7 @@ class TestPage:
         self, open_page: OpenPage, store: RunStore, engine: ModuleType
     ) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
+        engine.execute = lambda run, device: (release.wait(60), helpers.slow_execute(run, pause=0))[1]
         open_page("overview")
         comparison = store.comparison(state.jobs().submit_comparison([ON_CPU] * 3))
         runs = comparison.runs()
@@ -528,7 +529,7 @@ class TestPage:
         finally:
             release.set()
         assert until_ended(runs[0]) == "cancelled"
-        engine.execute = lambda run: helpers.slow_execute(run, pause=0)
+        engine.execute = lambda run, device: helpers.slow_execute(run, pause=0)
         app.run()
         button(app, "Resume the rest").click().run()
         assert [until_ended(run) for run in runs] == ["finished"] * 3

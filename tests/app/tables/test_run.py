@@ -265,3 +265,19 @@ def test_coverage_names_every_weight() -> None:
     assert table["layer"].iloc[0] == "conv1"
     assert table["layer"].iloc[-1] == "20 others"
     assert all(name in table["reason"].iloc[-1] for name in norms)
+
+
+@pytest.mark.parametrize(
+    ("holder", "place", "device", "in_line", "sentence"),
+    [
+        ("", 1, None, True, "It is next, and starts when a worker is free."),
+        ("", 4, None, True, "It is number 4 in line, and starts when a worker is free."),
+        ("", 4, "cuda:1", True, "It waits for a worker with the device cuda:1, and this app has none. Start one where"),
+        ("process 7 on lab", None, None, True, "Process 7 on lab has just taken it, and begins."),
+        ("process 7 on lab", None, None, False, "Process 7 on lab keeps it, and starts it when the runs before it have ended."),
+    ],
+)
+def test_a_queued_run_says_whom_it_waits_for(
+    holder: str, place: int | None, device: str | None, in_line: bool, sentence: str
+) -> None:
+    assert run_tables.waits_for(holder, place, device=device, in_line=in_line).startswith(sentence)

@@ -332,7 +332,7 @@ class TestPage:
 
     def test_a_study_at_work(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()
-        engine.execute = lambda run: (release.wait(60), found_out(run))[1]
+        engine.execute = lambda run, device: (release.wait(60), found_out(run))[1]
         open_page("overview")
         base = RunConfig.model_validate({"prune": {"device": "cpu"}})
         comparison = store.comparison(state.jobs().submit_comparison(expand([base], [0, 3, 10])))

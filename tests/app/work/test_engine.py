@@ -16,7 +16,7 @@ def refused() -> None:
 
 def worked() -> None:
     with pytest.raises(AttributeError):
-        jobs._execute(None)  # type: ignore[arg-type]  # far enough to see that it waited
+        jobs._execute(None, "cpu")  # type: ignore[arg-type]  # far enough to see that it waited
 
 
 @pytest.mark.parametrize("ask", [engine.load, refused, worked])

@@ -73,7 +73,8 @@ def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Execute], None]:
     """Puts a function in the runner's place."""
 
     def put(function: Execute) -> None:
-        monkeypatch.setitem(sys.modules, "snows.runs.runner", types.SimpleNamespace(execute=function))
+        runner = types.SimpleNamespace(execute=lambda run, device: function(run))
+        monkeypatch.setitem(sys.modules, "snows.runs.runner", runner)
         monkeypatch.setattr("snows.runs.runner", sys.modules["snows.runs.runner"], raising=False)
 
     return put
@@ -994,3 +995,113 @@ def test_compare_forgets_a_batch_that_never_began(
     assert main(["compare", "--model", "x"]) == 2
     assert capsys.readouterr().err.count("There is no model 'x'.") == 1
     assert store.list() == store.comparisons() == []
+
+
+# --- work, and what is put in line for it ---
+
+
+def test_compare_queues_and_work_does_it(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(_finishes)
+    assert main(["compare", "--method", "wanda", "sparsegpt", "--device", "cpu", "--queue", "--json"]) == 0
+    (batch,) = store.comparisons()
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"comparison": batch.id, "queued": [run.id for run in batch.runs()]}
+    assert f"`python -m snows work` on a machine that sees {store.root}" in err
+    assert [run.state() for run in batch.runs()] == ["queued"] * 2
+    assert main(["compare", "--resume", batch.id, "--queue"]) == 0  # those in line stay where they are
+    assert "0 of its runs were put in line" in capsys.readouterr().err
+    assert main(["work", "--device", "cpu", "--once"]) == 0
+    assert [run.state() for run in batch.runs()] == ["finished", "queued"]
+    assert main(["work", "--device", "cpu", "--until-empty", "--root", str(store.root)]) == 0
+    assert [run.state() for run in batch.runs()] == ["finished"] * 2
+    assert capsys.readouterr().err.count(": finished\n") == 2
+    assert main(["work", "--device", "cpu", "--once"]) == 0  # nothing waits
+
+
+def test_study_queues(execute: Callable, store: RunStore) -> None:
+    execute(_finishes)
+    assert main(["study", "--k", "0", "1", "--queue"]) == 0
+    (batch,) = store.comparisons()
+    assert [(run.state(), run.config().prune.k_steps) for run in batch.runs()] == [("queued", 0), ("queued", 1)]
+
+
+def test_shards_are_the_whole_once(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(_finishes)
+    line = ["compare", "--method", "wanda", "sparsegpt", "magnitude-only", "--pattern", "2:4", "1:8"]
+    assert main([*line, "--queue"]) == 0
+    (whole,) = store.comparisons()
+    for shard in ("1/4", "2/4", "3/4", "4/4"):
+        assert main([*line, "--shard", shard]) == 0
+    parts = [batch.runs() for batch in store.comparisons() if batch.id != whole.id]
+    assert sorted(map(len, parts)) == [1, 1, 2, 2]
+    assert sorted(str(run.config()) for part in parts for run in part) == sorted(str(run.config()) for run in whole.runs())
+    assert main(["compare", "--resume", whole.id, "--shard", "2/2"]) == 0
+    assert [run.state() for run in whole.runs()] == ["queued", "finished"] * 3
+
+
+@pytest.mark.parametrize(
+    ("shard", "sentence"),
+    [
+        ("2", "A shard is written i/n, the i-th of n parts, but is '2'. Write 1/2 here and 2/2 elsewhere."),
+        ("0/2", "but is '0/2'"),
+        ("3/2", "but is '3/2'"),
+        ("3/3", "Shard 3/3 of 2 runs is empty. Divide them into at most 2 parts."),
+    ],
+)
+def test_shards_that_cannot_be(
+    shard: str, sentence: str, execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(_finishes)
+    assert main(["compare", "--method", "wanda", "sparsegpt", "--shard", shard]) == 2
+    assert sentence in capsys.readouterr().err
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_that_is_stopped_puts_its_run_back_and_says_so(
+    number: int, execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(run: Run) -> events.RunFinished:
+        run.append(events.Phase(name="load"))
+        os.kill(os.getpid(), number)
+        while not run.stop_requested():
+            pass
+        raise Cancelled
+
+    before = signal.getsignal(number)
+    execute(stopped)
+    runs = [store.create(RunConfig(prune=PruneConfig(device="cpu"))) for _ in range(2)]
+    store.enqueue(runs)
+    assert main(["work", "--device", "cpu"]) == 130
+    assert signal.getsignal(number) == before
+    assert [run.state() for run in runs] == ["queued"] * 2
+    assert f"{runs[0].id}: back in line; its finished layers are kept" in capsys.readouterr().err
+
+
+def test_a_worker_goes_on_after_a_failure_and_its_code_says_so(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_with_wanda(run: Run) -> events.RunFinished:
+        if run.config().prune.mask == "wanda":
+            raise RunError("The device ran out of memory.")
+        return _finishes(run)
+
+    execute(fails_with_wanda)
+    assert main(["compare", "--method", "wanda", "sparsegpt", "--device", "cpu", "--queue"]) == 0
+    assert main(["work", "--device", "cpu", "--until-empty"]) == 1
+    assert "failed. The device ran out of memory." in capsys.readouterr().err
+    (batch,) = store.comparisons()
+    assert [run.state() for run in batch.runs()] == ["failed", "finished"]
+
+
+def test_a_worker_for_a_card_where_there_is_none_takes_nothing(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a card here")
+    store.enqueue([run := store.create(RunConfig())])
+    assert main(["work", "--device", "cuda:0"]) == 2
+    assert "cuda" in capsys.readouterr().err.lower()
+    assert run.state() == "queued"
+    assert main(["work", "--device", "gpu"]) == 2
+    assert "device" in capsys.readouterr().err

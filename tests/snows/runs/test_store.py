@@ -270,7 +270,7 @@ from pathlib import Path
 from snows.__main__ import main
 from snows.events import Phase, RunFinished
 
-def execute(run):
+def execute(run, device):
     for number in range(200):
         run.append(Phase(name=str(number)))
         time.sleep(0.002)
@@ -441,10 +441,10 @@ def test_a_run_that_is_deleted_while_somebody_takes_it_can_be_had_back(
 ) -> None:
     take, trashed = lock.take, []
 
-    def too_late(path: Path) -> Any:
+    def too_late(path: Path, **how: bool) -> Any:
         monkeypatch.undo()
         trashed.append(store.trash(run.id))
-        return take(path)
+        return take(path, **how)
 
     monkeypatch.setattr(lock, "take", too_late)
     with pytest.raises(RunTakenError, match="is no longer in"):
