@@ -1,5 +1,5 @@
-"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | coverage | models |
-images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as
+"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | coverage |
+models | images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as
 `app.report` is.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
