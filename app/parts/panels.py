@@ -174,6 +174,8 @@ def _finished(run: Run, config: RunConfig) -> None:
             border=True,
             height="stretch",
         )
+    if sizes := run_tables.size_sentence(metrics):
+        st.caption(sizes)
     if run.weights_path.exists():
         name = re.sub(r"[^\w.-]+", "-", f"{config.model}-{config.prune.pattern}-{run.id}")
         st.download_button(

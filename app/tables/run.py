@@ -4,7 +4,7 @@ Pure functions of a list of events; which record of a layer counts, and how far 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -277,6 +277,17 @@ def coverage(plan: "Plan") -> pd.DataFrame:
         *((f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}") for reason, names in many.items()),
     ]
     return pd.DataFrame(rows, columns=["layer", "shape", "keeps", "reason"])
+
+
+def size_sentence(metrics: Mapping[str, float | None]) -> str:
+    """What the pruned network takes by the bit; empty where it was not measured."""
+    dense, packed, half = (metrics.get(name) for name in ("dense_bytes", "packed_bytes", "half_bytes"))
+    if not dense or not packed:
+        return ""
+    says = f"The dense network takes {size(dense)}; this one, packed, {size(packed)}"
+    if half:
+        says += f", with weights in half precision {size(half)}, {dense / half:.3g} times less"
+    return says + "."
 
 
 def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:

@@ -229,6 +229,8 @@ def _summary(run: Run, metrics: dict[str, float | None]) -> str:
         "agreement",
         "divergence",
         "density",
+        "packed_bytes",
+        "half_bytes",
         "seconds",
         "num_products",
     )

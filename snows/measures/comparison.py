@@ -152,18 +152,6 @@ def by_depth(
 # --- size and speed ---
 
 
-def csr_bytes(state: Mapping[str, Tensor], pruned: Sequence[str]) -> int:
-    """Bytes of `state` with the weights in `pruned` as compressed sparse rows, where that is smaller: the kept values, a 32-bit
-    column each, and a 32-bit offset a row."""
-    total = 0
-    for name, tensor in state.items():
-        whole = tensor.numel() * tensor.element_size()
-        num_values = int(tensor.count_nonzero())
-        sparse = num_values * (tensor.element_size() + 4) + 4 * (tensor.shape[0] + 1) if name in pruned else whole
-        total += min(sparse, whole)
-    return total
-
-
 def two_of_four_obstacle(site: Site, pattern: NM | Unstructured | Dense) -> str | None:
     """Why the layer cannot run on PyTorch's 2:4 kernels, by pattern and shape alone; None where it can, given an NVIDIA GPU of
     compute capability 8.0 or later and half precision."""

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from snows.config import InputError
+from snows.packed import PackedError, is_packed, read_packed
 from snows.sources.unpack import not_weights
 
 # Counts of training steps; evaluation never reads them and exporters drop them.
@@ -65,9 +66,11 @@ def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
             "another network."
         )
     try:
-        return _network(_content(path), module, path)
+        return _network(_content(path, own), module, path)
     except CheckpointError:
         raise
+    except PackedError as error:
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # a damaged file makes the readers raise anything at all
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint; it is damaged or not one at all ({type(error).__name__})."
@@ -77,18 +80,20 @@ def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
 # --- what a file holds ---
 
 
-def _content(path: Path) -> object:
+def _content(path: Path, most_values: int) -> object:
     with path.open("rb") as file:
         start = file.read(64)
         if reason := not_weights(start):
             raise CheckpointError(f"{path} {reason}.")
+        # Safetensors begin with the length of their header, whose lowest byte may be that of a pickle.
+        if start[8:9] == b"{" and start[4:8] == bytes(4):
+            # A value for each of the network's bytes: four times what it has.
+            return read_packed(path, most_values + 2**20) if is_packed(path) else load_file(path)
         if start.startswith(b"PK"):
             names = _names_in_zip(path)
-        elif start.startswith(b"\x80"):
+        else:
             file.seek(0)
             names = _names_in_pickles(file)
-        else:
-            return load_file(path)
     for kinds in (_as_mapping, _as_list):
         stand_ins: list[Any] = [(kinds(name), name) for name in names]
         # The names are known to the whole process while a file is read, so one is read at a time.

@@ -156,19 +156,6 @@ class TestByDepth:
 
 
 class TestSizeAndSpeed:
-    def test_csr_is_what_torch_would_store(self) -> None:
-        weight = torch.zeros(6, 40)
-        weight[:, ::8] = 1.5
-        bias = torch.zeros(6)
-        csr = weight.to_sparse_csr()
-        stored = 4 * (csr.values().numel() + csr.col_indices().numel() + csr.crow_indices().numel())
-        assert comparison.csr_bytes({"weight": weight, "bias": bias}, ["weight"]) == stored + 4 * 6
-
-    def test_csr_of_a_weight_that_is_half_full_would_be_larger_so_it_stays_dense(self) -> None:
-        weight = torch.ones(4, 8)
-        weight[:, ::2] = 0
-        assert comparison.csr_bytes({"weight": weight}, ["weight"]) == 4 * 4 * 8
-
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("pattern", "eligible"),
