@@ -12,8 +12,6 @@ from snows.export.files import ArtifactError, save_weights
 from snows.method.sparsity import keep_highest
 from snows.packed import BITS, PLACES, VALUES, VERSION, form_of, in_order, pack_bits, position_bits
 
-DTYPES = ("float32", "float16", "bfloat16")
-
 # For whoever has torch and safetensors alone. It is printed in a network's card, and a test runs it from there.
 LOADER = """\
 import json, torch

@@ -31,6 +31,7 @@ _WRAPPERS = frozenset({"module", "model", "_orig_mod", "_checkpoint_wrapped_modu
 # What a file's own entry for the network is called, and words for a copy that is averaged over training steps.
 _PLAIN = frozenset({"", "state", "dict", "params", "weights", "net", "network", "model", "module"})
 _AVERAGED = frozenset({"ema", "average", "averaged", "avg", "shadow", "teacher", "momentum", "swa", "target", "polyak"})
+EXPORTED = "model.safetensors"  # what the weights are called in a folder for the hub
 _MOST_LEVELS = 64
 _MOST_PICKLE_BYTES = 64 * 2**20  # of names and settings, tensors aside
 _reading = threading.Lock()
@@ -49,12 +50,14 @@ class CheckpointError(InputError):
 
 
 def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the network's names, memory-mapped where the file allows it, so that shapes can be
-    compared before a value is read.
+    """The tensors of a checkpoint (a file, or a folder for the hub) by the network's names, memory-mapped where the file allows
+    it, so that shapes can be compared before a value is read.
 
     Of several copies of the network the bare one is taken before an averaged one. Weights that are kept as parts (`weight_orig`
     with `weight_mask`, `weight_g` with `weight_v`) are put together. Raises `CheckpointError`.
     """
+    if path.is_dir():  # as `snows.plans.exports` writes them, and the hub
+        path /= EXPORTED
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {path}.")
     # A training checkpoint holds optimizer moments and averages too: several times the network, never a hundred times.
@@ -296,8 +299,7 @@ def _normalized(length: Tensor, direction: Tensor) -> Tensor | None:
 
 
 _PARTS: tuple[tuple[str, str, str, Callable[[Tensor, Tensor], Tensor | None]], ...] = (
-    ("weight_orig", "weight_mask", "weight", _masked),
-    ("bias_orig", "bias_mask", "bias", _masked),
+    ("_orig", "_mask", "", _masked),
     ("weight_g", "weight_v", "weight", _normalized),
     ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight", _normalized),
 )

@@ -606,6 +606,7 @@ def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore,
         ("study --k 3 soon", 2, "k_steps must be a whole number"),
         ("study --k 1 3 --num-calibration 0", 2, "num_calibration must be at least 1"),
         ("study nonsense", 2, "There is no run 'nonsense'"),
+        ("export nonsense", 2, "There is no run 'nonsense'"),
         ("study --resume nonsense", 2, "There is no comparison 'nonsense'"),
     ],
 )
@@ -960,3 +961,52 @@ def test_compare_forgets_a_batch_that_never_began(
     assert main(["compare", "--model", "x"]) == 2
     assert capsys.readouterr().err.count("There is no model 'x'.") == 1
     assert store.list() == store.comparisons() == []
+
+
+# --- export ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--format onnx --dtype float16", "--dtype is for packed files (--format packed or hub). Leave it out."),
+        ("--format packed --push me/it", "--push sends a folder for the hub. Add --format hub."),
+        ("--format packed", "has no pruned network yet. Wait until it has finished, or resume it."),
+        ("--format csv", "invalid choice: 'csv'"),
+    ],
+)
+def test_an_export_that_cannot_be_is_explained(
+    flags: str, sentence: str, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = store.create(RunConfig())
+    arguments = ["export", run.id, "--output", str(tmp_path / "out"), *flags.split()]
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_written_and_pushed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SNOWS_RUNS", str(ROOT / "assets" / "runs"))
+    sent: list[tuple[Path, str]] = []
+
+    def push(folder: Path, repository: str) -> str:
+        sent.append((folder, repository))
+        return "https://hub/" + repository
+
+    monkeypatch.setattr("snows.cli.exports.push", push)
+    folder = tmp_path / "folder"
+    assert main(f"export recorded-2-resnet20-fashion --format hub --output {folder} --push me/it".split()) == 0
+    assert capsys.readouterr().out == f"{folder}\nhttps://hub/me/it\n"
+    assert sent == [(folder, "me/it")]
+    assert (folder / "README.md").exists()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "recorded-2-resnet20-fashion", "--format", "packed", "--dtype", "float16"]) == 0
+    assert capsys.readouterr().out == "recorded-2-resnet20-fashion-packed.safetensors\n"
+    whole = (ROOT / "assets" / "runs" / "recorded-2-resnet20-fashion" / "weights.safetensors").stat().st_size
+    assert (tmp_path / "recorded-2-resnet20-fashion-packed.safetensors").stat().st_size < whole / 4

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from snows.config import NM, Dense, Unstructured
 from snows.export.files import ArtifactError, load_weights
-from snows.export.packed import DTYPES, LOADER, pack, save_packed
+from snows.export.packed import LOADER, pack, save_packed
 from snows.measures.metrics import size_bytes
 from snows.method.sparsity import from_matrix, keep_mask, to_matrix
 from snows.packed import PackedError, is_packed, read_packed
+from snows.plans.exports import DTYPES
 from snows.sources import checkpoints, models
 from snows.sources.checkpoints import CheckpointError
 
