@@ -161,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", show_command, "Show one run: its settings, layers and results.")
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
+    faster = "Say, too, which programs could run it faster, layer by layer, and by whose word."
+    show.add_argument("--faster", action="store_true", help=faster)
 
     out = command("export", export_command, "Write a run's network as a file or a folder for elsewhere.")
     out.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")

@@ -356,7 +356,8 @@ def _latencies(
 
 
 def speed_view(entries: list[Entry]) -> None:
-    from snows.measures import comparison, metrics
+    from snows.measures import metrics
+    from snows.measures.runtimes import two_of_four_obstacle
 
     networks = opened(entries)
     measured = st.session_state.setdefault("compare-measured", 0)
@@ -368,7 +369,7 @@ def speed_view(entries: list[Entry]) -> None:
         size = metrics.size_bytes(weights, inspection.covered.patterns)
         sizes[label] = (size.dense, size.packed, size.half)
         obstacles[label] = {
-            s.name: comparison.two_of_four_obstacle(s, inspection.covered.patterns[s.name]) for s in inspection.sites
+            s.name: two_of_four_obstacle(s.shape, inspection.covered.patterns[s.name]) for s in inspection.sites
         }
 
     left, right = st.columns(2, gap="large")

@@ -188,6 +188,44 @@ def _finished(run: Run, config: RunConfig) -> None:
             key=f"download-{run.id}",
             help="The network's state dict, as safetensors. Removed weights are exactly zero.",
         )
+    _faster(run, config)
+
+
+def _faster(run: Run, config: RunConfig) -> None:
+    folded = st.expander("Where will it be faster?", icon=":material/speed:", key=f"faster-{run.id}", on_change="rerun")
+    if not folded.open:
+        return
+    sums, by_layer = run_tables.faster(run.log(), config.prune)
+    with folded:
+        st.markdown(
+            "Which programs could leave out the work of the zeros, by what their makers say that a layer must be. Nothing of "
+            "this was measured here; **Compare** times networks on this machine."
+        )
+        st.dataframe(
+            sums,
+            hide_index=True,
+            row_height=64,  # whole sentences
+            alt="Each program: whether it could be faster, on how many layers, what it asks, and who says so",
+            column_config={
+                "where": st.column_config.TextColumn("Where", width=190),
+                "answer": st.column_config.TextColumn("Faster?", width=150),
+                "layers": st.column_config.TextColumn("Layers", width=80),
+                "share": st.column_config.NumberColumn("Of their weights", format="%.1f %%", width=110),
+                "asks": st.column_config.TextColumn("What it asks", width="large"),
+                "source": st.column_config.TextColumn("Who says so", width="large"),
+                "address": st.column_config.LinkColumn("Address", display_text="Open", width=70),
+            },
+        )
+        st.markdown("**Layer by layer**")
+        st.dataframe(
+            by_layer,
+            hide_index=True,
+            height=330,
+            row_height=64,
+            alt="Each pruned layer: of each program whether it is eligible, or why not",
+            column_config={"layer": "Layer", "shape": "Shape", "pattern": "Pattern"}
+            | {name: st.column_config.TextColumn(name, width=260) for name in sums["where"]},
+        )
 
 
 def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables.Progress, recorded: bool) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from app.words import cg_ended, layer
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Dense, PruneConfig, Unstructured
 from snows.events import (
     BudgetChosen,
     CGIteration,
@@ -288,6 +288,31 @@ def size_sentence(metrics: Mapping[str, float | None]) -> str:
     if half:
         says += f", with weights in half precision {size(half)}, {dense / half:.3g} times less"
     return says + "."
+
+
+def faster(log: Log, config: PruneConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Where the pruned network will be faster, see `snows.measures.runtimes`: a row for each program (where, answer, layers,
+    share in percent, asks, source, day, address), and one for each layer (layer, shape, pattern, and of each program why not,
+    or that it is eligible)."""
+    from snows.measures.runtimes import RUNTIMES, answers
+    from snows.runs.inspection import pruned_layers
+
+    layers = pruned_layers(log, config)
+    sums = []
+    for answer in answers(layers):
+        runtime = RUNTIMES[answer.runtime]
+        counts = f"{answer.eligible} of {answer.layers}"
+        source = f"{runtime.source}, {runtime.day}" if runtime.day else runtime.source
+        sums.append((answer.runtime, answer.says, counts, 100 * answer.share, runtime.asks, source, runtime.address or None))
+    rows = [
+        (
+            *(layer(one.name), " x ".join(map(str, one.shape)), str(one.pattern)),
+            *(runtime.obstacle(one, layers) or "eligible, not measured" for runtime in RUNTIMES.values()),
+        )
+        for one in layers
+    ]
+    columns = ["where", "answer", "layers", "share", "asks", "source", "address"]
+    return pd.DataFrame(sums, columns=columns), pd.DataFrame(rows, columns=["layer", "shape", "pattern", *RUNTIMES])
 
 
 def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:

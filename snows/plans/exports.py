@@ -102,12 +102,11 @@ def _state(run: Run) -> tuple[dict[str, Any], list[NM], dict[str, str]]:
     """The run's weights, the N:M patterns that they may have, and what to write beside them."""
     from snows.export.files import load_weights
 
-    config = run.config()
-    prune = config.prune
-    patterns = [prune.pattern, *prune.overrides.values(), *(run.log().chosen or {}).values()]
-    metadata = {"run": run.id, "pattern": str(prune.pattern), "config": public(config).model_dump_json()}
+    config, log = run.config(), run.log()
+    patterns = dict.fromkeys(log.pattern_of(site, config.prune) for site in log.sites)
+    metadata = {"run": run.id, "pattern": str(config.prune.pattern), "config": public(config).model_dump_json()}
     state, _ = load_weights(run.weights_path)
-    return state, [pattern for pattern in dict.fromkeys(patterns) if isinstance(pattern, NM)], metadata
+    return state, [pattern for pattern in patterns if isinstance(pattern, NM)], metadata
 
 
 def _model(run: Run) -> "LoadedModel":

@@ -963,6 +963,18 @@ def test_compare_forgets_a_batch_that_never_began(
     assert store.list() == store.comparisons() == []
 
 
+def test_show_says_where_it_will_be_faster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SNOWS_RUNS", str(ROOT / "assets" / "runs"))
+    assert main(["show", "recorded-1-vit-fashion", "--faster"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"NVIDIA GPU, 2:4 +eligible, not measured +\d+ of 24 ", out)
+    assert re.search(r"Core ML, processor +eligible, not measured +24 of 24 +100 %", out)
+    assert re.search(r"ONNX Runtime +no +0 of 24 +0", out)
+    assert "written on 27 October 2020: https://github.com/microsoft/onnxruntime/issues/5578" in out
+    assert main(["show", "recorded-1-vit-fashion"]) == 0
+    assert "ONNX Runtime" not in capsys.readouterr().out
+
+
 # --- export ---
 
 

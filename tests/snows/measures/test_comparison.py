@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snows.config import NM, Unstructured
 from snows.measures import comparison
 from snows.measures.comparison import OUTPUT, Flip
 from snows.measures.metrics import NO_ANSWER
@@ -156,25 +155,6 @@ class TestByDepth:
 
 
 class TestSizeAndSpeed:
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("pattern", "eligible"),
-        [
-            *((NM(n=n, m=m), True) for n, m in [(2, 4), (1, 4), (1, 8), (2, 8), (1, 16), (1, 2)]),
-            *((NM(n=n, m=m), False) for n, m in [(3, 4), (4, 8), (1, 6)]),
-        ],
-    )
-    def test_two_of_four_kernels_by_pattern(self, pattern: NM, eligible: bool) -> None:
-        site = NetworkGraph.export(nn.Sequential(nn.Linear(64, 32)), torch.zeros(2, 64)).sites[0]
-        assert (comparison.two_of_four_obstacle(site, pattern) is None) == eligible
-
-    def test_two_of_four_kernels_by_shape(self, network: tuple[nn.Module, NetworkGraph]) -> None:
-        convolution, _, linear = network[1].sites
-        pattern = NM(n=2, m=4)
-        assert "convolutions stay dense" in str(comparison.two_of_four_obstacle(convolution, pattern))
-        assert "has 3 and 64" in str(comparison.two_of_four_obstacle(linear, pattern))
-        assert "50%" in str(comparison.two_of_four_obstacle(linear, Unstructured(sparsity=0.5)))
-
     def test_tasks_take_turns_and_the_warm_up_does_not_count(self) -> None:
         done: list[str] = []
 
