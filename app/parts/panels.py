@@ -202,29 +202,27 @@ def _faster(run: Run, config: RunConfig) -> None:
             "this was measured here; **Compare** times networks on this machine."
         )
         st.dataframe(
-            sums,
+            sums[["where", "answer", "layers", "share"]],
             hide_index=True,
-            row_height=64,  # whole sentences
-            alt="Each program: whether it could be faster, on how many layers, what it asks, and who says so",
+            alt="Each program: whether it could be faster, and on how many layers",
             column_config={
                 "where": st.column_config.TextColumn("Where", width=190),
                 "answer": st.column_config.TextColumn("Faster?", width=150),
                 "layers": st.column_config.TextColumn("Layers", width=80),
                 "share": st.column_config.NumberColumn("Of their weights", format="%.1f %%", width=110),
-                "asks": st.column_config.TextColumn("What it asks", width="large"),
-                "source": st.column_config.TextColumn("Who says so", width="large"),
-                "address": st.column_config.LinkColumn("Address", display_text="Open", width=70),
             },
         )
+        for row in sums.itertuples():
+            who = f"[{row.source}]({row.address})" if row.address else row.source
+            st.caption(f"**{row.where}** asks: {row.asks} ({who})")
         st.markdown("**Layer by layer**")
         st.dataframe(
             by_layer,
             hide_index=True,
-            height=330,
-            row_height=64,
+            height=280,
             alt="Each pruned layer: of each program whether it is eligible, or why not",
             column_config={"layer": "Layer", "shape": "Shape", "pattern": "Pattern"}
-            | {name: st.column_config.TextColumn(name, width=260) for name in sums["where"]},
+            | {name: st.column_config.TextColumn(name, width=300) for name in sums["where"]},
         )
 
 

@@ -305,7 +305,7 @@ def faster(log: Log, config: PruneConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
         runtime = RUNTIMES[answer.runtime]
         counts = f"{answer.eligible} of {answer.layers}"
         source = f"{runtime.source}, {runtime.day}" if runtime.day else runtime.source
-        sums.append((answer.runtime, answer.says, counts, 100 * answer.share, runtime.asks, source, runtime.address or None))
+        sums.append((answer.runtime, answer.says, counts, 100 * answer.share, runtime.asks, source, runtime.address))
     rows = [
         (
             *(layer(one.name), " x ".join(map(str, one.shape)), str(one.pattern)),

@@ -277,6 +277,7 @@ def test_where_it_will_be_faster_layer_by_layer_and_in_sum() -> None:
         eligible = int((by_layer[row.where] == "eligible, not measured").sum())
         assert row.layers == f"{eligible} of 24"
         assert row.answer == ("eligible, not measured" if eligible else "no")
+    assert [row.where for row in sums.itertuples() if not row.address] == ["Anywhere, by smaller shapes"]
     assert by_layer["pattern"].unique().tolist() == ["1:8"]
     assert by_layer["shape"].iloc[0] == "288 x 96"
 
