@@ -2,12 +2,16 @@
 
 import io
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app import report
+from snows.cli.flags import command
+from snows.plans.exports import FORMS, export, public
 from snows.runs import archive
 from snows.runs.store import Run
 
@@ -38,6 +42,10 @@ def downloads(run: Run) -> list[Download]:
             run.weights_path.read_bytes,
             "The pruned network's state dict, as safetensors. Removed weights are exactly zero.",
             weights,
+        ),
+        *(
+            Download(label, f"{stem}{ending}", mime, partial(exported, run, form, dtype), help_, weights)
+            for label, form, dtype, ending, mime, help_ in _EXPORTS
         ),
         Download(
             "Masks",
@@ -77,6 +85,40 @@ def downloads(run: Run) -> list[Download]:
             "All files of the run in one archive, which can be imported here or on another machine.",
         ),
     ]
+
+
+# What is made of a finished run when it is asked for: label, form, dtype, ending of the name, kind, and what it is.
+_EXPORTS = (
+    ("Packed", "packed", "float32", "-packed.safetensors", "application/octet-stream", FORMS["packed"].help),
+    (
+        "Packed, float16",
+        "packed",
+        "float16",
+        "-float16.safetensors",
+        "application/octet-stream",
+        "Packed, with weights in half precision; biases and norms stay as they are.",
+    ),
+    ("ONNX", "onnx", "float32", ".onnx", "application/octet-stream", FORMS["onnx"].help),
+    (
+        "For the hub",
+        "hub",
+        "float32",
+        "-hub.zip",
+        "application/zip",
+        "A folder for the Hugging Face hub: a card filled from this run, config.json, weights and packed weights. timm opens "
+        "it where the network is one of timm's.",
+    ),
+)
+
+
+def exported(run: Run, form: str, dtype: str) -> bytes:
+    """The run's network as one of `plans.exports.FORMS`; a folder as a zip of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, run.id)
+        export(run, form, output, dtype, command(public(run.config())))
+        if output.is_file():
+            return output.read_bytes()
+        return Path(shutil.make_archive(str(output), "zip", folder, run.id)).read_bytes()
 
 
 def masks_file(run: Run) -> bytes:

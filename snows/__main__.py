@@ -1,6 +1,6 @@
-"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | coverage |
-models | images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is the app's, as
-`app.report` is.
+"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | export |
+coverage | models | images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is
+the app's, as `app.report` is.
 
 Runs go to the same store as the app's, so each sees the other's. Results go to stdout, everything else to stderr.
 
@@ -17,6 +17,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from snows.cli.comparisons import compare_command, methods_command, slug, study_command
+from snows.cli.exports import export_command
 from snows.cli.flags import (
     PRUNE_FLAGS,
     RUN_FLAGS,
@@ -42,7 +43,7 @@ from snows.cli.sources import (
 )
 from snows.cli.work import work_command
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, PruneConfig, RunConfig, SolverConfig, as_path, explain
-from snows.plans import study
+from snows.plans import exports, study
 from snows.plans.comparisons import METHODS, USUAL
 from snows.plans.levels import PATTERNS
 from snows.process import prepare
@@ -178,6 +179,18 @@ def _parser() -> argparse.ArgumentParser:
 
     show = command("show", show_command, "Show one run: its settings, layers and results.")
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
+    faster = "Say, too, which programs could run it faster, layer by layer, and by whose word."
+    show.add_argument("--faster", action="store_true", help=faster)
+
+    out = command("export", export_command, "Write a run's network as a file or a folder for elsewhere.")
+    out.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
+    forms = " ".join(f"{name}: {form.help}" for name, form in exports.FORMS.items())
+    out.add_argument("--format", choices=exports.FORMS, default="safetensors", help=f"{forms} Default: safetensors.")
+    out.add_argument("--output", type=as_path, metavar="PATH", help="What to write. Default: the run's id and an ending.")
+    in_packed = "What a packed file stores weights in; biases and norms stay as they are. Default: float32."
+    out.add_argument("--dtype", choices=exports.DTYPES, help=in_packed)
+    sends = "With --format hub: send the folder to the Hugging Face hub, with the token of `hf auth login`. "
+    out.add_argument("--push", metavar="OWNER/NAME", help=sends + "What is new there is private.")
 
     summary = "Bring one layer's loss down by curvature and by gradients alone, from the same start, and say how far each came."
     descend = command("descend", descend_command, summary)

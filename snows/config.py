@@ -429,7 +429,10 @@ class RunConfig(_Config):
         "resnet20-fashion",
         description="resnet20-fashion, vit-fashion, resnet20-cifar10, resnet50-cifar100, timm:NAME or torchvision:NAME.",
     )
-    checkpoint: str | None = Field(None, description="A file with weights of your own: safetensors, or written by torch.save.")
+    checkpoint: str | None = Field(
+        None,
+        description="A file with weights of your own: safetensors, packed or not, or by torch.save; or a folder for the hub.",
+    )
     class_names: tuple[str, ...] = Field((), description="What the outputs mean, in order, where the network does not say.")
     data: str = Field(
         "fashion-mnist",

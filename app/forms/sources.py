@@ -247,8 +247,8 @@ def own_weights() -> None:
 
     with st.popover("Your own weights", icon=":material/upload_file:"):
         st.markdown(
-            "Weights of the network chosen above: safetensors, or what `torch.save` wrote, with all that a training keeps "
-            "beside them. Only tensors are read from it; nothing in it is run."
+            "Weights of the network chosen above: safetensors, packed or not, or what `torch.save` wrote, with all that a "
+            "training keeps beside them. Only tensors are read from it; nothing in it is run."
         )
         st.file_uploader(
             "Checkpoint",

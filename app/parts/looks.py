@@ -356,7 +356,8 @@ def _latencies(
 
 
 def speed_view(entries: list[Entry]) -> None:
-    from snows.measures import comparison, metrics
+    from snows.measures import metrics
+    from snows.measures.runtimes import two_of_four_obstacle
 
     networks = opened(entries)
     measured = st.session_state.setdefault("compare-measured", 0)
@@ -366,9 +367,9 @@ def speed_view(entries: list[Entry]) -> None:
     for label, inspection in networks.items():
         weights = inspection.parameters("pruned") if inspection.final is None else inspection.final
         size = metrics.size_bytes(weights, inspection.covered.patterns)
-        sizes[label] = (size.dense, comparison.csr_bytes(weights, list(inspection.masks)), size.packed)
+        sizes[label] = (size.dense, size.packed, size.half)
         obstacles[label] = {
-            s.name: comparison.two_of_four_obstacle(s, inspection.covered.patterns[s.name]) for s in inspection.sites
+            s.name: two_of_four_obstacle(s.shape, inspection.covered.patterns[s.name]) for s in inspection.sites
         }
 
     left, right = st.columns(2, gap="large")
@@ -395,10 +396,9 @@ def speed_view(entries: list[Entry]) -> None:
         label = st.selectbox("Of", list(networks), key="compare-why", persist_state="session", width=400)
     chosen = next(entry for entry in entries if entry.label == label)
     inspection = networks[label]
-    dense, sparse, packed = sizes[label]
     file = chosen.run.weights_path.stat().st_size
     density = chosen.metrics.get("density") or metrics.density(inspection.masks)
-    st.markdown(compare.why_smaller(dense, sparse, packed, file, str(chosen.config.prune.pattern), density))
+    st.markdown(compare.why_smaller(*sizes[label], file, str(chosen.config.prune.pattern), density))
     work = metrics.multiply_adds(inspection.graph, inspection.images.evaluation[:1], inspection.masks)
     eligible = sum(reason is None for reason in obstacles[label].values())
     if label in seconds:

@@ -178,6 +178,8 @@ def _finished(run: Run, config: RunConfig) -> None:
             border=True,
             height="stretch",
         )
+    if sizes := run_tables.size_sentence(metrics):
+        st.caption(sizes)
     if run.weights_path.exists():
         name = re.sub(r"[^\w.-]+", "-", f"{config.model}-{config.prune.pattern}-{run.id}")
         st.download_button(
@@ -189,6 +191,42 @@ def _finished(run: Run, config: RunConfig) -> None:
             on_click="ignore",
             key=f"download-{run.id}",
             help="The network's state dict, as safetensors. Removed weights are exactly zero.",
+        )
+    _faster(run, config)
+
+
+def _faster(run: Run, config: RunConfig) -> None:
+    folded = st.expander("Where will it be faster?", icon=":material/speed:", key=f"faster-{run.id}", on_change="rerun")
+    if not folded.open:
+        return
+    sums, by_layer = run_tables.faster(run.log(), config.prune)
+    with folded:
+        st.markdown(
+            "Which programs could leave out the work of the zeros, by what their makers say that a layer must be. Nothing of "
+            "this was measured here; **Compare** times networks on this machine."
+        )
+        st.dataframe(
+            sums[["where", "answer", "layers", "share"]],
+            hide_index=True,
+            alt="Each program: whether it could be faster, and on how many layers",
+            column_config={
+                "where": st.column_config.TextColumn("Where", width=190),
+                "answer": st.column_config.TextColumn("Faster?", width=150),
+                "layers": st.column_config.TextColumn("Layers", width=80),
+                "share": st.column_config.NumberColumn("Of their weights", format="%.1f %%", width=110),
+            },
+        )
+        for row in sums.itertuples():
+            who = f"[{row.source}]({row.address})" if row.address else row.source
+            st.caption(f"**{row.where}** asks: {row.asks} ({who})")
+        st.markdown("**Layer by layer**")
+        st.dataframe(
+            by_layer,
+            hide_index=True,
+            height=280,
+            alt="Each pruned layer: of each program whether it is eligible, or why not",
+            column_config={"layer": "Layer", "shape": "Shape", "pattern": "Pattern"}
+            | {name: st.column_config.TextColumn(name, width=300) for name in sums["where"]},
         )
 
 

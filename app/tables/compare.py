@@ -475,27 +475,22 @@ def sign_tests(by_network: "Mapping[str, SignTest]") -> pd.DataFrame:
 
 
 def sizes(by_network: Mapping[str, tuple[int, int, int]]) -> pd.DataFrame:
-    """Bytes as label, form, bytes. `by_network`: a label to its dense, sparse and packed size."""
-    forms = ("Dense, zeros included", "Sparse rows (CSR)", "Packed")
+    """Bytes as label, form, bytes. `by_network`: a label to its size dense, packed, and packed in half precision."""
+    forms = ("Dense, zeros included", "Packed", "Packed, half precision")
     rows = []
     for label, by_form in by_network.items():
         rows += [(label, form, count) for form, count in zip(forms, by_form, strict=True)]
     return pd.DataFrame(rows, columns=["label", "form", "bytes"])
 
 
-def why_smaller(dense: int, sparse: int, packed: int, file: int, pattern: str, density: float) -> str:
+def why_smaller(dense: int, packed: int, half: int, file: int, pattern: str, density: float) -> str:
     """Why a pruned model's file is, or is not, smaller."""
-    says = (
-        f"The file holds {size(file)}: every weight is written, the zeros too, so that any program can load it. "
-        f"Kept values with their positions would take {size(packed)} ({100 * packed / dense:.0f} % of "
-        f"{size(dense)}), "
-    )
-    if sparse >= dense:
-        says += "while the general sparse format saves nothing: 32 bits of position a value cost as much as the value."
-    else:
-        says += f"the general sparse format {size(sparse)}, since it spends 32 bits on each position."
-    return says + (
-        f" Of the pruned layers' weights {100 * density:.0f} % are kept ({pattern}); layers left dense, biases and norms count "
+    return (
+        f"The run's own file holds {size(file)}: every weight is written, the zeros too, so that any program can load it. "
+        f"A packed file, of the kept values and the bits that say where they lie, takes {size(packed)} "
+        f"({100 * packed / dense:.0f} % of {size(dense)}), with weights in half precision {size(half)}, "
+        f"{dense / half:.3g} times less than the dense network. "
+        f"Of the pruned layers' weights {100 * density:.0f} % are kept ({pattern}); layers left dense, biases and norms count "
         "in full."
     )
 

@@ -5,7 +5,7 @@ Pure functions of a list of events; which record of a layer counts, and how far 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from app.words import cg_ended, counted, layer
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Dense, PruneConfig, Unstructured
 from snows.events import (
     BudgetChosen,
     CGIteration,
@@ -297,6 +297,42 @@ def coverage(plan: "Plan") -> pd.DataFrame:
         *((f"{len(names)} others", "", "all", f"{reason}: {', '.join(names)}") for reason, names in many.items()),
     ]
     return pd.DataFrame(rows, columns=["layer", "shape", "keeps", "reason"])
+
+
+def size_sentence(metrics: Mapping[str, float | None]) -> str:
+    """What the pruned network takes by the bit; empty where it was not measured."""
+    dense, packed, half = (metrics.get(name) for name in ("dense_bytes", "packed_bytes", "half_bytes"))
+    if not dense or not packed:
+        return ""
+    says = f"The dense network takes {size(dense)}; this one, packed, {size(packed)}"
+    if half:
+        says += f", with weights in half precision {size(half)}, {dense / half:.3g} times less"
+    return says + "."
+
+
+def faster(log: Log, config: PruneConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Where the pruned network will be faster, see `snows.measures.runtimes`: a row for each program (where, answer, layers,
+    share in percent, asks, source, day, address), and one for each layer (layer, shape, pattern, and of each program why not,
+    or that it is eligible)."""
+    from snows.measures.runtimes import RUNTIMES, answers
+    from snows.runs.inspection import pruned_layers
+
+    layers = pruned_layers(log, config)
+    sums = []
+    for answer in answers(layers):
+        runtime = RUNTIMES[answer.runtime]
+        counts = f"{answer.eligible} of {answer.layers}"
+        source = f"{runtime.source}, {runtime.day}" if runtime.day else runtime.source
+        sums.append((answer.runtime, answer.says, counts, 100 * answer.share, runtime.asks, source, runtime.address))
+    rows = [
+        (
+            *(layer(one.name), " x ".join(map(str, one.shape)), str(one.pattern)),
+            *(runtime.obstacle(one, layers) or "eligible, not measured" for runtime in RUNTIMES.values()),
+        )
+        for one in layers
+    ]
+    columns = ["where", "answer", "layers", "share", "asks", "source", "address"]
+    return pd.DataFrame(sums, columns=columns), pd.DataFrame(rows, columns=["layer", "shape", "pattern", *RUNTIMES])
 
 
 def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:

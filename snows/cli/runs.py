@@ -12,9 +12,10 @@ from typing import Any
 from snows import events
 from snows.cli.flags import BUDGET_FLAGS, PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table, with_flags
-from snows.config import InputError
-from snows.measures.names import MEASURES, said
+from snows.config import InputError, PruneConfig
+from snows.measures.names import MEASURES, percent, said
 from snows.plans.words import as_called, run_name
+from snows.runs.log import Log
 from snows.runs.store import Run, RunStore, default_root
 
 # --- prune ---
@@ -213,11 +214,31 @@ def show_command(given: argparse.Namespace) -> int:
         rows.append((event.site, *pattern, density, str(event.exchanged), *losses, held_back, seconds, event.status))
     if len(rows) > 1:
         sys.stdout.write(table(rows) + "\n")
+    if given.faster:
+        sys.stdout.write(_faster(log, config.prune) + "\n")
     if log.failure:
         sys.stdout.write(log.failure.message + "\n")
     if metrics := run.metrics():
         sys.stdout.write(_summary(run, metrics) + "\n")
     return FINISHED
+
+
+def _faster(log: Log, config: PruneConfig) -> str:
+    """Where the network will be faster: each program that runs networks, in sum and layer by layer, and its source."""
+    from snows.measures.runtimes import RUNTIMES, answers
+    from snows.runs.inspection import pruned_layers
+
+    layers = pruned_layers(log, config)
+    sums = [("WHERE", "ANSWER", "LAYERS", "OF THEIR WEIGHTS")]
+    sums += [(a.runtime, a.says, f"{a.eligible} of {a.layers}", percent(a.share)) for a in answers(layers)]
+    parts = [table(sums)]
+    for name, runtime in RUNTIMES.items():
+        source = f"\n{runtime.source}, {runtime.day}: {runtime.address}" if runtime.address else ""
+        why = {layer.name: runtime.obstacle(layer, layers) or "eligible, not measured" for layer in layers}
+        alike = set(why.values())  # what is said alike of all layers is said once
+        rows = [(f"all {len(why)} layers", *alike)] if len(alike) == 1 else list(why.items())
+        parts.append(f"{name}: {runtime.asks}{source}\n{table(rows) if rows else ''}")
+    return "\n".join(parts)
 
 
 def _summary(run: Run, metrics: dict[str, float | None]) -> str:
@@ -229,6 +250,8 @@ def _summary(run: Run, metrics: dict[str, float | None]) -> str:
         "agreement",
         "divergence",
         "density",
+        "packed_bytes",
+        "half_bytes",
         "seconds",
         "num_products",
     )

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snows.config import NM, Dense, Unstructured
 from snows.measures import metrics
 from snows.method.graph import Frontier, NetworkGraph, Site
-from snows.method.sparsity import semi_structured_shape_obstacle
 
 # --- answers ---
 
@@ -150,28 +148,6 @@ def by_depth(
 
 
 # --- size and speed ---
-
-
-def csr_bytes(state: Mapping[str, Tensor], pruned: Sequence[str]) -> int:
-    """Bytes of `state` with the weights in `pruned` as compressed sparse rows, where that is smaller: the kept values, a 32-bit
-    column each, and a 32-bit offset a row."""
-    total = 0
-    for name, tensor in state.items():
-        whole = tensor.numel() * tensor.element_size()
-        num_values = int(tensor.count_nonzero())
-        sparse = num_values * (tensor.element_size() + 4) + 4 * (tensor.shape[0] + 1) if name in pruned else whole
-        total += min(sparse, whole)
-    return total
-
-
-def two_of_four_obstacle(site: Site, pattern: NM | Unstructured | Dense) -> str | None:
-    """Why the layer cannot run on PyTorch's 2:4 kernels, by pattern and shape alone; None where it can, given an NVIDIA GPU of
-    compute capability 8.0 or later and half precision."""
-    # Two of four are left of every larger group that leaves no more, such as 1:8, and of two groups of 1:2.
-    leaves_two = isinstance(pattern, NM) and ((pattern.m % 4 == 0 and pattern.n <= 2) or (pattern.m == 2 and pattern.n == 1))
-    if not leaves_two:
-        return f"The kernels need at most 2 of 4 weights kept, and this layer's pattern is {pattern}."
-    return semi_structured_shape_obstacle(site.shape)
 
 
 def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -97,19 +97,23 @@ def multiply_adds(graph: NetworkGraph, image: Tensor, masks: Mapping[str, Tensor
 
 
 class Size(NamedTuple):
-    """Bytes of a network's tensors: as they are, and with pruned weights stored as kept values and their positions."""
+    """Bytes of a network's tensors: as they are; with pruned weights stored as kept values and their positions; and with all
+    weights, of two or more dimensions, in half precision besides. The last two are what `export.packed` writes."""
 
     dense: int
     packed: int
+    half: int
 
 
 def size_bytes(state: Mapping[str, Tensor], patterns: Mapping[str, NM | Unstructured | Dense] | None = None) -> Size:
     """Sizes of `state`, whose tensors named in `patterns` are pruned, see `sparsity.packed_bytes`. Unstructured weights keep
     what is not zero."""
-    dense = packed = 0
+    dense = packed = half = 0
     for name, tensor in state.items():
-        pattern = (patterns or {}).get(name, Dense())
+        pattern, width = (patterns or {}).get(name, Dense()), tensor.element_size()
         kept = int(tensor.count_nonzero()) if isinstance(pattern, Unstructured) else tensor.numel()
-        dense += tensor.numel() * tensor.element_size()
-        packed += packed_bytes(tensor.numel(), kept, pattern, tensor.element_size())
-    return Size(dense, packed)
+        dense += tensor.numel() * width
+        packed += packed_bytes(tensor.numel(), kept, pattern, width)
+        narrow = min(width, 2) if tensor.is_floating_point() and tensor.ndim >= 2 else width
+        half += packed_bytes(tensor.numel(), kept, pattern, narrow)
+    return Size(dense, packed, half)

@@ -148,7 +148,14 @@ MEASURES = {
     "density": _share(
         "Weights kept", "The share of weights kept, in the layers that were pruned.", more_is_better=False, of_images=False
     ),
-    "packed_bytes": Measure("Size", "With kept weights stored as values and positions.", "MB", 1e-6, words=size),
+    "packed_bytes": Measure("Size", "With kept weights stored as values and positions: a packed file.", "MB", 1e-6, words=size),
+    "half_bytes": Measure(
+        "Size, half precision",
+        "Of a packed file whose weights are stored in 16 bits, kept or not; biases and norms as they are.",
+        "MB",
+        1e-6,
+        words=size,
+    ),
     "bits": Measure(
         "Bits a weight",
         "Of that size, shared out over all weights of the network: the values that are kept with their positions, and what was "

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from snows.config import NM, AnyPath, Dense, InputError, Unstructured, as_path
+from snows.packed import BITS, PackedError, form_of, is_packed, position_bits, read_packed
 
 _INPUTS = {"conv1d": "input channels", "conv2d": "input channels", "conv3d": "input channels", "linear": "input features"}
 
@@ -69,12 +70,14 @@ def packed_bytes(size: int, kept: int, pattern: NM | Unstructured | Dense, width
     """Bytes of a weight of `size` values of `width` bytes, of which it keeps `kept`, stored as these and their positions.
 
     N:M stores N values a group and ceil(log2 M) bits for the position of each, the sparse tensor cores' format (Mishra et al.,
-    2021). Unstructured weights store what they keep and one bit a weight. A weight that would grow is stored as it is.
+    2021), or, where that is less, one bit a weight. Unstructured weights store what they keep and one bit a weight. A weight
+    that would grow is stored as it is. `snows.packed` says how.
     """
     match pattern:
         case NM(n=n, m=m):
             values = size // m * n
-            small = values * width + -(-values * (m - 1).bit_length() // 8)
+            bits = size if form_of(pattern) == BITS else values * position_bits(pattern)
+            small = values * width + -(-bits // 8)
         case Unstructured():
             small = kept * width + -(-size // 8)
         case _:
@@ -222,14 +225,17 @@ def semi_structured_shape_obstacle(shape: tuple[int, ...]) -> str | None:
 def read_mask_file(path: AnyPath) -> dict[str, Tensor]:
     """Masks by parameter name, in the parameters' shapes, from a `.safetensors` file.
 
-    A file with bool tensors is a saved mask and gives those. Any other is a pruned checkpoint: the zeros of each weight with
-    two or more dimensions are its mask. Raises `MaskError` for a file that is missing, damaged or removes no weight.
+    A file with bool tensors is a saved mask and gives those. Any other is a pruned checkpoint, packed or not: the zeros of each
+    weight with two or more dimensions are its mask. Raises `MaskError` for a file that is missing, damaged or removes no
+    weight.
     """
     path = as_path(path)
     try:
-        tensors = load_file(path)
+        tensors = read_packed(path) if is_packed(path) else load_file(path)
     except FileNotFoundError:
         raise MaskError(f"There is no mask file {path}. Check the path.") from None
+    except PackedError as error:
+        raise MaskError(str(error)) from error
     except (SafetensorError, OSError) as error:
         raise MaskError(
             f"{path} cannot be read as a safetensors file ({error}). It may be cut short or of another format: save it again."

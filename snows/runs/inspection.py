@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from snows.config import InputError
+from snows.config import InputError, PruneConfig
+from snows.measures.runtimes import Layer
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage, coverage
 from snows.method.graph import NetworkGraph, Site
@@ -167,6 +168,14 @@ def _results(
         elif final is not None and site.name in final:  # a run that came without its layers' files: what is zero was pruned
             weights[site.name], masks[site.name] = final[site.name], final[site.name] != 0
     return weights, masks, final
+
+
+def pruned_layers(log: Log, config: PruneConfig) -> list[Layer]:
+    """The finished layers as `measures.runtimes` takes them, in network order; no network is opened."""
+    return [
+        Layer(done.site, tuple(log.begun[done.site].shape), log.pattern_of(done.site, config), done.density)
+        for done in log.layers()
+    ]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ layer: within a sweep the last one counts, and for the layer as a whole that of 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from snows.config import NM, Dense, Unstructured, parse_pattern
+from snows.config import NM, Budget, Dense, PruneConfig, Unstructured, parse_pattern
 from snows.events import (
     BudgetChosen,
     Event,
@@ -113,6 +113,16 @@ class Log:
     def chosen(self) -> dict[str, NM | Unstructured | Dense] | None:
         """The pattern that a budget gives each weight, by name; None before it has, and without one."""
         return None if self.budget is None else {name: parse_pattern(text) for name, text in self.budget.patterns.items()}
+
+    def pattern_of(self, site: str, config: PruneConfig) -> NM | Unstructured | Dense:
+        """The pattern to which `config` prunes a site: its own, the budget's for it, or that of all.
+
+        Raises `KeyError` where a budget has not given it one yet.
+        """
+        own = config.overrides.get(site, config.overrides.get(site.rpartition(".")[0]))
+        if own is not None or not isinstance(config.pattern, Budget):
+            return own or config.pattern  # type: ignore[return-value]
+        return (self.chosen or {})[site]
 
     @property
     def sweeps(self) -> int:

@@ -105,6 +105,7 @@ def _execute(run: Run, worker_device: str | None) -> events.RunFinished:
         "num_products": result.num_products + sum(e.num_products for e in earlier),
         "dense_bytes": size.dense,
         "packed_bytes": size.packed,
+        "half_bytes": size.half,
         "num_evaluation": len(images.evaluation),
         "chance": 1 / dense_logits.shape[1],
     }

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from snows.config import InputError
+from snows.packed import PackedError, is_packed, read_packed
 from snows.sources.unpack import not_weights
 
 # Counts of training steps; evaluation never reads them and exporters drop them.
@@ -30,6 +31,7 @@ _WRAPPERS = frozenset({"module", "model", "_orig_mod", "_checkpoint_wrapped_modu
 # What a file's own entry for the network is called, and words for a copy that is averaged over training steps.
 _PLAIN = frozenset({"", "state", "dict", "params", "weights", "net", "network", "model", "module"})
 _AVERAGED = frozenset({"ema", "average", "averaged", "avg", "shadow", "teacher", "momentum", "swa", "target", "polyak"})
+EXPORTED = "model.safetensors"  # what the weights are called in a folder for the hub
 _MOST_LEVELS = 64
 _MOST_PICKLE_BYTES = 64 * 2**20  # of names and settings, tensors aside
 _reading = threading.Lock()
@@ -48,12 +50,14 @@ class CheckpointError(InputError):
 
 
 def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by the network's names, memory-mapped where the file allows it, so that shapes can be
-    compared before a value is read.
+    """The tensors of a checkpoint (a file, or a folder for the hub) by the network's names, memory-mapped where the file allows
+    it, so that shapes can be compared before a value is read.
 
     Of several copies of the network the bare one is taken before an averaged one. Weights that are kept as parts (`weight_orig`
     with `weight_mask`, `weight_g` with `weight_v`) are put together. Raises `CheckpointError`.
     """
+    if path.is_dir():  # as `snows.plans.exports` writes them, and the hub
+        path /= EXPORTED
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint file {path}.")
     # A training checkpoint holds optimizer moments and averages too: several times the network, never a hundred times.
@@ -65,9 +69,11 @@ def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
             "another network."
         )
     try:
-        return _network(_content(path), module, path)
+        return _network(_content(path, own), module, path)
     except CheckpointError:
         raise
+    except PackedError as error:
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # a damaged file makes the readers raise anything at all
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint; it is damaged or not one at all ({type(error).__name__})."
@@ -77,18 +83,20 @@ def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
 # --- what a file holds ---
 
 
-def _content(path: Path) -> object:
+def _content(path: Path, most_values: int) -> object:
     with path.open("rb") as file:
         start = file.read(64)
         if reason := not_weights(start):
             raise CheckpointError(f"{path} {reason}.")
+        # Safetensors begin with the length of their header, whose lowest byte may be that of a pickle.
+        if start[8:9] == b"{" and start[4:8] == bytes(4):
+            # A value for each of the network's bytes: four times what it has.
+            return read_packed(path, most_values + 2**20) if is_packed(path) else load_file(path)
         if start.startswith(b"PK"):
             names = _names_in_zip(path)
-        elif start.startswith(b"\x80"):
+        else:
             file.seek(0)
             names = _names_in_pickles(file)
-        else:
-            return load_file(path)
     for kinds in (_as_mapping, _as_list):
         stand_ins: list[Any] = [(kinds(name), name) for name in names]
         # The names are known to the whole process while a file is read, so one is read at a time.
@@ -291,8 +299,7 @@ def _normalized(length: Tensor, direction: Tensor) -> Tensor | None:
 
 
 _PARTS: tuple[tuple[str, str, str, Callable[[Tensor, Tensor], Tensor | None]], ...] = (
-    ("weight_orig", "weight_mask", "weight", _masked),
-    ("bias_orig", "bias_mask", "bias", _masked),
+    ("_orig", "_mask", "", _masked),
     ("weight_g", "weight_v", "weight", _normalized),
     ("parametrizations.weight.original0", "parametrizations.weight.original1", "weight", _normalized),
 )

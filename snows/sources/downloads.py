@@ -121,9 +121,14 @@ def from_hub(repository: str, file: str, name: str, report: Report | None) -> Pa
     except EntryNotFoundError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):
+        if is_of_connection(error):
             raise _unreachable(name, address, first_line(error)) from error
         raise
+
+
+def is_of_connection(error: Exception) -> bool:
+    """Whether what the hub's client raised says that it could not reach the hub, or not to the end."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 
 def from_address(address: str, sha256: str, name: str, report: Report | None) -> Path:

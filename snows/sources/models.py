@@ -95,9 +95,19 @@ class ResNet20(nn.Module):
 
 
 def _vit_fashion() -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
+    import timm
 
-    return VisionTransformer(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=96, depth=6, num_heads=3)
+    # By timm's own factory, which notes how it is built again and how its images are prepared (`Bundled.preprocess`).
+    prepared = {
+        "tag": "fashion_mnist",
+        "input_size": (1, 28, 28),
+        "mean": (0.286,),
+        "std": (0.353,),
+        "crop_pct": 1.0,
+        "license": "mit",
+    }
+    sizes: dict[str, Any] = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 6, "num_heads": 3}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=10, pretrained_cfg_overlay=prepared, **sizes)
 
 
 @dataclass(frozen=True)

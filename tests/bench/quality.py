@@ -147,6 +147,7 @@ def size_of(name: str, pattern: str) -> dict:
         "density": metrics.density(result.masks),
         "dense_bytes": size.dense,
         "packed_bytes": size.packed,
+        "half_bytes": size.half,
         "dense_multiply_adds": work.dense,
         "multiply_adds": work.pruned,
     }

@@ -144,3 +144,16 @@ def test_a_recorded_run_is_only_looked_at(address: str, browser: Browser) -> Non
     page.get_by_test_id("stMain").get_by_role("link", name="Prune").click()
     expect(page.get_by_role("heading", name=recorded.config().model)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_a_run_says_where_it_will_be_faster_when_that_is_opened(address: str, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}/prune")
+    folded = page.get_by_text("Where will it be faster?")
+    expect(folded).to_be_visible()
+    expect(page.get_by_text("Layer by layer")).to_have_count(0)
+    folded.click()
+    expect(page.get_by_text("Layer by layer")).to_be_visible()
+    # What a grid shows is told to those who cannot see it.
+    expect(page.get_by_text("eligible, not measured").first).to_be_attached()
+    expect(page.get_by_text("Plain PyTorch").first).to_be_attached()

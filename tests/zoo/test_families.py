@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,9 +11,13 @@ import torch
 import torchvision
 from torch import nn
 
-from snows.config import Dense, PruneConfig
+from snows.config import NM, Dense, PruneConfig, Unstructured
+from snows.export.files import save_weights
+from snows.export.packed import save_packed
 from snows.method.coverage import coverage
 from snows.method.graph import NetworkGraph
+from snows.method.sparsity import from_matrix, keep_mask, to_matrix
+from snows.sources import checkpoints
 from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
 
 CLASSES = 5
@@ -95,6 +100,28 @@ def build(name: str) -> nn.Module:
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_family_comes_back_from_a_packed_file(name: str, dtype: str | None, tmp_path: Path) -> None:
+    module = build(name)
+    for parameter in module.parameters():
+        if parameter.ndim in (2, 4):
+            pattern = NM(n=1, m=4) if parameter.shape[1] % 4 == 0 else Unstructured(sparsity=0.7)
+            parameter.data *= from_matrix(keep_mask(to_matrix(parameter.data).abs(), pattern), parameter.shape)
+    state = module.state_dict()
+    save_packed(tmp_path / "packed.safetensors", state, [NM(n=1, m=4)], dtype)
+    save_weights(tmp_path / "whole.safetensors", state)
+    assert (tmp_path / "packed.safetensors").stat().st_size < 0.8 * (tmp_path / "whole.safetensors").stat().st_size
+    other = copy.deepcopy(module)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    checkpoints.load_into(other, checkpoints.read(tmp_path / "packed.safetensors", other), tmp_path)
+    for key, tensor in other.state_dict().items():
+        narrow = dtype is not None and tensor.ndim >= 2 and tensor.is_floating_point()
+        assert torch.equal(tensor, state[key].bfloat16().to(tensor.dtype) if narrow else state[key]), key
 
 
 @pytest.mark.slow

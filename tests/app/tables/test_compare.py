@@ -254,11 +254,10 @@ class TestWhy:
         assert "on NVIDIA A100" in words
 
     def test_smaller_only_when_packed(self) -> None:
-        words = compare.why_smaller(2_000_000, 2_000_000, 1_100_000, 2_010_000, "2:4", 0.5)
-        assert "The file holds 2.01 MB" in words
-        assert "1.1 MB (55 % of 2 MB)" in words
-        assert "saves nothing" in words
-        assert "general sparse format 1.5 MB" in compare.why_smaller(2_000_000, 1_500_000, 900_000, 1, "1:4", 0.25)
+        words = compare.why_smaller(2_000_000, 1_100_000, 560_000, 2_010_000, "2:4", 0.5)
+        assert "own file holds 2.01 MB" in words
+        assert "takes 1.1 MB (55 % of 2 MB)" in words
+        assert "half precision 560 kB, 3.57 times less" in words
 
 
 class TestBesideEachOther:

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,3 +282,24 @@ def test_a_queued_run_says_whom_it_waits_for(
     holder: str, place: int | None, device: str | None, in_line: bool, sentence: str
 ) -> None:
     assert run_tables.waits_for(holder, place, device=device, in_line=in_line).startswith(sentence)
+
+
+def test_where_it_will_be_faster_layer_by_layer_and_in_sum() -> None:
+    recorded = RunStore(Path(__file__).parents[3] / "assets" / "runs")
+    (run,) = (run for run in recorded.list() if run.config().model == "vit-fashion")
+    sums, by_layer = run_tables.faster(run.log(), run.config().prune)
+    assert sums["where"].tolist() == list(by_layer.columns[3:])
+    for row in sums.itertuples():
+        eligible = int((by_layer[row.where] == "eligible, not measured").sum())
+        assert row.layers == f"{eligible} of 24"
+        assert row.answer == ("eligible, not measured" if eligible else "no")
+    assert [row.where for row in sums.itertuples() if not row.address] == ["Anywhere, by smaller shapes"]
+    assert by_layer["pattern"].unique().tolist() == ["1:8"]
+    assert by_layer["shape"].iloc[0] == "288 x 96"
+
+
+def test_the_size_is_said_by_the_bit_as_far_as_it_was_measured() -> None:
+    whole = {"dense_bytes": 1_000_000.0, "packed_bytes": 300_000.0}
+    assert run_tables.size_sentence(whole) == "The dense network takes 1 MB; this one, packed, 300 kB."
+    assert run_tables.size_sentence(whole | {"half_bytes": 160_000.0}).endswith("in half precision 160 kB, 6.25 times less.")
+    assert run_tables.size_sentence({"packed_bytes": 1.0}) == ""

@@ -2,6 +2,7 @@
 
 import io
 import math
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from app import state, take_along
 from app.tables import runs
 from app.work import views
 from snows.config import NM, RunConfig
+from snows.packed import read_packed
 from snows.runs import archive
 from snows.runs.store import Labels, Run, RunStore
 from tests.app import helpers
@@ -151,14 +153,18 @@ class TestTable:
 
 
 class TestDownloads:
-    def test_all_there_is_of_a_finished_run(self, store: RunStore) -> None:
+    def test_all_there_is_of_a_finished_run(self, store: RunStore, tmp_path: Path) -> None:
         run = helpers.write_run(store, "finished", config=config("1:4"))
         weights = {site: torch.tensor([[0.0, 1.0]]) for site in helpers.SITES}
         run.save_weights(weights)
         files = {file.label: file for file in take_along.downloads(run)}
-        assert [file.obstacle for file in files.values()] == [""] * 6
+        assert [file.obstacle for file in files.values()] == [""] * 10
         assert {label: file.file_name for label, file in files.items()} == {
             "Weights": f"{run.id}.safetensors",
+            "Packed": f"{run.id}-packed.safetensors",
+            "Packed, float16": f"{run.id}-float16.safetensors",
+            "ONNX": f"{run.id}.onnx",
+            "For the hub": f"{run.id}-hub.zip",
             "Masks": f"{run.id}-masks.safetensors",
             "Config": f"{run.id}-config.json",
             "Events": f"{run.id}-events.jsonl",
@@ -166,6 +172,9 @@ class TestDownloads:
             "Whole run": f"{run.id}.zip",
         }
         assert load(files["Weights"].content()).keys() == weights.keys()
+        packed = tmp_path / "packed.safetensors"
+        packed.write_bytes(files["Packed, float16"].content())
+        assert torch.equal(read_packed(packed)["fc.weight"], weights["fc.weight"].half())
         assert RunConfig.model_validate_json(files["Config"].content()) == run.config()
         assert files["Events"].content() == (run.path / "events.jsonl").read_bytes()
         assert b"1:4" in files["Report"].content()
@@ -174,6 +183,16 @@ class TestDownloads:
         assert with_masks["fc.weight"].tolist() == [[False, True]]
         elsewhere = RunStore(store.root.parent / "elsewhere")
         assert archive.import_run(elsewhere, io.BytesIO(files["Whole run"].content())).config() == run.config()
+
+    def test_a_folder_for_the_hub_comes_as_a_zip(self) -> None:
+        recorded = RunStore(Path(__file__).parents[3] / "assets" / "runs")
+        (run,) = (run for run in recorded.list() if run.config().model == "vit-fashion")
+        (file,) = (file for file in take_along.downloads(run) if file.label == "For the hub")
+        with zipfile.ZipFile(io.BytesIO(file.content())) as folder:
+            assert {name for name in folder.namelist() if not name.endswith("/")} == {
+                f"{run.id}/{name}" for name in ("README.md", "config.json", "model.safetensors", "packed.safetensors")
+            }
+            assert "python -m snows prune --model vit-fashion" in folder.read(f"{run.id}/README.md").decode()
 
     def test_masks_can_be_the_mask_of_a_new_run(self, store: RunStore, tmp_path: Path) -> None:
         from snows.method.sparsity import read_mask_file
@@ -187,7 +206,8 @@ class TestDownloads:
     def test_what_is_not_there_yet_has_a_reason(self, store: RunStore) -> None:
         run = store.create(RunConfig())
         obstacles = {file.label: file.obstacle for file in take_along.downloads(run)}
-        assert [label for label, why in obstacles.items() if why] == ["Weights", "Masks", "Events"]
+        exports = ["Packed", "Packed, float16", "ONNX", "For the hub"]
+        assert [label for label, why in obstacles.items() if why] == ["Weights", *exports, "Masks", "Events"]
         run.save_site(0, torch.ones(2), torch.ones(2, dtype=torch.bool))
         assert {file.label: file.obstacle for file in take_along.downloads(run)}["Masks"] == ""
 

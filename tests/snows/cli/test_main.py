@@ -640,6 +640,7 @@ def test_study_goes_on_after_an_interruption(execute: Callable, store: RunStore,
         ("study --k 3 soon", 2, "k_steps must be a whole number"),
         ("study --k 1 3 --num-calibration 0", 2, "num_calibration must be at least 1"),
         ("study nonsense", 2, "There is no run 'nonsense'"),
+        ("export nonsense", 2, "There is no run 'nonsense'"),
         ("study --resume nonsense", 2, "There is no comparison 'nonsense'"),
     ],
 )
@@ -1105,3 +1106,64 @@ def test_a_worker_for_a_card_where_there_is_none_takes_nothing(store: RunStore, 
     assert run.state() == "queued"
     assert main(["work", "--device", "gpu"]) == 2
     assert "device" in capsys.readouterr().err
+
+
+def test_show_says_where_it_will_be_faster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SNOWS_RUNS", str(ROOT / "assets" / "runs"))
+    assert main(["show", "recorded-1-vit-fashion", "--faster"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"NVIDIA GPU, 2:4 +eligible, not measured +\d+ of 24 ", out)
+    assert re.search(r"Core ML, processor +eligible, not measured +24 of 24 +100 %", out)
+    assert re.search(r"ONNX Runtime +no +0 of 24 +0", out)
+    assert "written on 27 October 2020: https://github.com/microsoft/onnxruntime/issues/5578" in out
+    assert main(["show", "recorded-1-vit-fashion"]) == 0
+    assert "ONNX Runtime" not in capsys.readouterr().out
+
+
+# --- export ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--format onnx --dtype float16", "--dtype is for packed files (--format packed or hub). Leave it out."),
+        ("--format packed --push me/it", "--push sends a folder for the hub. Add --format hub."),
+        ("--format packed", "has no pruned network yet. Wait until it has finished, or resume it."),
+        ("--format csv", "invalid choice: 'csv'"),
+    ],
+)
+def test_an_export_that_cannot_be_is_explained(
+    flags: str, sentence: str, store: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = store.create(RunConfig())
+    arguments = ["export", run.id, "--output", str(tmp_path / "out"), *flags.split()]
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_written_and_pushed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SNOWS_RUNS", str(ROOT / "assets" / "runs"))
+    sent: list[tuple[Path, str]] = []
+
+    def push(folder: Path, repository: str) -> str:
+        sent.append((folder, repository))
+        return "https://hub/" + repository
+
+    monkeypatch.setattr("snows.cli.exports.push", push)
+    folder = tmp_path / "folder"
+    assert main(f"export recorded-2-resnet20-fashion --format hub --output {folder} --push me/it".split()) == 0
+    assert capsys.readouterr().out == f"{folder}\nhttps://hub/me/it\n"
+    assert sent == [(folder, "me/it")]
+    assert (folder / "README.md").exists()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "recorded-2-resnet20-fashion", "--format", "packed", "--dtype", "float16"]) == 0
+    assert capsys.readouterr().out == "recorded-2-resnet20-fashion-packed.safetensors\n"
+    whole = (ROOT / "assets" / "runs" / "recorded-2-resnet20-fashion" / "weights.safetensors").stat().st_size
+    assert (tmp_path / "recorded-2-resnet20-fashion-packed.safetensors").stat().st_size < whole / 4

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snows.config import NM, Unstructured
 from snows.measures import comparison
 from snows.measures.comparison import OUTPUT, Flip
 from snows.measures.metrics import NO_ANSWER
@@ -156,38 +155,6 @@ class TestByDepth:
 
 
 class TestSizeAndSpeed:
-    def test_csr_is_what_torch_would_store(self) -> None:
-        weight = torch.zeros(6, 40)
-        weight[:, ::8] = 1.5
-        bias = torch.zeros(6)
-        csr = weight.to_sparse_csr()
-        stored = 4 * (csr.values().numel() + csr.col_indices().numel() + csr.crow_indices().numel())
-        assert comparison.csr_bytes({"weight": weight, "bias": bias}, ["weight"]) == stored + 4 * 6
-
-    def test_csr_of_a_weight_that_is_half_full_would_be_larger_so_it_stays_dense(self) -> None:
-        weight = torch.ones(4, 8)
-        weight[:, ::2] = 0
-        assert comparison.csr_bytes({"weight": weight}, ["weight"]) == 4 * 4 * 8
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("pattern", "eligible"),
-        [
-            *((NM(n=n, m=m), True) for n, m in [(2, 4), (1, 4), (1, 8), (2, 8), (1, 16), (1, 2)]),
-            *((NM(n=n, m=m), False) for n, m in [(3, 4), (4, 8), (1, 6)]),
-        ],
-    )
-    def test_two_of_four_kernels_by_pattern(self, pattern: NM, eligible: bool) -> None:
-        site = NetworkGraph.export(nn.Sequential(nn.Linear(64, 32)), torch.zeros(2, 64)).sites[0]
-        assert (comparison.two_of_four_obstacle(site, pattern) is None) == eligible
-
-    def test_two_of_four_kernels_by_shape(self, network: tuple[nn.Module, NetworkGraph]) -> None:
-        convolution, _, linear = network[1].sites
-        pattern = NM(n=2, m=4)
-        assert "convolutions stay dense" in str(comparison.two_of_four_obstacle(convolution, pattern))
-        assert "has 3 and 64" in str(comparison.two_of_four_obstacle(linear, pattern))
-        assert "50%" in str(comparison.two_of_four_obstacle(linear, Unstructured(sparsity=0.5)))
-
     def test_tasks_take_turns_and_the_warm_up_does_not_count(self) -> None:
         done: list[str] = []
 

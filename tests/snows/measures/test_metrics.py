@@ -125,11 +125,13 @@ def test_size_by_pattern() -> None:
     weight = torch.ones(8, 64)
     weight[:, ::2] = 0
     state = {"w": weight, "bias": torch.zeros(10)}
-    assert size_bytes(state) == (512 * 4 + 40, 512 * 4 + 40)
+    assert size_bytes(state) == (512 * 4 + 40, 512 * 4 + 40, 512 * 2 + 40)
     # 256 values of 4 bytes, 256 positions of 2 bits, and the bias.
     assert size_bytes(state, {"w": NM(n=2, m=4)}).packed == 1024 + 64 + 40
     # 64 values, 64 positions of 3 bits.
     assert size_bytes(state, {"w": NM(n=1, m=8)}).packed == 256 + 24 + 40
+    # Four positions of 3 bits would be more than a bit for each of 8 weights; half precision stores two bytes a value.
+    assert size_bytes(state, {"w": NM(n=4, m=8)})[1:] == (1024 + 64 + 40, 512 + 64 + 40)
     # 256 values and one bit for each of 512 weights.
     assert size_bytes(state, {"w": Unstructured(sparsity=0.5)}).packed == 1024 + 64 + 40
     assert size_bytes(state, {"w": Dense()}).packed == 2048 + 40
@@ -142,4 +144,4 @@ def test_packing_never_grows_a_tensor() -> None:
 
 def test_size_counts_the_element_size() -> None:
     half = size_bytes({"w": torch.ones(8, 8, dtype=torch.float16)}, {"w": NM(n=2, m=4)})
-    assert half == (128, 64 + 8)
+    assert half == (128, 64 + 8, 64 + 8)

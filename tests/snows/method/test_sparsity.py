@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snows.config import NM, Dense, Unstructured
+from snows.export.files import load_weights
+from snows.export.packed import save_packed
 from snows.method.sparsity import (
     MaskError,
     check_compliance,
@@ -305,6 +307,16 @@ def test_mask_file_from_a_checkpoints_zeros(tmp_path: Path) -> None:
     read = read_mask_file(tmp_path / "pruned.safetensors")
     assert read.keys() == {"fc.weight"}
     assert read["fc.weight"].tolist() == [[True, False], [True, False]]
+
+
+def test_mask_file_from_a_packed_checkpoint(tmp_path: Path) -> None:
+    weight = torch.randn(6, 8) * (torch.arange(8) % 4 == 1)
+    save_packed(tmp_path / "packed.safetensors", {"fc.weight": weight, "fc.bias": torch.ones(6)}, [NM(n=1, m=4)])
+    assert torch.equal(read_mask_file(tmp_path / "packed.safetensors")["fc.weight"], weight != 0)
+    tensors, metadata = load_weights(tmp_path / "packed.safetensors")
+    save_file({**tensors, "fc.weight/places": torch.zeros(1, dtype=torch.uint8)}, tmp_path / "odd.safetensors", metadata)
+    with pytest.raises(MaskError, match="not of the size that its shape asks for"):
+        read_mask_file(tmp_path / "odd.safetensors")
 
 
 def test_mask_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:

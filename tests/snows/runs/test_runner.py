@@ -118,6 +118,7 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
         "num_products",
         "dense_bytes",
         "packed_bytes",
+        "half_bytes",
         "num_evaluation",
         "chance",
     }
@@ -133,7 +134,7 @@ def test_metrics_are_complete_and_true(finished: Run) -> None:
     assert int(last.right, 16).bit_count() / 40 == pytest.approx(found["accuracy"])
     done = [e for e in happened(finished) if isinstance(e, events.SiteFinished)]
     assert found["num_products"] == sum(e.num_products for e in done) > 0
-    assert found["packed_bytes"] < found["dense_bytes"]
+    assert found["half_bytes"] < found["packed_bytes"] < found["dense_bytes"]
     assert found["seconds"] > sum(e.seconds for e in done) * 0.99
 
 

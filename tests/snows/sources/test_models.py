@@ -44,6 +44,14 @@ def _resnet(checkpoint: Path | None = None) -> models.LoadedModel:
 # --- catalogue ---
 
 
+@pytest.mark.parametrize("length", [0x80, 0x4B50], ids=["a pickle", "a zip archive"])
+def test_safetensors_whose_header_is_as_long_as_another_kind_begins(length: int, tmp_path: Path) -> None:
+    network = nn.Linear(1, 1, bias=False)
+    header = b'{"weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + header + np.float32(3).tobytes())
+    assert float(checkpoints.read(tmp_path / "w", network)["weight"]) == 3
+
+
 @pytest.mark.parametrize("name", sorted(models.BUNDLED))
 def test_bundled_networks_take_their_own_input(name: str) -> None:
     loaded = load(name, pretrained=False)
