@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from app.words import cg_ended, layer
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, LayerPattern
 from snows.events import (
     BudgetChosen,
     CGIteration,
@@ -288,7 +288,7 @@ def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[
     return few, {reason: names for reason, names in names_by_reason.items() if len(names) > _FEW}
 
 
-def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
+def pattern_grid(pattern: LayerPattern) -> np.ndarray:
     """A small example of the pattern on made-up weights: (rows, columns) float32, 1 kept, 0 pruned, NaN between groups."""
     if not isinstance(pattern, NM):
         scores = np.random.default_rng(0).random((_PICTURE_ROWS, 32))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, LayerPattern
 from snows.measures import metrics
 from snows.method.graph import Frontier, NetworkGraph, Site
 from snows.method.sparsity import semi_structured_shape_obstacle
@@ -164,7 +164,7 @@ def csr_bytes(state: Mapping[str, Tensor], pruned: Sequence[str]) -> int:
     return total
 
 
-def two_of_four_obstacle(site: Site, pattern: NM | Unstructured | Dense) -> str | None:
+def two_of_four_obstacle(site: Site, pattern: LayerPattern) -> str | None:
     """Why the layer cannot run on PyTorch's 2:4 kernels, by pattern and shape alone; None where it can, given an NVIDIA GPU of
     compute capability 8.0 or later and half precision."""
     # Two of four are left of every larger group that leaves no more, such as 1:8, and of two groups of 1:2.
