@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snows.config import NM, Dense, InputError, LayerPattern, Unstructured
+from snows.config import NM, Dense, InputError, LayerPattern
 from snows.method.sparsity import keep_mask, kept_count
 
 _CHUNK_BYTES = 2**26

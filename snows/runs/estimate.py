@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snows.config import NM, Budget, LayerPattern, PruneConfig, RunConfig
+from snows.config import NM, Budget, LayerPattern, PruneConfig, RunConfig, Structured
 from snows.method import curves, joint
 from snows.method.budget import NEEDS, choose
 from snows.method.coverage import Coverage, coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
@@ -251,6 +251,8 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
 
 def _mask_search(site: Site, pattern: LayerPattern, mask: str, example: Tensor) -> float:
     """Seconds of a search for the mask (`method.selection`), which no number of images changes."""
+    if isinstance(pattern, Structured):  # one system for all rows: nothing beside the passes
+        return 0.0
     outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()
     group = pattern.m if isinstance(pattern, NM) else inputs
     # Measured at 288 to 1,152 inputs, as so many operations of a large product.
