@@ -152,9 +152,9 @@ def _section(title: str, ones: Sequence[Measured], rows: list[Row]) -> dict[str,
 
 def _figures(rows: list[Row]) -> list[tuple[Any, str]]:
     drawn = []
-    marks = compare.method_marks(rows)
     for cost in compare.costs(rows):
         points, value = compare.tradeoff(rows, cost)
+        marks = compare.drawn_marks(rows, points)
         says = f"{MEASURES[value].title} against {MEASURES[cost].title.lower()}. The line joins what no other beats in both. "
         figure = charts.tradeoff_chart(
             *(points, cost, value),

@@ -370,6 +370,11 @@ class PruneConfig(_Config):
         description="Prune the last layer too. It is small and every answer passes through it: pruned to 1:4, it costs "
         "ResNet-20 more than all other layers together.",
     )
+    repair: bool = Field(
+        False,
+        description="Give every output channel of a pruned layer the mean and the spread that it had in the dense network, at "
+        "the end: its kept weights are scaled together, and its bias or its batch norm's mean is moved.",
+    )
     batch_norm_reestimate: bool = Field(False, description="Measure batch-norm statistics again after pruning.")
     solver: SolverConfig = SolverConfig()
 

@@ -167,13 +167,15 @@ class SiteFinished(Event):
 @dataclass(frozen=True, kw_only=True)
 class JointStarted(Event):
     """All layers are fitted; now their `count` kept weights move together, in `epochs` passes over the images. `captured`: the
-    values that are matched. `losses` at each of them, and `scale`, the mean square of the targets."""
+    values that are matched. `losses` at each of them, and `scale`, the mean square of the targets. `resumed`: how many of the
+    passes are an earlier worker's."""
 
     captured: list[str]
     count: int
     epochs: int
     losses: list[float]
     scale: list[float]
+    resumed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,7 @@ class JointEpoch(Event):
 
     epoch: int
     loss: float
+    seconds: float = 0.0  # not on record in runs of older versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,8 @@ def test_what_it_says_is_so(executed: NotebookNode) -> None:
     assert dense > refitted > masked + 10  # the method is worth a notebook
     assert refined > masked + 10
     assert "K = " in text
+    dense, cut, fitted, looking_ahead = (float(line.split(":")[1].rstrip("%")) for line in text.splitlines()[-4:])
+    assert dense > looking_ahead > fitted > cut + 5  # the next character
     (study,) = [f for f in figures(executed) if f["layout"].get("yaxis", {}).get("title", {}).get("text") == "Accuracy (%)"]
     assert study["layout"]["xaxis"]["ticktext"] == ["0", "1", "3", "6"]
 

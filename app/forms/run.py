@@ -368,6 +368,11 @@ def _machine() -> None:
     _number("prune.seed", 1, help="The same seed gives the same result.")
     _number("num_held_back", 16, help=RunConfig.model_fields["num_held_back"].description)
     st.checkbox(
+        LABELS["prune.repair"],
+        **_kept("prune.repair"),
+        help=f"{PruneConfig.model_fields['repair'].description} Helps a mask without an update, and little after one.",
+    )
+    st.checkbox(
         LABELS["prune.batch_norm_reestimate"],
         **_kept("prune.batch_norm_reestimate"),
         help="Helps a mask without an update; after dense targets it lowered accuracy in our trials.",

@@ -38,6 +38,7 @@ LABELS = {
     "prune.device": "Device",
     "prune.precision": "Precision",
     "prune.prune_classifier": "Prune the classifier too",
+    "prune.repair": "Repair each channel's mean and spread at the end",
     "prune.batch_norm_reestimate": "Re-estimate batch-norm statistics at the end",
 } | {f"prune.solver.{name}": words.words(name).capitalize() for name in SolverConfig.model_fields}
 LABELS |= {

@@ -2,7 +2,7 @@
 figure."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -11,6 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from app import hand_on as hand_on_files
 from app import state, words
 from app.charts import compare as compare_charts
+from app.charts.palette import Mark
 from app.hand_on import Comparison
 from app.parts import live
 from app.tables import compare
@@ -123,7 +124,7 @@ def _tradeoff(rows: list[Row], cost: str) -> None:
     alt = f"{MEASURES[value].title} of each run against {MEASURES[cost].title.lower()}, with the Pareto front"
     live.chart(figure, key="tradeoff", alt=alt)
     if len(rows) > 1:
-        _legend(rows)
+        _legend(compare.drawn_marks(rows, points))
         says = "The line joins what no other beats in both at once (the Pareto front), from the first that is of use."
         says = f"{says} {compare.not_drawn(points, value)}".rstrip()
         if cost == "seconds":
@@ -131,11 +132,11 @@ def _tradeoff(rows: list[Row], cost: str) -> None:
         st.caption(says)
 
 
-def _legend(rows: list[Row]) -> None:
+def _legend(marks: Mapping[str, Mark]) -> None:
     parts = [
         f'<span style="white-space: nowrap; margin-right: 1rem"><span style="color: {mark.color}">'
         f"{mark.letter}</span> {html.escape(method)}</span>"
-        for method, mark in compare.method_marks(rows).items()
+        for method, mark in marks.items()
     ]
     st.html(f'<div style="font-size: 0.875rem; line-height: 1.7">{" ".join(parts)}</div>')
 
@@ -177,7 +178,7 @@ def _marked(numbers: pd.DataFrame, texts: pd.DataFrame, alt: str) -> None:
         hide_index=True,
         height="content",
         column_config={
-            "Method": st.column_config.TextColumn("Method", width=230),
+            "Method": st.column_config.TextColumn("Method", width=320),
             **{name: st.column_config.Column(name, help=meaning) for name, meaning in MEANINGS.items() if name in texts},
         },
         placeholder="",

@@ -322,8 +322,8 @@ def costs(rows: Sequence[Row]) -> list[str]:
 def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
     """Accuracy (agreement without labels) against one of `COSTS`, and which of the two it is.
 
-    One row a point: label, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front, which begins at the first
-    that is of use). A method has one color and symbol at all patterns.
+    One row a point: label, method, color, symbol, x, y, x_deviation, y_deviation, best (on the Pareto front, which begins at
+    the first that is of use). A method has one color and symbol at all patterns.
     """
     value = judged_by(rows)
     measured_rows = [(name, row) for name, row in zip(row_names(rows), rows, strict=True) if {cost, value} <= row.values.keys()]
@@ -336,14 +336,14 @@ def tradeoff(rows: Sequence[Row], cost: str) -> tuple[pd.DataFrame, str]:
             strict=True,
         )
     ]
-    drawn = method_marks(rows)
-    mark_of = {id(row): drawn[method] for method, of_method in by_method(rows).items() for row in of_method.values()}
+    marks = method_marks(rows)
+    method_of = {id(row): method for method, of_method in by_method(rows).items() for row in of_method.values()}
     points = [
-        (name, mark.color, mark.symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
+        (name, method, marks[method].color, marks[method].symbol, x.mean, y.mean, x.deviation or 0.0, y.deviation or 0.0, best)
         for (name, row), best in zip(measured_rows, on_front, strict=True)
-        for x, y, mark in [(row.values[cost], row.values[value], mark_of[id(row)])]
+        for x, y, method in [(row.values[cost], row.values[value], method_of[id(row)])]
     ]
-    columns = ["label", "color", "symbol", "x", "y", "x_deviation", "y_deviation", "best"]
+    columns = ["label", "method", "color", "symbol", "x", "y", "x_deviation", "y_deviation", "best"]
     return pd.DataFrame(points, columns=columns), value
 
 
@@ -351,6 +351,13 @@ def method_marks(rows: Sequence[Row]) -> dict[str, palette.Mark]:
     """How figures draw each method, whatever its pattern."""
     first = {method: next(iter(of_method.values())).config for method, of_method in by_method(rows).items()}
     return dict(zip(first, marks([without_pattern(config) for config in first.values()]), strict=True))
+
+
+def drawn_marks(rows: Sequence[Row], points: pd.DataFrame) -> dict[str, palette.Mark]:
+    """The marks of those methods of which a figure of a `tradeoff` shows a point."""
+    least = shown_from(points)
+    drawn = set(points["method"] if least is None else points.loc[points["y"] >= least, "method"])
+    return {method: mark for method, mark in method_marks(rows).items() if method in drawn}
 
 
 def shown_from(points: pd.DataFrame) -> float | None:

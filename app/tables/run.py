@@ -3,6 +3,7 @@
 Pure functions of a list of events; which record of a layer counts, and how far a run is, `snows.runs.log` says.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ class Together:
 
 
 def joint_fit(events: list[Event]) -> Together | None:
-    """The joint fit of the run's last stretch of work, None where it has not begun."""
+    """The joint fit of the run's last stretch of work, with the passes that it took over; None where it has not begun."""
     started = finished = None
     passes: list[JointEpoch] = []
     for event in events:
@@ -238,7 +239,7 @@ def joint_fit(events: list[Event]) -> Together | None:
             case RunStarted():
                 started = finished = None
             case JointStarted():
-                started, passes = event, []
+                started, passes = event, [done for done in passes if done.epoch < event.resumed]
             case JointEpoch():
                 passes.append(event)
             case JointFinished():
@@ -251,7 +252,8 @@ def joint_fit(events: list[Event]) -> Together | None:
 
     after = [math.nan] * len(started.losses) if finished is None else relative(finished.after)
     errors = pd.DataFrame({"name": started.captured, "before": relative(started.losses), "after": after})
-    losses = pd.DataFrame({"seconds": [p.time - started.time for p in passes], "loss": [p.loss for p in passes]}, dtype=float)
+    seconds = itertools.accumulate(done.seconds for done in passes)
+    losses = pd.DataFrame({"seconds": list(seconds), "loss": [done.loss for done in passes]}, dtype=float)
     if finished is None:
         return Together(errors, losses, f"{started.count:,} weights move together.")
     before, end = (relative_loss(losses, started.scale) for losses in (started.losses, finished.after))

@@ -47,8 +47,9 @@ def _flags(method: Method) -> str:
     """What asks `prune` for that method."""
     flags = f"--mask {method.mask} --update {method.update}"
     if method.update != "none":
-        flags += f" --targets {method.targets} --refine {method.refine}"
+        flags += f" --targets {method.targets} --refine {method.refine}" + ("" if method.has_ridge else " --ridge 0")
     flags += f" --joint {method.joint}" if method.joint != "none" else ""
+    flags += " --repair" if method.repair else ""
     return flags + (" --batch-norm-reestimate" if method.batch_norm_reestimate else "")
 
 

@@ -17,7 +17,7 @@ PRUNE_FLAGS = (
     *("pattern", "mask", "refine", "update", "k_steps", "sweeps", "joint", "joint_epochs", "targets", "ridge"),
     *("batch_size", "memory", "seed", "device", "precision"),
 )
-PRUNE_SWITCHES = ("prune_classifier", "batch_norm_reestimate")
+PRUNE_SWITCHES = ("prune_classifier", "repair", "batch_norm_reestimate")
 # A field of the budget, and its flag.
 BUDGET_FLAGS = {"share": "budget", "by": "budget_by", "allocate": "allocate", "patterns": "choose"}
 SOLVER_FLAGS = tuple(SolverConfig.model_fields)

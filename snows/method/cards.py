@@ -140,6 +140,13 @@ JOINTS = {
         _TOGETHER,
     ),
 }
+REPAIR = Card(
+    "Variance repair",
+    "",
+    "Every output channel of a pruned layer gets back the mean and the spread that it had, its kept weights scaled together.",
+    "Jordan et al. 2022, REPAIR: REnormalizing Permuted Activations for Interpolation Repair, arXiv 2211.08403",
+    "Two passes more over the images.",
+)
 BATCH_NORM = Card(
     "Batch-norm recalibration",
     "",

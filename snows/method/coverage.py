@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snows.config import NM, Budget, Dense, InputError, LayerPattern, PruneConfig, Structured, Unstructured, first_line
+from snows.config import Budget, Dense, InputError, LayerPattern, PruneConfig, Structured, first_line
 from snows.method.budget import options
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
@@ -65,7 +65,7 @@ def coverage(graph: NetworkGraph, config: PruneConfig, chosen: Mapping[str, Laye
         return tried[signature]
 
     units, groups, stay = _groups(graph, config, [site.name for site in classifiers], window_obstacle)
-    cut: dict[str, NM | Unstructured | Dense | Structured] = {name: p for group, p in groups for name in group.columns}
+    cut: dict[str, LayerPattern] = {name: p for group, p in groups for name in group.columns}
     cut |= {name: pattern for group, pattern in groups for name in group.rows}
     for site in graph.sites:
         own = _own(site, config)
@@ -229,8 +229,9 @@ def scarcity(graph: NetworkGraph, covered: Coverage, config: PruneConfig, num_im
 
 
 def batches_of(images: Tensor | Iterable[object], batch_size: int, shape: torch.Size | None = None) -> list[Tensor]:
-    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches.
-    `shape`: that of an image, where others have been given."""
+    """A tensor (N, C, H, W), or a loader of tensors, of tuples that begin with one, or of mappings, as a list of batches. What
+    is no image is taken as well: sounds (N, C, T), or tokens by their numbers (N, T), whole numbers of 32 or 64 bits. `shape`:
+    that of an image, where others have been given."""
     if isinstance(images, Tensor):
         # Of like sizes: a last batch of a single image would count like the others where some are drawn.
         parts: list[Any] = list(images.tensor_split(-(-len(images) // batch_size))) if images.ndim and len(images) else []
@@ -240,7 +241,7 @@ def batches_of(images: Tensor | Iterable[object], batch_size: int, shape: torch.
         raise PruneError("There are no calibration images. Give a tensor (N, C, H, W) or a loader that yields such batches.")
     shape = shape or parts[0].shape[1:]
     for part in parts:
-        if not part.is_floating_point():
+        if not part.is_floating_point() and not (part.ndim == 2 and part.dtype in (torch.int32, torch.int64)):
             raise PruneError(f"Calibration images must be preprocessed to floating point, but these are {part.dtype}.")
         if not bool(torch.isfinite(part).all()):
             raise PruneError("A calibration image holds NaN or infinity. Check the preprocessing.")

@@ -3,7 +3,7 @@
 `torch.export` sees functional calls that module hooks miss (residual adds, `F.relu`, fused attention) and names every operation
 by the module it came from. On that list stand three things:
 
-* a **Site** is a weight that can be pruned: one `Linear` or ungrouped `Conv2d` weight, used once;
+* a **Site** is a weight that can be pruned: of a linear layer or an ungrouped convolution, used once;
 * a **Window** is the slice of the network from a site's own output to the K-th next counted operation that depends on it. It is
   a pure function of the weight, and the only thing the solver ever differentiates (paper section 3, equation 5);
 * a **Frontier** walks the calibration set through the graph once, holding at each moment only the values later nodes still
@@ -51,11 +51,11 @@ class ExportError(InputError):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A prunable weight. `node` is the operation that uses it; `shape` is (out, in) or (out, in, kh, kw)."""
+    """A prunable weight. `node` is the operation that uses it; `shape` is (out, in) or (out, in, *kernel)."""
 
     name: str
     module: str
-    kind: str  # conv2d, linear
+    kind: str  # linear, conv1d, conv2d, conv3d
     shape: tuple[int, ...]
     node: fx.Node = field(repr=False)
 
@@ -160,8 +160,8 @@ class NetworkGraph:
 
         Raises `ExportError` with the reason in a sentence when the network's Python code cannot be followed.
         """
-        if example.shape[0] < 2:
-            example = torch.cat([example, example])  # a batch of one would be taken for a constant
+        # A batch of one would be taken for a constant; and of a view the exporter asks things of what it is a view of.
+        example = torch.cat([example, example]) if example.shape[0] < 2 else example.clone()
         try:
             with exporting(), torch.no_grad(), evaluating(module):
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
@@ -297,7 +297,7 @@ class NetworkGraph:
                 skipped[name] = reason
                 continue
             node = users[0]
-            kind = "linear" if node.target is aten.linear.default else "conv2d"
+            kind = "linear" if node.target is aten.linear.default else f"conv{tensor.ndim - 2}d"
             sites.append(Site(name, name.removesuffix(".weight"), kind, tuple(tensor.shape), node))
         return sorted(sites, key=lambda s: self.index[s.node]), skipped
 
@@ -314,9 +314,7 @@ class NetworkGraph:
             if node.args[1] is not weight:
                 return "the input of a convolution, not its weight"
             if node.target in TRANSPOSED:
-                return "a transposed convolution; only ordinary 2-d convolutions and linear layers are pruned"
-            if node.target not in (aten.conv2d.default, aten.conv2d.padding):
-                return "a 1-d or 3-d convolution; only 2-d convolutions and linear layers are pruned"
+                return "a transposed convolution; only ordinary convolutions and linear layers are pruned"
             groups = node.args[6] if len(node.args) > 6 else 1
             if groups != 1:
                 inputs = weight.meta["val"].shape[1]
@@ -374,9 +372,11 @@ class NetworkGraph:
         return self.layout if tensor.ndim == 4 else torch.contiguous_format
 
     def noise_images(self) -> Tensor:
-        """Two images of noise, always the same, to try things on."""
-        value = self.input.meta["val"]
-        images = torch.randn(2, *value.shape[1:], generator=torch.Generator().manual_seed(0))
+        """Two images of noise, always the same, to try things on; of tokens, the first two by turns of chance."""
+        value, generator = self.input.meta["val"], torch.Generator().manual_seed(0)
+        shape = (2, *value.shape[1:])
+        noise = value.dtype.is_floating_point
+        images = torch.randn(shape, generator=generator) if noise else torch.randint(2, shape, generator=generator)
         device = next((t.device for t in self.parameters.values()), value.device)
         return images.to(device, value.dtype)
 

@@ -25,6 +25,11 @@ from snows.method.operations import Values
 BATCH, RATE = 32, 0.3
 _WARM_UP = 10  # steps until they have their full size: Adam knows the slopes' sizes by then
 
+# Where a joint fit stands between two passes over the images: how many there were, the random generator, and of every site, by
+# what it is and the site's name, the weight and Adam's two averages.
+State = dict[str, Tensor]
+_AVERAGES = ("exp_avg", "exp_avg_sq")
+
 
 def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
     """The waists: of each stretch between one of `sites` and the next, the last value that all later ones hang on and that
@@ -106,7 +111,10 @@ class Reconstruction:
 
 
 def blended(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every other image, by chance, mixed with another of the batch (N, C, H, W), in a proportion drawn evenly."""
+    """Every other image, by chance, mixed with another of the batch (N, C, H, W), in a proportion drawn evenly. Tokens, whose
+    numbers cannot be mixed, as they are."""
+    if not images.is_floating_point():
+        return images
     shares, mixed = torch.rand(2, len(images), generator=generator)
     shares = torch.where(mixed < 0.5, shares, 1.0).view(-1, *[1] * (images.ndim - 1)).to(images.dtype)
     return shares * images + (1 - shares) * images[torch.randperm(len(images), generator=generator)]
@@ -121,9 +129,14 @@ def fit(
     found: Mapping[str, tuple[Tensor, Tensor]],
     on_event: Callable[[events.Event], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
+    begun: State | None = None,
+    on_pass: Callable[[State], None] = lambda state: None,
 ) -> tuple[dict[str, Tensor], events.JointFinished]:
     """All sites' weights in their parameters' shapes, fitted together on `batches` of calibration images; and what happened.
     Begins at `found`, each site's weight and mask. Where the loss on all images does not fall, they stay as they were.
+
+    After every pass over the images `on_pass` is given the state, whose tensors change with the next step; `begun` is such a
+    state of an earlier call with the same arguments, which goes on bit for bit as if it had not stopped.
 
     Raises `Cancelled` once `cancelled` says so, and `PruneError` where the loss is not a number.
     """
@@ -137,20 +150,34 @@ def fit(
     start = {site.name: found[site.name][0] for site in sites}
     before, scale = problem.measure(start, batches, check)
     count = sum(int(mask.sum()) for _, mask in found.values())
+    first = 0 if begun is None else int(begun["passes"])
     on_event(
         events.JointStarted(
-            captured=problem.window.operations, count=count, epochs=config.joint_epochs, losses=before, scale=scale
+            captured=problem.window.operations,
+            count=count,
+            epochs=config.joint_epochs,
+            losses=before,
+            scale=scale,
+            resumed=first,
         )
     )
 
     leaves = {name: weight.clone().requires_grad_() for name, weight in start.items()}
     rate = RATE * math.sqrt(events.relative_loss(before, scale) / len(scale))
-    optimizer = torch.optim.Adam([{"params": [leaves[name]], "lr": rate * _size(*found[name])} for name in leaves])
+    rates = [rate * _size(*found[name]) for name in leaves]
+    optimizer = torch.optim.Adam([{"params": [leaf]} for leaf in leaves.values()])
     images = [image for batch in batches for image in batch]
     generator = torch.Generator().manual_seed(config.seed)
     steps = math.ceil(len(images) / BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, config.joint_epochs * steps))
-    for epoch in range(config.joint_epochs):
+    if begun is not None:
+        generator.set_state(begun["generator"])
+        for name, leaf in leaves.items():
+            leaf.data.copy_(begun[f"weight {name}"])
+            if f"{_AVERAGES[0]} {name}" in begun:
+                averages = {key: begun[f"{key} {name}"].to(leaf) for key in _AVERAGES}
+                optimizer.state[leaf] = {"step": torch.tensor(float(first * steps)), **averages}
+    for epoch in range(first, config.joint_epochs):
+        pass_started = time.perf_counter()
         order, losses = torch.randperm(len(images), generator=generator).tolist(), []
         for step in range(steps):
             check()
@@ -160,12 +187,15 @@ def fit(
             for name, leaf in leaves.items():
                 if leaf.grad is not None:
                     leaf.grad *= found[name][1]  # what is pruned never moves from zero
+            pace = _pace(epoch * steps + step, config.joint_epochs * steps)
+            for group, full in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = full * pace
             optimizer.step()
-            schedule.step()
         loss = sum(losses) / steps
         if not math.isfinite(loss):
             raise PruneError("The joint fit's loss is NaN or infinite. Use float64, or leave the joint fit out.")
-        on_event(events.JointEpoch(epoch=epoch, loss=loss))
+        on_event(events.JointEpoch(epoch=epoch, loss=loss, seconds=time.perf_counter() - pass_started))
+        on_pass(_state(epoch + 1, generator, leaves, optimizer))
 
     fitted = {name: leaf.detach() for name, leaf in leaves.items()}
     after, _ = problem.measure(fitted, batches, check)
@@ -181,6 +211,14 @@ def fit(
         seconds=time.perf_counter() - started,
     )
     return fitted if better else start, finished
+
+
+def _state(passes: int, generator: torch.Generator, leaves: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> State:
+    state = {"passes": torch.tensor(passes), "generator": generator.get_state()}
+    for name, leaf in leaves.items():
+        averages = optimizer.state.get(leaf, {})  # none where no gradient ever came
+        state |= {f"weight {name}": leaf.detach()} | {f"{key} {name}": averages[key] for key in _AVERAGES if key in averages}
+    return state
 
 
 def _size(weight: Tensor, mask: Tensor) -> float:

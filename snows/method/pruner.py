@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.utils.parametrize as parametrize
@@ -25,6 +26,7 @@ from snows.method.budget import NEEDS, choose
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage, PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
 from snows.method.graph import NetworkGraph, Site
+from snows.method.repair import repair
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
 from snows.method.units import shrink
@@ -121,6 +123,8 @@ def prune(
     chosen: Mapping[str, LayerPattern] | None = None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
     on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
+    passed: Callable[[], joint.State | None] = lambda: None,
+    on_pass: Callable[[joint.State], None] = lambda state: None,
     progress: bool = False,
 ) -> PruneResult:
     """Prune `model` in one shot on unlabelled `images`, and return a pruned copy; `model` itself is not changed.
@@ -133,14 +137,26 @@ def prune(
     and the result is to the last bit what it is without them. `on_event` receives what happens; `cancelled` is asked
     between CG iterations. `finished(index)` gives the weight and mask of a site that an earlier call already completed,
     `on_site` is handed each new one: together they make a run resumable, with `chosen`, what a budget gave each weight in the
-    earlier call (`events.BudgetChosen`). Indices count on through the sweeps. `progress` shows a progress bar.
+    earlier call (`events.BudgetChosen`). Indices count on through the sweeps. `passed()` and `on_pass` are the same for the
+    joint fit, see `joint.fit`. `progress` shows a progress bar.
 
     Raises `PruneError` for input that cannot be used, `ExportError` for a network that cannot be followed.
     """
     # Whatever the caller's block says: curvature needs autograd.
     with torch.inference_mode(False), torch.enable_grad():
         return _prune(
-            model, images, held_back, config or PruneConfig(), on_event, cancelled, chosen, finished, on_site, progress
+            model,
+            images,
+            held_back,
+            config or PruneConfig(),
+            on_event,
+            cancelled,
+            chosen,
+            finished,
+            on_site,
+            passed,
+            on_pass,
+            progress,
         )
 
 
@@ -154,6 +170,8 @@ def _prune(
     chosen: Mapping[str, LayerPattern] | None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None],
     on_site: Callable[[int, Tensor, Tensor], None],
+    passed: Callable[[], joint.State | None],
+    on_pass: Callable[[joint.State], None],
     progress: bool,
 ) -> PruneResult:
     started = time.perf_counter()
@@ -165,7 +183,8 @@ def _prune(
     pruned = _computing(given, device, dtype)
     # What was made in inference mode cannot take part in autograd; a copy can.
     batches, held_batches = (
-        [(b.clone() if b.is_inference() else b).to(dtype) for b in given_batches] for given_batches in (batches, held_batches)
+        [(b.clone() if b.is_inference() else b).to(dtype if b.is_floating_point() else b.dtype) for b in given_batches]
+        for given_batches in (batches, held_batches)
     )
     check_weights(pruned)
     check_fit(pruned, batches[0][:2].to(device))
@@ -198,7 +217,7 @@ def _prune(
         on_event(events.Note(message=warning))
     choice = None
     if covered.groups and len(taken) < config.sweeps * count:
-        choice = structured.choose(graph, covered, config, batches, device, lambda: _check(cancelled))
+        choice = structured.choose(graph, covered, config, batches, device, partial(_check, cancelled))
     bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
     done: list[events.SiteFinished] = []
     weights_and_masks: dict[str, tuple[Tensor, Tensor]] = {}  # by site, from the latest sweep
@@ -224,14 +243,21 @@ def _prune(
     if bar is not None:
         bar.close()
     if config.joint != "none":
-        weights, ended = joint.fit(graph, covered.sites, config, batches, device, weights_and_masks, on_event, cancelled)
+        weights, ended = joint.fit(
+            graph, covered.sites, config, batches, device, weights_and_masks, on_event, cancelled, passed(), on_pass
+        )
         weights_and_masks = {name: (weights[name], mask) for name, (_, mask) in weights_and_masks.items()}
         on_event(ended)
-    result = _result(given, pruned, {name: weight for name, (weight, _) in weights_and_masks.items()}, config, batches)
+    tensors = {name: weight for name, (weight, _) in weights_and_masks.items()}
+    if config.repair:
+        repaired, others = repair(graph, covered.sites, batches, device, tensors, partial(_check, cancelled))
+        tensors = repaired | others
+    result = _result(given, pruned, tensors, config, batches)
     model = result
     if covered.groups:
         first = next(result.parameters())
-        model = shrink(result, batches[0][:2].to(first))
+        example = batches[0][:2].to(first.device)  # tokens are whole numbers
+        model = shrink(result, example.to(first.dtype) if example.is_floating_point() else example)
     return PruneResult(
         model,
         result,
@@ -264,8 +290,7 @@ def _spread(
     on_event(events.Phase(name="budget"))
 
     def on_images(done: int, total: int) -> None:
-        if cancelled():
-            raise Cancelled
+        _check(cancelled)
         on_event(events.Measured(done=done, total=total))
 
     layers = curves.layers(graph, covered, config, batches, device, {NEEDS[budget.allocate]}, on_images)
@@ -284,20 +309,25 @@ def _spread(
 
 @torch.no_grad()
 def _result(
-    given: nn.Module, computed: nn.Module, weights: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
+    given: nn.Module, computed: nn.Module, tensors: Mapping[str, Tensor], config: PruneConfig, batches: Sequence[Tensor]
 ) -> nn.Module:
-    """`given` with the pruned weights and, where asked for, statistics measured again on `computed`, the copy that ran."""
-    for name, weight in weights.items():
-        given.get_parameter(name).copy_(weight)
+    """`given` with its new tensors and, where asked for, statistics measured again on `computed`, the copy that ran."""
+    _put(tensors, given)
     if config.batch_norm_reestimate:
-        for name, weight in weights.items():
-            computed.get_parameter(name).copy_(weight)
-        device = next(iter(weights.values())).device
+        _put(tensors, computed)
+        device = next(iter(tensors.values())).device
         reestimate_batch_norm(computed, [b.to(device) for b in batches])
         measured = dict(computed.named_buffers())
         for name, buffer in given.named_buffers():
             buffer.copy_(measured[name])
     return given
+
+
+def _put(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Give the parameters and buffers of these names their values, in place."""
+    own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """The layer's own inputs as rows, their statistics, and the small systems of each output row that they make."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv1d_weight, conv2d_weight, conv3d_weight
 
 from snows.config import InputError
 from snows.method.graph import Site
@@ -31,46 +32,49 @@ def input_rows(site: Site, x: Tensor) -> Tensor:
     """
     if site.kind == "linear":
         return x.reshape(-1, x.shape[-1])
-    kh, kw = site.shape[2:]
-    stride, (top, bottom, left, right), dilation = _convolution_geometry(site)
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
-    out_h = (x.shape[1] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    out_w = (x.shape[2] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
-    positions = [
-        x[
-            :,
-            dilation[0] * i : dilation[0] * i + stride[0] * (out_h - 1) + 1 : stride[0],
-            dilation[1] * j : dilation[1] * j + stride[1] * (out_w - 1) + 1 : stride[1],
-        ]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return torch.cat(positions, -1).flatten(0, 2) if len(positions) > 1 else positions[0].flatten(0, 2)
+    kernel = site.shape[2:]
+    stride, padding, dilation = _convolution_geometry(site)
+    x = F.pad(x.movedim(1, -1), (0, 0, *_to_pad(padding)))
+    sizes = [size - far * (k - 1) for size, k, far in zip(x.shape[1:-1], kernel, dilation, strict=True)]
+    positions = []
+    for place in itertools.product(*map(range, kernel)):
+        first = [far * at for far, at in zip(dilation, place, strict=True)]
+        along = (slice(start, start + size, step) for start, size, step in zip(first, sizes, stride, strict=True))
+        positions.append(x[(slice(None), *along)])
+    last = x.ndim - 2
+    return torch.cat(positions, -1).flatten(0, last) if len(positions) > 1 else positions[0].flatten(0, last)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _along(value: Any, axes: int) -> tuple[int, ...]:
+    """One number a spatial axis, of which one may stand for all."""
     values = [value] if isinstance(value, int) else list(value)
-    return (values[0], values[-1])
+    return tuple(values if len(values) == axes else values * axes)
 
 
-def _convolution_geometry(site: Site) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
-    # conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
+def _convolution_geometry(site: Site) -> tuple[tuple[int, ...], list[tuple[int, int]], tuple[int, ...]]:
+    """Along each spatial axis: the stride, how much is padded before and after, and the dilation."""
+    # conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1), and the others alike
     given: Sequence[Any] = site.node.args[3:]
-    args = [*given, *[1, 0, 1][len(given) :]]
-    stride, dilation = _pair(args[0]), _pair(args[2])
+    args, kernel = [*given, *[1, 0, 1][len(given) :]], site.shape[2:]
+    stride, dilation = _along(args[0], len(kernel)), _along(args[2], len(kernel))
     if args[1] == "same":  # one more on the far side where the total is odd, as PyTorch does
-        total = [d * (k - 1) for d, k in zip(dilation, site.shape[2:], strict=True)]
-        (top, left), (bottom, right) = (t // 2 for t in total), (t - t // 2 for t in total)
-        return stride, (top, bottom, left, right), dilation
-    height, width = (0, 0) if args[1] == "valid" else _pair(args[1])
-    return stride, (height, height, width, width), dilation
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return stride, [(t // 2, t - t // 2) for t in total], dilation
+    return stride, [(p, p) for p in _along(0 if args[1] == "valid" else args[1], len(kernel))], dilation
+
+
+def _to_pad(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """As `F.pad` wants it: the last axis first."""
+    return [width for before_and_after in reversed(padding) for width in before_and_after]
 
 
 def rows_of_output(site: Site, y: Tensor) -> Tensor:
     """The layer's output as (N, R), rows in the order of `input_rows`."""
-    return y.reshape(-1, y.shape[-1]) if site.kind == "linear" else y.permute(0, 2, 3, 1).flatten(0, 2)
+    return y.reshape(-1, y.shape[-1]) if site.kind == "linear" else y.movedim(1, -1).flatten(0, -2)
 
 
+# By the number of spatial axes.
+_WEIGHT_GRADIENTS = {1: conv1d_weight, 2: conv2d_weight, 3: conv3d_weight}
 # What a core's cache holds: a matrix product of rows that are still there is a quarter faster.
 _CHUNK_BYTES = 2**20
 # A Gram matrix is symmetric: computed in so many bands, each from its diagonal on, it takes 5/8 of the multiplications.
@@ -108,12 +112,13 @@ def _some_rows(site: Site, inputs: Sequence[Tensor], device: torch.device) -> It
 
 
 def _weight_gradient(
-    x: Tensor, shape: Sequence[int], y: Tensor, stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1)
+    x: Tensor, shape: Sequence[int], y: Tensor, stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
 ) -> Tensor:
-    """Sum over output positions of y rᵀ with the receptive field r in `x`, unpadded: `shape` (R, C, kh, kw)."""
-    if tuple(shape[2:]) == (1, 1):  # as windows run it, and for the same reason: see `operations._convolution`
-        x, stride = every_stride(x, stride), (1, 1)
-    return conv2d_weight(x, list(shape), y, stride=stride, dilation=dilation)
+    """Sum over output positions of y rᵀ with the receptive field r in `x`, unpadded: `shape` (R, C, *kernel)."""
+    kernel = shape[2:]
+    if math.prod(kernel) == 1:  # as windows run it, and for the same reason: see `operations._convolution`
+        x, stride = every_stride(x, stride), [1] * len(kernel)
+    return _WEIGHT_GRADIENTS[len(kernel)](x, list(shape), y, stride=tuple(stride), dilation=tuple(dilation))
 
 
 def input_output_cross(
@@ -124,14 +129,13 @@ def input_output_cross(
     for x, y in zip(inputs, outputs, strict=True):
         x, y = x.to(device), y.to(device)
         if bias is not None:
-            y = y - (bias if site.kind == "linear" else bias.view(-1, 1, 1))
+            y = y - (bias if site.kind == "linear" else bias.view(-1, *[1] * (y.ndim - 2)))
         if site.kind == "linear" or device.type != "cpu":
             # On a GPU convolutions too: cuDNN's may round their factors to TF32, and sums that are solved with need all digits.
             part = rows_of_output(site, y).T @ input_rows(site, x)
         else:
-            stride, (top, bottom, left, right), dilation = _convolution_geometry(site)
-            padded = F.pad(x, (left, right, top, bottom))
-            part = to_matrix(_weight_gradient(padded, site.shape, y, stride, dilation))
+            stride, padding, dilation = _convolution_geometry(site)
+            part = to_matrix(_weight_gradient(F.pad(x, _to_pad(padding)), site.shape, y, stride, dilation))
         cross = part if cross is None else cross.add_(part)
         count += y.numel() // site.shape[0]
     assert cross is not None

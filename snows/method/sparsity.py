@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snows.config import NM, AnyPath, Dense, InputError, LayerPattern, Structured, Unstructured, as_path
 
-_INPUTS = {"conv2d": "input channels", "linear": "input features"}
+_INPUTS = {"conv1d": "input channels", "conv2d": "input channels", "conv3d": "input channels", "linear": "input features"}
 
 
 class MaskError(InputError):
@@ -25,26 +25,26 @@ class MaskError(InputError):
 
 
 def to_matrix(weight: Tensor) -> Tensor:
-    """A parameter to its matrix (R, P): linear (R, P) unchanged, convolution (O, I, kh, kw) to (O, kh * kw * I)."""
+    """A parameter to its matrix (R, P): linear (R, P) unchanged, convolution (O, I, *kernel) to (O, kernel positions * I)."""
     if weight.ndim == 2:
         return weight
-    if weight.ndim != 4:
-        raise ValueError(f"A prunable weight has 2 or 4 dimensions, but this one has shape {tuple(weight.shape)}.")
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+    if not 3 <= weight.ndim <= 5:
+        raise ValueError(f"A prunable weight has 2 to 5 dimensions, but this one has shape {tuple(weight.shape)}.")
+    return weight.movedim(1, -1).reshape(weight.shape[0], -1)
 
 
 def from_matrix(matrix: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """The inverse of `to_matrix` for a parameter of `shape`."""
     if len(shape) == 2:
         return matrix.reshape(shape)
-    out_channels, in_channels, height, width = shape
-    return matrix.reshape(out_channels, height, width, in_channels).permute(0, 3, 1, 2).contiguous()
+    out_channels, in_channels, *kernel = shape
+    return matrix.reshape(out_channels, *kernel, in_channels).movedim(-1, 1).contiguous()
 
 
 def obstacle(shape: tuple[int, ...] | torch.Size, kind: str, pattern: LayerPattern) -> str | None:
     """Why `pattern` cannot be applied to a weight of `shape`, as a sentence with the remedy; None where it can.
 
-    `kind` is `conv2d` (O, I, kh, kw) or `linear` (O, I).
+    `kind` is `linear` (O, I), or `conv1d`, `conv2d` or `conv3d` (O, I, *kernel).
     """
     if not isinstance(pattern, NM):
         return None

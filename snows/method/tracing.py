@@ -8,9 +8,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import _ops, nn
+from torch import Tensor, _ops, nn
 from torch.export import _trace
 from torch.fx import _symbolic_trace
+from torch.nn.modules import transformer
 
 # Two exports at once leave torch.export (2.14) broken until the process ends.
 _EXPORTING = threading.Lock()
@@ -54,6 +55,9 @@ def exporting() -> Iterator[None]:
     * Its modes lie where every thread finds them: printing a tensor puts them aside meanwhile, and the export breaks off.
     * `__call__` and `__getattr__` of `nn.Module` belong to the tracer, and modules that another thread calls end there.
 
+    And `nn.TransformerEncoder` looks into a mask for whether it is the causal one, which has no values meanwhile: for the
+    export it is a mask like any other, which the attention applies in either case.
+
     Only the exported module itself must not be used elsewhere: its tensors are fakes until the export is done.
     """
     here = _InThisThread()
@@ -68,6 +72,11 @@ def exporting() -> Iterator[None]:
 
         patch_method(patcher, owner, name, method, deduplicate)
 
+    is_causal_mask = transformer._detect_is_causal_mask
+
+    def is_causal_mask_here(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return is_causal is True if here else is_causal_mask(mask, is_causal, size)
+
     with (
         _EXPORTING,
         patch.object(_trace, "_ignore_backend_decomps", nullcontext),
@@ -75,5 +84,6 @@ def exporting() -> Iterator[None]:
         patch.multiple(torch.compiler, _is_compiling_flag=here, _is_exporting_flag=here),
         patch.object(_ops, "_mode_stack_state_for_pre_dispatch", _ModesOfEachThread()),
         patch.object(_symbolic_trace._Patcher, "patch_method", patch_method_here),
+        patch.object(transformer, "_detect_is_causal_mask", is_causal_mask_here),
     ):
         yield

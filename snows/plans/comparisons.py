@@ -20,7 +20,8 @@ MOST_RUNS = 200
 @dataclass(frozen=True)
 class Method:
     """How weights are chosen, what the kept ones become, what they are to reproduce, by what the mask is refined, whether batch
-    norms measure their statistics again, and toward what all layers' weights move together in the end."""
+    norms measure their statistics again, toward what all layers' weights move together in the end, whether channels are
+    repaired, and whether a fit has the ridge that the settings ask for, or none."""
 
     mask: str
     update: str
@@ -28,37 +29,41 @@ class Method:
     refine: str = "none"
     batch_norm_reestimate: bool = False
     joint: str = "none"
+    repair: bool = False
+    has_ridge: bool = True
 
     @property
     def touches(self) -> tuple[str, ...]:
-        """What is no longer as in the dense network: mask, values, statistics."""
+        """What is no longer as in the dense network: mask, values, channel statistics, statistics of batch norms."""
         parts = {
             "mask": True,
             "values": self.update != "none" or self.joint != "none",
+            "channel statistics": self.repair,
             "statistics": self.batch_norm_reestimate,
         }
         return tuple(name for name, touched in parts.items() if touched)
 
 
 # As published: what a paper leaves alone is left alone, and what it fits is fitted to the dense layer's output on the pruned
-# network's input. OBS on a mask that is given is least squares; so are OBC's values on its mask, and ALPS's, which the paper
-# solves for by conjugate gradient. References are those of the cards.
+# network's input, without a ridge. OBS on a mask that is given is least squares; so are OBC's values on its mask, and ALPS's,
+# which the paper solves for by conjugate gradient. References are those of the cards.
 METHODS = {
     "Magnitude only": Method("magnitude", "none"),
     "Wanda": Method("wanda", "none"),
-    "SparseGPT": Method("sparsegpt", "sparsegpt", "propagated"),
-    "Least squares (OBS)": Method("magnitude", "least-squares", "propagated"),
-    "SNOWS, as published": Method("magnitude", "snows", "propagated"),
+    "SparseGPT": Method("sparsegpt", "sparsegpt", "propagated", has_ridge=False),
+    "Least squares (OBS)": Method("magnitude", "least-squares", "propagated", has_ridge=False),
+    "SNOWS, as published": Method("magnitude", "snows", "propagated", has_ridge=False),
     "SNOWS, dense targets": Method("magnitude", "snows", "dense"),
     "SNOWS, refined mask": Method("magnitude", "snows", "dense", "window"),
     "SNOWS, joint fit": Method("magnitude", "snows", "dense", "window", joint="network"),
     "Block reconstruction": Method("magnitude", "none", joint="network"),
     "Short distillation": Method("magnitude", "none", joint="answers"),
     "RIA": Method("ria", "none"),
-    "ALPS": Method("alps", "least-squares", "propagated"),
-    "OBC": Method("obc", "least-squares", "propagated"),
+    "ALPS": Method("alps", "least-squares", "propagated", has_ridge=False),
+    "OBC": Method("obc", "least-squares", "propagated", has_ridge=False),
     "SparseSwaps": Method("sparseswaps", "none"),
     "DSnoT": Method("dsnot", "none"),
+    "Variance repair": Method("magnitude", "none", repair=True),
     "Batch-norm recalibration": Method("magnitude", "none", batch_norm_reestimate=True),
     "Random": Method("random", "none"),
 }
@@ -85,12 +90,15 @@ def describe(method: Method) -> MethodCard:
     parts = [cards.MASKS[method.mask], cards.UPDATES[method.update]]
     if method.refine != "none":
         parts.append(cards.REFINEMENT)
+    if method.repair:
+        parts.append(cards.REPAIR)
     if method.batch_norm_reestimate:
         parts.append(cards.BATCH_NORM)
     if method.joint != "none":
         parts.append(cards.JOINTS[method.joint])
     ideas = [part.idea for part in parts]
     ideas.insert(2, _TARGETS[method.targets] if method.update != "none" else "")
+    ideas.insert(3, "" if method.has_ridge else "Nothing pulls the weights toward their dense values.")
     costs = [part.cost for part in parts if part.cost != cards.NO_COST] or [cards.NO_COST]
     references = dict.fromkeys(part.reference for part in parts if part.reference)
     idea, cost = (" ".join(dict.fromkeys(filter(None, sentences))) for sentences in (ideas, costs))
@@ -135,7 +143,10 @@ def expand(
         for k in k_steps if method.update == "snows" else (base.prune.k_steps,):
             sweeps = base.prune.sweeps if method.update == "snows" else 1
             changes = {**asdict(method), "pattern": pattern, "k_steps": k, "seed": seed, "sweeps": sweeps}
+            if not changes.pop("has_ridge"):
+                changes["ridge"] = 0.0
             changes["batch_norm_reestimate"] |= base.prune.batch_norm_reestimate
+            changes["repair"] |= base.prune.repair
             # From the inside out, so that a sentence names the setting and not the path to it.
             prune = PruneConfig.model_validate(content["prune"] | changes)
             config = RunConfig.model_validate(content | {"num_calibration": images, "prune": prune})

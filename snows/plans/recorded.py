@@ -60,7 +60,7 @@ def comparison(folder: Path = FOLDER) -> list[Measured]:
 def _order(config: RunConfig) -> tuple[Any, ...]:
     prune = config.prune
     of_values = UPDATES.index(prune.update), -TARGETS.index(prune.targets), REFINEMENTS.index(prune.refine), prune.k_steps
-    of_method = JOINTS.index(prune.joint), *of_values, MASKS.index(prune.mask), prune.batch_norm_reestimate
+    of_method = JOINTS.index(prune.joint), *of_values, MASKS.index(prune.mask), prune.repair, prune.batch_norm_reestimate
     return config.model, of_method, -prune.pattern.density, prune.seed
 
 

@@ -4,7 +4,9 @@ A run's name has the same parts in the same order wherever it stands: what a per
 method. Beside others it is told by its method and by whatever else is not the same in all.
 """
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +21,12 @@ from snows.runs.store import Run
 UPDATE_NAMES = {name: card.name for name, card in cards.UPDATES.items()}
 _COMMON_WORDS = ("magnitude", "random")  # no names
 _REFINED = {"none": "", "layer": "refined by layer", "window": "refined"}
+# What may come after the layers, in its order.
+_BESIDES: dict[str, dict[object, str]] = {
+    "joint": {"network": "joint fit", "answers": "joint fit to answers"},
+    "repair": {True: "repaired"},
+    "batch_norm_reestimate": {True: "batch norms measured again"},
+}
 BEST, LEVEL = "★", "☆"
 # The columns of a table, in order.
 COLUMNS = ("accuracy", "change", "agreement", "divergence", "density", "packed_bytes", "bits", "multiply_adds", "seconds")
@@ -40,22 +48,26 @@ def mask_name(mask: str) -> str:
 def method_name(config: PruneConfig) -> str:
     """A method as a person calls it: the known name, or its parts. With K, and the sweeps, where these count."""
     targets = "dense" if config.update == "none" else config.targets  # what is not fitted has no target
-    settings = config.mask, config.update, targets, config.refinement
-    again, joint = config.batch_norm_reestimate, config.joint
-    # The name of all that it does, else of what it does before batch norms are measured again, and before the joint fit.
-    for again_named, joint_named in ((again, joint), (False, joint), (again, "none"), (False, "none")):
-        method = Method(*settings, again_named, joint_named)
-        if name := next((name for name, known in METHODS.items() if known == method), ""):
-            again, joint = again and not again_named, "none" if joint_named != "none" else joint
-            break
+    method = Method(
+        *(config.mask, config.update, targets, config.refinement),
+        batch_norm_reestimate=config.batch_norm_reestimate,
+        joint=config.joint,
+        repair=config.repair,
+    )
+    known = {replace(one, has_ridge=True): name for name, one in METHODS.items()}
+    said = {name: words for name, words in _BESIDES.items() if getattr(method, name) in words}
+    # The name of all that it does, else of what it does without some of what comes after the layers, which is said behind it.
+    rests = (rest for count in range(len(said) + 1) for rest in itertools.combinations(reversed(said), count))
+    unsaid = {name: getattr(Method("", ""), name) for name in said}
+    named = ((known.get(replace(method, **{name: unsaid[name] for name in rest})), rest) for rest in rests)
+    name, rest = next(((name, rest) for name, rest in named if name), ("", tuple(said)))
     parts = [name]
     if not parts[0]:
         propagated = "propagated targets" if targets == "propagated" else ""
         parts = [UPDATE_NAMES[config.update], mask_name(config.mask), _REFINED[config.refinement], propagated]
     if config.update == "snows":
         parts += [f"K = {config.k_steps}", f"{config.sweeps} sweeps" if config.sweeps > 1 else ""]
-    together = {"none": "", "network": "joint fit", "answers": "joint fit to answers"}[joint]
-    parts += [together, "batch norms measured again" if again else ""]
+    parts += [words[getattr(method, name)] for name, words in said.items() if name in rest]
     return ", ".join(filter(None, parts))
 
 

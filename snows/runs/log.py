@@ -43,7 +43,7 @@ class Log:
     begun: dict[str, SiteStarted] = field(default_factory=dict)  # how each site was begun last
     current: SiteStarted | None = None  # the layer in work
     together: tuple[int, int] | None = None  # the joint fit's passes over the images, and how many there will be
-    together_since: float = 0.0
+    passes: dict[int, JointEpoch] = field(default_factory=dict)  # of the joint fit, those that count
     phase: str = "load"
     phase_since: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -82,9 +82,12 @@ class Log:
                 self.records[event.sweep, event.index] = event
                 self.current = None
             case JointStarted():
-                self.together, self.together_since = (0, event.epochs), event.time
-            case JointEpoch() if self.together is not None:
-                self.together = event.epoch + 1, self.together[1]
+                self.together = event.resumed, event.epochs
+                self.passes = {epoch: done for epoch, done in self.passes.items() if epoch < event.resumed}
+            case JointEpoch():
+                self.passes[event.epoch] = event
+                if self.together is not None:
+                    self.together = event.epoch + 1, self.together[1]
             case JointFinished():
                 self.together = None
             case Note():
@@ -169,8 +172,9 @@ class Log:
         if isinstance(self.last, Measured) and self.last.done:
             return max((self.last.time - self.phase_since) / self.fraction - (now - self.phase_since), 0.0)
         if self.together is not None and self.last is not None:
-            took = self.last.time - self.together_since
-            return max(took / self.fraction - (now - self.together_since), 0.0) if self.fraction else None
+            timed = [done.seconds for done in self.passes.values()]
+            done, epochs = self.together
+            return max((epochs - done) * sum(timed) / len(timed) - (now - self.last.time), 0.0) if timed else None
         timed = [e.seconds for e in self.records.values() if self.started and e.time >= self.started.time]
         if not timed or self.phase != "prune":
             return None

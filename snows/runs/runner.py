@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from snows import events
 from snows.config import Cancelled, InputError, PruneConfig
 from snows.measures import metrics
+from snows.method import joint
 from snows.method.coverage import channels_last_if_faster, resolve_device
 from snows.method.pruner import prune, working_copy
 from snows.process import give_back_memory
@@ -68,9 +69,12 @@ def _execute(run: Run) -> events.RunFinished:
         chosen=before.chosen,
         finished=partial(_finished_site, run, before),
         on_site=run.save_site,
+        passed=partial(_begun_joint, run),
+        on_pass=_KeptPasses(run),
     )
     solved = {(record.sweep, record.index) for record in result.sites}
     earlier = [record for key, record in before.records.items() if key not in solved]
+    earlier_passes = [record for epoch, record in run.log().passes.items() if record == before.passes.get(epoch)]
 
     run.append(events.Phase(name="evaluate"))
     measured = _Measured(run, 3 * len(images.evaluation))
@@ -96,7 +100,7 @@ def _execute(run: Run) -> events.RunFinished:
         "agreement": metrics.agreement(pruned_logits, dense_logits),
         "divergence": metrics.divergence(pruned_logits, dense_logits),
         "density": metrics.density(pruned),
-        "seconds": result.seconds + sum(e.seconds for e in earlier),
+        "seconds": result.seconds + sum(e.seconds for e in earlier) + sum(e.seconds for e in earlier_passes),
         "num_products": result.num_products + sum(e.num_products for e in earlier),
         "dense_bytes": size.dense,
         "packed_bytes": size.packed,
@@ -105,6 +109,7 @@ def _execute(run: Run) -> events.RunFinished:
     }
     run.append(events.Phase(name="save"))
     run.save_weights(result.masked.state_dict())
+    run.forget_joint()
     measures = run.save_metrics(measures)
     right = metrics.right(pruned_logits, metrics.answers(dense_logits) if images.labels is None else images.labels)
     return events.RunFinished(metrics=measures, right=np.packbits(right.numpy()).tobytes().hex())
@@ -120,6 +125,12 @@ def _finished_site(run: Run, before: Log, place: int) -> tuple[Tensor, Tensor] |
     return None
 
 
+def _begun_joint(run: Run) -> joint.State | None:
+    with suppress(SafetensorError):
+        return run.load_joint()
+    return None
+
+
 def _begin_or_go_on(run: Run, before: Log, event: events.Event) -> None:
     if isinstance(event, events.RunStarted) and before.done and event.sites != before.sites:
         other = next(iter({*event.sites} ^ {*before.sites}), "their order")
@@ -128,6 +139,18 @@ def _begin_or_go_on(run: Run, before: Log, event: events.Event) -> None:
             "So the finished layers do not fit: this is another version or device. Start the same settings as a new run."
         )
     run.append(event)
+
+
+class _KeptPasses:
+    """Keeps where the joint fit stands, as often as takes it a twentieth of its time."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._next = run, 0.0
+
+    def __call__(self, state: joint.State) -> None:
+        if (started := time.monotonic()) >= self._next:
+            self._run.save_joint(state)
+            self._next = started + 20 * (time.monotonic() - started)
 
 
 class _Fetched:

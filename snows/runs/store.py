@@ -3,6 +3,7 @@
     RUN/config.json           the RunConfig, written once
     RUN/events.jsonl          one event a line, append-only
     RUN/sites/NNNN.safetensors  a finished site's weight and mask; present means finished
+    RUN/joint.safetensors     where the joint fit stands, while it is under way
     RUN/metrics.json          written when the run has finished
     RUN/weights.safetensors   the pruned network's state dict
     RUN/label.json            what a person calls the run; the only file that may change at any time
@@ -29,6 +30,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -308,6 +310,33 @@ class Run:
             return None
         tensors = load_file(path)
         return tensors["weight"], tensors["mask"]
+
+    def save_joint(self, state: Mapping[str, "Tensor"]) -> None:
+        """Where the joint fit stands, as `method.joint` has it."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        with _disk(self._joint_path):
+            try:  # three times the weights: without a copy in between, and whole or not at all as `_write` does it
+                save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, self._joint_path)
+            except SafetensorError as error:
+                said = re.search(r"os error (\d+)", str(error))
+                number = int(said[1]) if said else errno.EIO
+                raise OSError(number, os.strerror(number)) from error
+
+    def load_joint(self) -> dict[str, "Tensor"] | None:
+        """What `save_joint` wrote last; None where there is nothing. Raises `SafetensorError` for what the disk damaged."""
+        from safetensors.torch import load_file
+
+        return load_file(self._joint_path) if self._joint_path.exists() else None
+
+    def forget_joint(self) -> None:
+        """Nobody has to go on from there any more."""
+        self._joint_path.unlink(missing_ok=True)
+
+    @property
+    def _joint_path(self) -> Path:
+        return self.path / "joint.safetensors"
 
     def layers(self, log: Log | None = None) -> dict[str, tuple["Tensor", "Tensor"]]:
         """Weight and mask (bool, True = kept), both in the parameter's shape, of every layer that has a file, by name and in

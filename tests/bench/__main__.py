@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from tests.bench import imagenet, large, quality, responsiveness, speed, unlabelled
+from tests.bench import budgets, imagenet, large, quality, responsiveness, speed, text, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parts = ["quality", "unlabelled", "imagenet", "large", *speed.PARTS, "responsiveness"]
+    parts = ["quality", "budgets", "unlabelled", "text", "imagenet", "large", *speed.PARTS, "responsiveness"]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
@@ -23,9 +23,15 @@ def main(argv: list[str] | None = None) -> int:
             quality.measure(given.models, given.patterns, given.seeds, fresh=given.fresh)
             quality.write_sizes()
             quality.write_table()
+        elif part == "budgets":
+            budgets.measure(given.models, given.seeds, fresh=given.fresh)
+            budgets.write_table()
         elif part == "unlabelled":
             unlabelled.measure(fresh=given.fresh)
             unlabelled.write_table()
+        elif part == "text":
+            text.measure(fresh=given.fresh)
+            text.write_table()
         elif part == "imagenet":
             imagenet.measure(fresh=given.fresh)
             imagenet.write_table()

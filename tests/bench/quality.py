@@ -8,6 +8,7 @@ on where it was. Accuracy is over the first 5,000 test images, the same for all 
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -39,11 +40,13 @@ class Row(NamedTuple):
     mask: str = "magnitude"
     batch_norm_reestimate: bool = False
     joint: str = "none"
+    repair: bool = False
 
 
 METHODS = [
     Row("mask only", "none", 0, "dense", "none"),
     Row("mask only, batch norms measured again", "none", 0, "dense", "none", batch_norm_reestimate=True),
+    Row("mask only, repaired", "none", 0, "dense", "none", repair=True),
     Row("Wanda", "none", 0, "dense", "none", "wanda"),
     Row("RIA", "none", 0, "dense", "none", "ria"),
     Row("DSnoT", "none", 0, "dense", "none", "dsnot"),
@@ -95,10 +98,11 @@ def measure(names: Sequence[str], patterns: Sequence[str], seeds: Iterable[int],
             if method.k_steps in chosen and (name, pattern, seed, *method[1:]) not in known
         ]
         if missing:
-            _measure_model(name, seed, missing)
+            measure_model(name, seed, missing, RESULTS)
 
 
-def _measure_model(name: str, seed: int, missing: list[tuple[str, Row]]) -> None:
+def measure_model(name: str, seed: int, missing: list[tuple[str, Row]], results: Path) -> None:
+    """Measure these patterns and methods on one of the bundled networks; each is a line of `results`."""
     model = models.load(name)
     alike = recorded.config_of({"model": name})
     images = data.load(alike.data, model, alike.num_calibration, alike.num_evaluation, seed)
@@ -126,7 +130,7 @@ def _measure_model(name: str, seed: int, missing: list[tuple[str, Row]]) -> None
             "num_products": result.num_products,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         }
-        add(RESULTS, record)
+        add(results, record)
 
 
 def size_of(name: str, pattern: str) -> dict:
@@ -186,7 +190,7 @@ def table(records: list[dict]) -> str:
         measured = [method for method in METHODS if any(cells[method, p] for p in PATTERNS)]
         for method in measured:
             row = [method.label, "" if method.update == "none" else method.targets]
-            row += [_cell(cells[method, p], best[p]) for p in PATTERNS]
+            row += [cell(cells[method, p], best[p]) for p in PATTERNS]
             took = [r["cpu_seconds"] for r in mine if _key(r)[3:] == method[1:] and "cpu_seconds" in r]  # the first have none
             row.append(f"{statistics.mean(took):.0f}" if took else "not measured")
             lines.append("| " + " | ".join(row) + " |")
@@ -202,7 +206,8 @@ def _over(seeds: list[int]) -> str:
     return f"mean ± standard deviation over seeds {', '.join(map(str, seeds))} (without ±: one seed)"
 
 
-def _cell(values: list[float], best: float | None) -> str:
+def cell(values: list[float], best: float | None) -> str:
+    """Their mean in percent with its spread, in bold where it is the best."""
     if not values:
         return "not measured"
     mean = statistics.mean(values)

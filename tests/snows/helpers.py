@@ -150,6 +150,34 @@ def _strided() -> nn.Module:
     )
 
 
+def _sound() -> nn.Module:
+    """The same along one axis, and a pointwise one of a stride."""
+    return nn.Sequential(
+        nn.Conv1d(2, 4, 4, stride=2, padding=1),
+        nn.BatchNorm1d(4),
+        nn.SiLU(),
+        nn.Conv1d(4, 4, 2, padding="same", dilation=3, bias=False),
+        nn.Sigmoid(),
+        nn.Conv1d(4, 4, 1, stride=2),
+        nn.Softplus(),
+        nn.Flatten(),
+        nn.Linear(4 * 3, 3),
+    )
+
+
+def _video() -> nn.Module:
+    """Along three, of which each has its own stride, padding and dilation."""
+    return nn.Sequential(
+        nn.Conv3d(2, 4, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(2, 1, 1)),
+        nn.Softplus(),
+        nn.Conv3d(4, 4, 2, padding="same", bias=False),
+        nn.Sigmoid(),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (Residual, (2, 6, 6)),
     "mlp": (_mlp, (6,)),
@@ -159,6 +187,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "positions": (lambda: Attention("positions"), (1, 4, 4)),
     "grouped": (lambda: Attention("grouped"), (1, 4, 4)),
     "strided": (_strided, (2, 6, 6)),
+    "sound": (_sound, (2, 12)),
+    "video": (_video, (2, 3, 4, 5)),
     "gates": (Gates, (2, 9, 9)),
 }
 
@@ -182,6 +212,11 @@ CASES: list[tuple[str, str, int]] = [
     ("strided", "0.weight", ALL),
     ("strided", "2.weight", 2),
     ("strided", "4.weight", 1),
+    ("sound", "0.weight", ALL),
+    ("sound", "3.weight", 1),
+    ("sound", "5.weight", 0),
+    ("video", "0.weight", ALL),
+    ("video", "2.weight", 0),
     ("gates", "stem.weight", ALL),
 ]
 CASE_IDS = [f"{network}-{site.removesuffix('.weight')}-{'all' if k == ALL else k}" for network, site, k in CASES]
@@ -196,7 +231,7 @@ def network(name: str) -> tuple[nn.Module, NetworkGraph, Tensor]:
         module = build().double().eval()
         with torch.no_grad():
             for layer in module.modules():
-                if isinstance(layer, nn.BatchNorm2d):
+                if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
                     layer.running_mean.normal_()
                     layer.running_var.uniform_(0.5, 2)
                     if layer.affine:
@@ -295,8 +330,8 @@ def dense_weight(kept: KeptWeights, values: Tensor) -> Tensor:
     flat = torch.zeros(rows * columns, dtype=values.dtype).index_put((kept.places,), values)
     if len(kept.shape) == 2:
         return flat.view(rows, columns)
-    out_channels, in_channels, height, width = kept.shape
-    return flat.view(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
+    out_channels, in_channels, *kernel = kept.shape
+    return flat.view(out_channels, *kernel, in_channels).movedim(-1, 1)
 
 
 def window_inputs(window: Window, images: Tensor) -> dict[Any, Any]:

@@ -64,6 +64,7 @@ settings = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     "precision": st.sampled_from(["float32", "float64"]),
     "prune_classifier": st.booleans(),
+    "repair": st.booleans(),
     "batch_norm_reestimate": st.booleans(),
     "solver": solvers,
 }

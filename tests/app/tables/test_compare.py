@@ -224,7 +224,10 @@ class TestTable:
         points, value = compare.tradeoff(summarize(given), "seconds")
         assert compare.shown_from(points) is None
         assert compare.not_drawn(points, value) == ""
-        points, value = compare.tradeoff(summarize([*given, (config(update="none"), metrics(0.11, 90))]), "seconds")
+        rows = summarize([*given, (config(update="none"), metrics(0.11, 90))])
+        points, value = compare.tradeoff(rows, "seconds")
+        # What has no point is in no legend.
+        assert list(compare.drawn_marks(rows, points)) == list(compare.method_marks(rows))[:2] == points["method"].tolist()[:2]
         assert compare.shown_from(points) == pytest.approx(0.90 - 1.5 * 0.02)
         assert compare.not_drawn(points, value) == "1 of 3 is below 87.00 %, and not drawn."
         figure = compare_charts.tradeoff_chart(points, "seconds", value, shown_from=compare.shown_from(points))

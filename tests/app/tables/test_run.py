@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_progress_over_a_resume() -> None:
 
 def test_the_joint_fit_follows_the_layers() -> None:
     start = JointStarted(time=120, captured=["block", "fc"], count=1000, epochs=4, losses=[0.04, 0.09], scale=[4.0, 1.0])
-    step = JointEpoch(time=125, epoch=0, loss=0.05)
+    step = JointEpoch(time=125, epoch=0, loss=0.05, seconds=5)
     end = JointFinished(
         time=130,
         before=[0.04, 0.09],
@@ -132,7 +133,7 @@ def test_the_joint_fit_follows_the_layers() -> None:
     working = run_tables.progress([*before, start], 121)
     assert (working.together, working.fraction, working.left) == ((0, 4), 0.0, None)
     working = run_tables.progress([*before, start, step], 126)
-    assert (working.together, working.fraction, working.left) == ((1, 4), 0.25, 4 * 5 - 6)
+    assert (working.together, working.fraction, working.left) == ((1, 4), 0.25, 3 * 5 - 1)
     assert run_tables.progress([*before, start, step, end], 131).together is None
     assert run_tables.progress([*before, start, Queued(time=140)], 141).together is None
 
@@ -149,6 +150,14 @@ def test_the_joint_fit_follows_the_layers() -> None:
     assert together.errors["after"].tolist() == pytest.approx([0.05, 0.1])
     said = "1,000 weights in 1 pass over the images, 10 s: loss 0.1 to 0.0125. All layers' weights moved together."
     assert together.said == said
+    # Resumed: what an earlier worker passed stays, and what it passed without keeping it is passed again.
+    lost, again = replace(step, time=128, epoch=1, loss=0.9), replace(start, time=220, resumed=1)
+    resumed = [*before, start, step, lost, *opening(200), again, replace(step, time=226, epoch=1, loss=0.04, seconds=6)]
+    assert run_tables.progress(resumed, 227).together == (2, 4)
+    assert run_tables.progress(resumed, 227).left == pytest.approx(2 * 5.5 - 1)
+    together = run_tables.joint_fit(resumed)
+    assert together is not None
+    assert together.losses.to_dict("list") == {"seconds": [5.0, 11.0], "loss": [0.05, 0.04]}
     assert run_tables.log([*before, start, step, end])["what"].tolist()[:3] == [
         "Finished in 10 s: loss 0.1 to 0.0125",
         "Pass 1: loss 0.05",

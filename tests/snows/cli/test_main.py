@@ -99,7 +99,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "--pattern 1:8 --override head.weight=dense --override blocks.0.mlp.fc1.weight=2:4 --mask wanda --refine layer "
         "--update sparsegpt --k-steps 7 --joint network --joint-epochs 3 --targets propagated --ridge 2 "
         "--batch-size 32 --memory 0.5 --seed 5 --device cpu "
-        "--precision float64 --batch-norm-reestimate --prune-classifier "
+        "--precision float64 --repair --batch-norm-reestimate --prune-classifier "
         "--curvature hessian --newton-steps 2 --max-iters 9 --rtol 0.1 --damping 0 --preconditioner none --curvature-share 0.5 "
         "--min-decrease 0.01 --start masked"
     )
@@ -133,6 +133,7 @@ def test_flags_reach_the_configuration(execute: Callable, store: RunStore) -> No
         "device": "cpu",
         "precision": "float64",
         "prune_classifier": True,
+        "repair": True,
         "batch_norm_reestimate": True,
     }
     assert config.prune.solver.model_dump() == {
@@ -817,14 +818,15 @@ def test_methods_says_what_each_is_and_how_to_ask_for_it(capsys: pytest.CaptureF
     parser = _parser()
     for record, method in zip(records, METHODS.values(), strict=True):
         asked = config_of(parser.parse_args(["prune", *record["flags"].split()])).prune
-        assert (asked.mask, asked.update, asked.batch_norm_reestimate, asked.joint) == (
+        assert (asked.mask, asked.update, asked.batch_norm_reestimate, asked.joint, asked.repair) == (
             method.mask,
             method.update,
             method.batch_norm_reestimate,
             method.joint,
+            method.repair,
         )
         if method.update != "none":
-            assert (asked.targets, asked.refine) == (method.targets, method.refine)
+            assert (asked.targets, asked.refine, asked.ridge > 0) == (method.targets, method.refine, method.has_ridge)
 
 
 # --- compare ---

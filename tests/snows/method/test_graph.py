@@ -279,13 +279,12 @@ class Odd(nn.Module):
 @pytest.mark.slow
 def test_the_reason_for_every_weight_that_is_left_dense() -> None:
     graph = export(Odd().eval(), 2, 1, 8, 8)
-    assert [s.name for s in graph.sites] == ["first.weight", "head.weight"]
+    assert [s.name for s in graph.sites] == ["first.weight", "signal.weight", "head.weight"]
     few = "one value per channel (a bias or a scale), too few to be worth pruning"
     reasons = {
         "depthwise.weight": "a grouped convolution (4 groups): each output sees only 1 input channel",
         "grouped.weight": "a grouped convolution (2 groups): each output sees only 2 input channels",
         "positions": "used by add, not as the weight of a linear layer or convolution",
-        "signal.weight": "a 1-d or 3-d convolution; only 2-d convolutions and linear layers are pruned",
         "unused.weight": "not used when the network runs in eval mode",
         "table": "the input of a linear layer, not its weight",
     }

@@ -188,6 +188,22 @@ def test_it_can_be_cancelled_and_goes_on_after_the_layers() -> None:
     assert isinstance(resumed.model, nn.Module)
 
 
+@pytest.mark.parametrize("passes", [1, 3])
+def test_it_goes_on_between_two_passes_bit_for_bit(passes: int) -> None:
+    """Also after the last one, where only the loss remains to be measured."""
+    module, _, images = network("residual")
+    settings, states = config(joint="network", joint_epochs=3), list[joint.State]()
+    whole = prune(module, images, settings, on_pass=lambda state: states.append({n: t.clone() for n, t in state.items()}))
+    assert [int(state["passes"]) for state in states] == [1, 2, 3]
+    happened: list[Event] = []
+    resumed = prune(module, images, settings, passed=lambda: states[passes - 1], on_event=happened.append)
+    assert [event.resumed for event in happened if isinstance(event, JointStarted)] == [passes]
+    assert [event.epoch for event in happened if isinstance(event, JointEpoch)] == list(range(passes, 3))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+    without = prune(module, images, config())
+    assert not all(torch.equal(a, b) for a, b in zip(without.model.parameters(), whole.model.parameters(), strict=True))
+
+
 def test_a_few_huge_weights_do_not_set_the_size_of_steps() -> None:
     mask = torch.tensor([[True, True, True, False]])
     assert joint._size(torch.tensor([[0.5, -0.4, 1e6, 0.0]]), mask) == pytest.approx(0.5)

@@ -61,8 +61,8 @@ def test_matrix_of_a_linear_weight_is_the_weight() -> None:
 
 
 def test_matrix_rejects_other_ranks() -> None:
-    with pytest.raises(ValueError, match=r"2 or 4 dimensions.*\(3, 4, 5\)"):
-        to_matrix(torch.zeros(3, 4, 5))
+    with pytest.raises(ValueError, match=r"2 to 5 dimensions.*\(3,\)"):
+        to_matrix(torch.zeros(3))
 
 
 def test_matrix_view_is_differentiable() -> None:

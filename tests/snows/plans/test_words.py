@@ -1,12 +1,10 @@
 """What a run is called, alone and beside others."""
 
-from dataclasses import asdict
-
 import pytest
 
 from snows.config import PruneConfig, RunConfig
 from snows.plans import words as plan_words
-from snows.plans.comparisons import METHODS, summarize
+from snows.plans.comparisons import METHODS, expand, summarize
 from snows.plans.words import BEST, LEVEL, cells, labels, method_name, run_name
 from snows.runs.store import Labels, RunStore
 
@@ -45,6 +43,11 @@ def measured(accuracy: float, seconds: float) -> dict[str, float | None]:
         ({"mask": "obc"}, "SNOWS, OBC mask, refined, K = 3"),
         ({"update": "none", "batch_norm_reestimate": True}, "Batch-norm recalibration"),
         ({"mask": "wanda", "update": "none", "batch_norm_reestimate": True}, "Wanda, batch norms measured again"),
+        ({"update": "none", "repair": True}, "Variance repair"),
+        (
+            {"update": "none", "repair": True, "batch_norm_reestimate": True, "joint": "network"},
+            "Block reconstruction, repaired, batch norms measured again",
+        ),
         ({"batch_norm_reestimate": True}, "SNOWS, refined mask, K = 3, batch norms measured again"),
         ({"mask": "/home/x/runs/mine.safetensors"}, "SNOWS, mask from mine.safetensors, K = 3"),
     ],
@@ -54,9 +57,8 @@ def test_a_known_method_has_its_name_and_any_other_its_parts(changes: dict, name
 
 
 def test_every_known_method_is_called_by_its_name() -> None:
-    for name, method in METHODS.items():
-        config = PruneConfig.model_validate(asdict(method))
-        assert method_name(config).removesuffix(", K = 3") == name
+    for name, config in zip(METHODS, expand(RunConfig(), list(METHODS.values()), ["2:4"], [3], [0]), strict=True):
+        assert method_name(config.prune).removesuffix(", K = 3") == name
 
 
 class TestRun:

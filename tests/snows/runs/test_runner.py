@@ -219,6 +219,37 @@ def test_a_stopped_run_resumes_to_the_same_end(
     assert {n: v for n, v in found.items() if n != "seconds"} == {n: v for n, v in expected.items() if n != "seconds"}
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_stopped_in_its_joint_fit_resumes_there(damaged: bool, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk damaged what was kept of it, at its beginning."""
+    asked = config(prune={"joint": "network", "joint_epochs": 3, "update": "none"})
+    whole, stopped = store.create(asked), store.create(asked)
+    execute(whole)
+    kept = stopped.path / "joint.safetensors"
+    assert not (whole.path / kept.name).exists()
+    append = Run.append
+
+    def watched(self: Run, *new: events.Event) -> None:
+        append(self, *new)
+        if any(isinstance(e, events.JointEpoch) and e.epoch == 0 for e in new):
+            self.request_cancel()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", watched)
+        execute(stopped)
+    assert stopped.state() == "cancelled"
+    if damaged:
+        kept.write_bytes(kept.read_bytes()[:-1])
+    execute(stopped)
+    assert [e.resumed for e in happened(stopped) if isinstance(e, events.JointStarted)] == [0, 0 if damaged else 1]
+    counted = stopped.log().passes
+    assert [e.epoch for e in counted.values()] == [0, 1, 2]
+    assert stopped.metrics()["seconds"] >= sum(e.seconds for e in counted.values()) > 0
+    assert not kept.exists()
+    expected, resumed = load_file(whole.weights_path), load_file(stopped.weights_path)
+    assert all(torch.equal(expected[n], resumed[n]) for n in expected)
+
+
 def test_a_run_with_a_budget_resumes_with_what_was_chosen(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # What overrides leave dense counts too: 85 % of the weights.
     asked = config(prune={"pattern": "budget 90%, from 1:8 1:4 2:4 dense"})

@@ -23,6 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from snows.config import Cancelled, InputError, PruneConfig, RunConfig, explain
 from snows.events import CGIteration, Event, Phase, Queued, RunCancelled, RunFailed, RunFinished, RunStarted, SiteFinished
@@ -611,6 +612,25 @@ def test_folders_that_cannot_be_made_or_written_are_named(tmp_path: Path, run: R
     monkeypatch.setattr(Path, "mkdir", no_space)
     with pytest.raises(StoreError, match=r"sites: No space left"):
         run.save_site(0, torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_a_joint_fit_that_cannot_be_kept_is_told_in_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    state = {"weight": torch.arange(6.0).view(2, 3).T}
+    run.save_joint(state)
+    assert torch.equal(run.load_joint()["weight"], state["weight"])
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(StoreError, match=r"joint\.safetensors: No space left on device\. Free some space"):
+            run.save_joint(state)
+    run.forget_joint()
+    run.forget_joint()
+    assert run.load_joint() is None
+    (run.path / "joint.safetensors").mkdir()
+    with pytest.raises(StoreError, match=r"joint\.safetensors: Is a directory"):
+        run.save_joint(state)
 
 
 # --- all runs ---
