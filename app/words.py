@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from snows.config import NM, Budget, Dense, Unstructured
+from snows.config import NM, Budget, LayerPattern, Structured, Unstructured
 
 Key = TypeVar("Key")
 
@@ -62,6 +62,7 @@ def without_paths(text: str, paths: Iterable[str] = ()) -> str:
 
 
 COUNTED = {"weights": "weights", "operations": "multiply-adds", "bytes": "bytes"}
+UNITS = {"width": "units and heads", "channels": "units", "heads": "heads"}
 SPREAD = {
     "loss": "where it hurts least",
     "uniform": "evenly",
@@ -71,14 +72,14 @@ SPREAD = {
 }
 
 
-def kept_share(pattern: NM | Unstructured | Dense | Budget) -> str:
+def kept_share(pattern: LayerPattern | Budget) -> str:
     """How much of what a pattern keeps: `25 % of the weights`."""
     if isinstance(pattern, Budget):
         return f"{100 * pattern.share:g} % of the {COUNTED[pattern.by]}"
-    return f"{100 * pattern.density:g} % of the weights"
+    return f"{100 * pattern.density:g} % of the {UNITS[pattern.what] if isinstance(pattern, Structured) else 'weights'}"
 
 
-def pattern_words(pattern: NM | Unstructured | Dense | Budget) -> str:
+def pattern_words(pattern: LayerPattern | Budget) -> str:
     """The pattern as a person reads it, with the expert's short form beside it."""
     match pattern:
         case NM():
@@ -87,6 +88,8 @@ def pattern_words(pattern: NM | Unstructured | Dense | Budget) -> str:
             return f"Keep {100 * pattern.density:g} % of each layer ({pattern} unstructured)"
         case Unstructured():
             return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
+        case Structured():
+            return f"Keep {kept_share(pattern)} of each layer inside a block, cut to size ({pattern})"
         case Budget():
             return f"Keep {kept_share(pattern)}, spread {SPREAD[pattern.allocate]} ({pattern})"
     return "Keep every weight (dense)"

@@ -10,10 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from snows.config import NM, Dense, InputError, PruneConfig, RunConfig, SolverConfig, Unstructured, parse_pattern
+    from snows.config import (
+        NM,
+        Dense,
+        InputError,
+        PruneConfig,
+        RunConfig,
+        SolverConfig,
+        Structured,
+        Unstructured,
+        parse_pattern,
+    )
     from snows.measures.attention import attention_maps
     from snows.method.graph import NetworkGraph
     from snows.method.pruner import PruneResult, prune
+    from snows.method.units import shrink
     from snows.runs.store import RunStore
     from snows.sources.data import load as load_data
     from snows.sources.models import load as load_model
@@ -28,12 +39,14 @@ _HOMES = {
     "RunConfig": "config.RunConfig",
     "RunStore": "runs.store.RunStore",
     "SolverConfig": "config.SolverConfig",
+    "Structured": "config.Structured",
     "Unstructured": "config.Unstructured",
     "attention_maps": "measures.attention.attention_maps",
     "load_data": "sources.data.load",
     "load_model": "sources.models.load",
     "parse_pattern": "config.parse_pattern",
     "prune": "method.pruner.prune",
+    "shrink": "method.units.shrink",
 }
 
 __all__ = [
@@ -46,12 +59,14 @@ __all__ = [
     "RunConfig",
     "RunStore",
     "SolverConfig",
+    "Structured",
     "Unstructured",
     "attention_maps",
     "load_data",
     "load_model",
     "parse_pattern",
     "prune",
+    "shrink",
 ]
 
 

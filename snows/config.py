@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 MASKS = ("magnitude", "wanda", "sparsegpt", "ria", "alps", "obc", "sparseswaps", "dsnot", "random")
 # Searched for in one layer for its own count, so that nothing ranks one layer's weights beside another's.
 MASKS_OF_ONE_LAYER = ("alps", "sparseswaps", "dsnot")
+# What whole units are chosen by, under a structured pattern. Taylor scores are of units alone.
+MASKS_OF_UNITS = ("magnitude", "obc", "taylor", "random")
 UPDATES = ("none", "least-squares", "sparsegpt", "snows")
 TARGETS = ("dense", "propagated")
 REFINEMENTS = ("none", "layer", "window")
@@ -124,24 +126,48 @@ class Dense(_Config):
         return "dense"
 
 
-Pattern = Annotated[NM | Unstructured | Dense, Field(discriminator="kind")]
+class Structured(_Config):
+    """Cut the share `removed` of a layer's units away whole, so that the network gets smaller and faster by its shapes.
+
+    A unit is an output channel of a layer inside a block, or a hidden unit of an MLP (`channels`), or an attention head
+    (`heads`), with whatever reads it; `what="width"` means all of these. What all blocks share, the residual stream, stays.
+    """
+
+    kind: Literal["structured"] = "structured"
+    what: Literal["width", "channels", "heads"] = "width"
+    removed: float = Field(gt=0, lt=1)
+
+    @property
+    def density(self) -> float:
+        return 1 - self.removed
+
+    def __str__(self) -> str:
+        return f"{self.what} {100 * self.removed:g}%"
 
 
-def parse_pattern(text: str) -> NM | Unstructured | Dense:
-    """`"2:4"`, `"70%"`, `"70% global"` or `"dense"` to a pattern. Raises `ValueError` with the accepted forms."""
+LayerPattern = NM | Unstructured | Dense | Structured
+Pattern = Annotated[LayerPattern, Field(discriminator="kind")]
+
+
+def parse_pattern(text: str) -> LayerPattern:
+    """`"2:4"`, `"70%"`, `"70% global"`, `"width 50%"` or `"dense"` to a pattern. Raises `ValueError` with the accepted
+    forms."""
     text = text.strip().lower()
     try:
         if match := re.fullmatch(r"(\d+)\s*:\s*(\d+)", text):
             return NM(n=int(match[1]), m=int(match[2]))
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%(\s+global)?", text):
             return Unstructured(sparsity=float(match[1]) / 100, scope="global" if match[2] else "layer")
+        if match := re.fullmatch(r"(width|channels|heads)\s+(\d+(?:\.\d+)?)\s*%", text):
+            return Structured.model_validate({"what": match[1], "removed": float(match[2]) / 100})
     except ValidationError as error:
         raise ValueError(f"Pattern {text!r} cannot be used: {explain(error)}") from None
     if text == "dense":
         return Dense()
     raise ValueError(
         f"Unknown pattern {text!r}. Write N:M to keep N of every M weights (2:4), a percentage to remove that share of each "
-        "layer (70%), or a percentage of the whole network (70% global)."
+        "layer (70%) or of the whole network (70% global), or a share of units to cut away whole (width 50%, channels 50%, "
+        "heads 50%)."
     )
 
 
@@ -202,6 +228,8 @@ class Budget(_Config):
     def _chooses_between_patterns(self) -> "Budget":
         if any(isinstance(pattern, Unstructured) and pattern.scope == "global" for pattern in self.patterns):
             raise ValueError("A budget chooses a pattern for each layer, and a global one is none of a layer. Leave it out.")
+        if units := next((pattern for pattern in self.patterns if isinstance(pattern, Structured)), None):
+            raise ValueError(f"{units} cuts units that layers share, and a budget chooses layer by layer. Leave it out.")
         if self.patterns and all(isinstance(pattern, Dense) for pattern in self.patterns):
             raise ValueError("A budget needs a pattern to choose that removes weights, such as 1:8.")
         return self
@@ -215,10 +243,10 @@ class Budget(_Config):
         return ", ".join(parts)
 
 
-NetworkPattern = Annotated[NM | Unstructured | Dense | Budget, Field(discriminator="kind")]
+NetworkPattern = Annotated[LayerPattern | Budget, Field(discriminator="kind")]
 
 
-def parse_network_pattern(text: str) -> NM | Unstructured | Dense | Budget:
+def parse_network_pattern(text: str) -> LayerPattern | Budget:
     """As `parse_pattern`, and `"budget 6.25%"`, `"budget 5% of bytes, owl, from 1:8 2:4 dense"` to a budget: what `str` makes
     of one. Raises `ValueError` with the accepted forms."""
     if not text.strip().lower().startswith("budget"):
@@ -277,7 +305,8 @@ class PruneConfig(_Config):
     pattern: NetworkPattern = Field(
         NM(n=2, m=4),
         description="What stays: N:M keeps N of every M weights along the input axis (2:4), 70% removes that share of each "
-        "layer, 70% global of the whole network.",
+        "layer, 70% global of the whole network; width 50% cuts away half of the hidden units, inner channels and attention "
+        "heads whole, channels 50% all but heads, heads 50% these alone.",
     )
     overrides: dict[str, Pattern] = Field(
         default_factory=dict, description="A layer's own pattern, or dense to leave that layer as it is."
@@ -285,7 +314,8 @@ class PruneConfig(_Config):
     mask: str = Field(
         "magnitude",
         description=f"How weights are chosen: {', '.join(MASKS)}, or a .safetensors file whose zeros are the mask. "
-        "`python -m snows methods` says what each is.",
+        "`python -m snows methods` says what each is. Whole units are chosen by "
+        f"{', '.join(MASKS_OF_UNITS)}.",
     )
     refine: Literal["none", "layer", "window"] = Field(
         "window",
@@ -349,19 +379,42 @@ class PruneConfig(_Config):
     solver: SolverConfig = SolverConfig()
 
     @property
+    def structured(self) -> bool:
+        """Whether any layer has whole units cut away."""
+        return any(isinstance(pattern, Structured) for pattern in (self.pattern, *self.overrides.values()))
+
+    @property
+    def mask_from_file(self) -> bool:
+        return self.mask.endswith(".safetensors")
+
+    @property
     def refinement(self) -> Literal["none", "layer", "window"]:
         """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, and a mask from a
         file is what its owner wants."""
-        if self.update not in ("least-squares", "snows") or self.mask not in MASKS or self.refine == "none":
+        if self.update not in ("least-squares", "snows") or self.mask_from_file or self.refine == "none":
             return "none"
         return self.refine if self.update == "snows" else "layer"
 
     @model_validator(mode="after")
     def _a_given_mask_has_no_budget(self) -> "PruneConfig":
-        if isinstance(self.pattern, Budget) and self.mask not in MASKS:
+        if isinstance(self.pattern, Budget) and self.mask_from_file:
             raise ValueError(
                 f"The masks of {Path(self.mask).name} say which weights stay, so there is no budget to spread. Choose one of "
                 f"{', '.join(MASKS)}, or leave the budget out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _units_have_masks_of_their_own(self) -> "PruneConfig":
+        if self.structured and self.mask not in MASKS_OF_UNITS:
+            raise ValueError(
+                f"Mask {self.mask!r} chooses single weights, and the pattern cuts away whole units. Choose one of "
+                f"{', '.join(MASKS_OF_UNITS)}."
+            )
+        if self.mask == "taylor" and not self.structured:
+            raise ValueError(
+                f"Mask 'taylor' scores whole units, and {self.pattern} has none. Choose one of {', '.join(MASKS)}, or a "
+                "pattern such as width 50%."
             )
         return self
 
@@ -410,7 +463,7 @@ class PruneConfig(_Config):
     @field_validator("mask")
     @classmethod
     def _mask_is_known(cls, value: str) -> str:
-        if value in MASKS or value.endswith(".safetensors"):
+        if value in (*MASKS, *MASKS_OF_UNITS) or value.endswith(".safetensors"):
             return value
         raise ValueError(f"Unknown mask method {value!r}. Choose one of {', '.join(MASKS)}, or name a .safetensors file.")
 
@@ -462,6 +515,7 @@ class RunConfig(_Config):
         return value
 
 
+_KINDS = ("nm", "unstructured", "dense", "structured", "budget")
 _FIELD_SENTENCES = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",
@@ -488,7 +542,7 @@ def explain(error: ValidationError, labels: Mapping[str, str] | None = None) -> 
         if problem["type"] == "json_invalid":  # its input is the whole text
             sentences.append(f"It is not JSON: {problem['ctx']['error']}.")
             continue
-        field = ".".join(str(part) for part in problem["loc"] if part not in ("nm", "unstructured", "dense", "budget"))
+        field = ".".join(str(part) for part in problem["loc"] if part not in _KINDS)
         sentence = _FIELD_SENTENCES.get(problem["type"])  # other messages may hold braces of their own
         rule = sentence.format(**problem.get("ctx", {})) if sentence else problem["msg"]
         sentences.append(f"{(labels or {}).get(field, field)} {rule}, but is {problem['input']!r}.")

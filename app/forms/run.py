@@ -173,7 +173,7 @@ def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
             [*st.session_state.get(_PLANS, {}).items(), (config.model_dump_json(), plan)][-_MOST_PLANS:]
         )
     except (InputError, RuntimeError) as error:
-        with places.layers if config.prune.mask not in MASKS else places.network:
+        with places.layers if config.prune.mask_from_file else places.network:
             return None, sources.refused(str(error), config)
     with places.layers:
         layers, weights = words.counted(len(plan.sites), "layer"), words.counted(len(plan.skipped), "weight")

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from app.words import counted, layer, pattern_words
-from snows.config import MASKS
 from snows.events import Event, SiteFinished
 from snows.measures.names import number
 from snows.runs.log import Log
@@ -126,7 +125,7 @@ def site_detail(inspection: "Inspection", site: str) -> SiteDetail:
     was, became = (weight[tuple(places.T)].numpy() for weight in (before, after))
     kinds = ["output", "input", "kernel row", "kernel column"][: before.ndim]
     pattern = inspection.covered.patterns[site]
-    given = inspection.run.config().prune.mask not in MASKS
+    given = inspection.run.config().prune.mask_from_file
     compliance, astray = check_compliance(mask, pattern), int((after[~mask] != 0).sum())
     words = f"{int(mask.sum())} of {mask.numel()} weights are kept." if given else compliance.message
     return SiteDetail(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from app.words import cg_ended, counted, layer
-from snows.config import NM, Dense, PruneConfig, Unstructured
+from snows.config import NM, LayerPattern, PruneConfig
 from snows.events import (
     BudgetChosen,
     CGIteration,
@@ -344,7 +344,7 @@ def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[
     return few, {reason: names for reason, names in names_by_reason.items() if len(names) > _FEW}
 
 
-def pattern_grid(pattern: NM | Unstructured | Dense) -> np.ndarray:
+def pattern_grid(pattern: LayerPattern) -> np.ndarray:
     """A small example of the pattern on made-up weights: (rows, columns) float32, 1 kept, 0 pruned, NaN between groups."""
     if not isinstance(pattern, NM):
         scores = np.random.default_rng(0).random((_PICTURE_ROWS, 32))

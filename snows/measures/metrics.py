@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import Dense, LayerPattern, Unstructured
 from snows.method.graph import NetworkGraph
 from snows.method.sparsity import packed_bytes
 
@@ -105,7 +105,7 @@ class Size(NamedTuple):
     half: int
 
 
-def size_bytes(state: Mapping[str, Tensor], patterns: Mapping[str, NM | Unstructured | Dense] | None = None) -> Size:
+def size_bytes(state: Mapping[str, Tensor], patterns: Mapping[str, LayerPattern] | None = None) -> Size:
     """Sizes of `state`, whose tensors named in `patterns` are pruned, see `sparsity.packed_bytes`. Unstructured weights keep
     what is not zero."""
     dense = packed = half = 0

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, LayerPattern
 from snows.method.sparsity import semi_structured_shape_obstacle
 
 
@@ -18,7 +18,7 @@ class Layer:
 
     name: str
     shape: tuple[int, ...]
-    pattern: NM | Unstructured | Dense
+    pattern: LayerPattern
     density: float
 
 
@@ -45,7 +45,7 @@ class Answer:
     says: str
 
 
-def two_of_four_obstacle(shape: Sequence[int], pattern: NM | Unstructured | Dense) -> str | None:
+def two_of_four_obstacle(shape: Sequence[int], pattern: LayerPattern) -> str | None:
     """Why a layer cannot run on PyTorch's 2:4 kernels, by pattern and shape alone; None where it can, given an NVIDIA GPU of
     compute capability 8.0 or later and half precision."""
     # Two of four are left of every larger group that leaves no more, such as 1:8, and of two groups of 1:2.

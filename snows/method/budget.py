@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from snows import events
-from snows.config import NM, Budget, Dense, InputError, Unstructured, parse_pattern
+from snows.config import NM, Budget, Dense, InputError, LayerPattern, Unstructured, parse_pattern
 from snows.method.sparsity import kept_count, obstacle, packed_bytes
 
 Layer = events.BudgetLayer
-Pattern = NM | Unstructured | Dense
+Pattern = LayerPattern
 
 
 def size(layer: Layer) -> int:

@@ -80,6 +80,17 @@ MASKS = {
     ),
     "random": Card("Random", "drop any (a control)", "Keep any; what is no better is no method.", "A control", NO_COST),
 }
+# Of whole units alone.
+UNIT_MASKS = {
+    "taylor": Card(
+        "Taylor",
+        "drop the units that the answers hang on least",
+        "Keep the units whose weights times their slopes, summed over the unit, are largest: about what the network's own "
+        "answers would lose without it.",
+        "Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, arXiv 1611.06440",
+        "One pass of the whole network forwards and back.",
+    ),
+}
 UPDATES = {
     "none": Card("Mask only", "leave their values alone", "", "", NO_COST),
     "least-squares": Card(

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from snows import events
-from snows.config import NM, Cancelled, Dense, PruneConfig, Unstructured
+from snows.config import Cancelled, LayerPattern, PruneConfig, Structured, Unstructured
 from snows.method.coverage import Coverage, PruneError, last_remade, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
-from snows.method.objective import Batch, Remade, mean_squares
+from snows.method.objective import Batch, Remade, Spared, mean_squares
 from snows.method.operations import Values, move
 from snows.method.problem import SiteProblem
 from snows.method.rows import input_gram, input_mean
 from snows.method.saliency import SCORERS
 from snows.method.solver import Status, StepResult
 from snows.method.sparsity import check_compliance, from_matrix, keep_mask, keep_masks_global, to_matrix
+from snows.method.structured import Choice
 from snows.method.updates import UPDATES
 
 
@@ -42,10 +43,11 @@ class Cascade:
         sweep: int = 0,
         earlier: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         held_back: Sequence[Tensor] = (),
+        choice: Choice | None = None,
     ) -> None:
-        """`given_masks` (R, P) take the place of those that scores would choose. `earlier`: each site's weight and mask from
-        the sweep before this one, none in the first. `held_back`: batches of images that nothing is fitted on; they only go
-        along, and each site's loss is measured on them."""
+        """`given_masks` (R, P) take the place of those that scores would choose, and so do the units of a `choice`. `earlier`:
+        each site's weight and mask from the sweep before this one, none in the first. `held_back`: batches of images that
+        nothing is fitted on; they only go along, and each site's loss is measured on them."""
         self.sweep, self.earlier = sweep, earlier or {}
         self.graph, self.covered, self.config, self.device = graph, covered, config, device
         self.on_event, self.cancelled = on_event, cancelled
@@ -55,6 +57,9 @@ class Cascade:
         self.images, self.held_back = [len(b) for b in batches], [len(b) for b in held_back]
         self.dense_parameters = graph.bind({})
         self.parameters = dict(self.dense_parameters)
+        self.choice = choice
+        for name, weight in (choice.start if choice else {}).items():
+            self.parameters[graph.tensor_node(name)] = weight
         for name, (weight, _) in self.earlier.items():
             self.parameters[graph.tensor_node(name)] = weight
         self.pruned = Frontier(graph, [*batches, *held_back])
@@ -78,7 +83,7 @@ class Cascade:
         self,
         index: int,
         site: Site,
-        pattern: NM | Unstructured | Dense,
+        pattern: LayerPattern,
         gram: Callable[[], Tensor],
         mean: Callable[[], Tensor] | None = None,
     ) -> Tensor:
@@ -121,6 +126,9 @@ class Cascade:
             return self.given_masks[site.name]
         if site.name in self.global_masks:
             return self.global_masks[site.name]
+        if isinstance(pattern, Structured):
+            assert self.choice is not None
+            return self.choice.masks[site.name]
         return keep_mask(self._scores(index, site, pattern, gram, mean), pattern)
 
     def _targets(self, index: int, window: Window) -> None:
@@ -138,6 +146,7 @@ class Cascade:
         """The calibration batches as the window sees them, then those held back. They wait where the frontiers keep theirs;
         only the batch in work is on the device, so more images cost host memory alone."""
         batches, remade = [], index <= self.last_remade
+        removed = [self.choice.removed(node) if self.choice else None for node in window.captured]
         for i, images in enumerate([*self.images, *self.held_back]):
             self.check()
             inputs = self._inputs(window, self.pruned.values(i), self.parameters)
@@ -150,6 +159,10 @@ class Cascade:
                 targets = Remade(window, dense_weight, self._inputs(window, self.dense.values(i), self.dense_parameters))
             else:
                 targets = [self.dense.values(i)[n] for n in window.captured]
+            if any(part is not None for part in removed):
+                before = self.parameters[self.graph.tensor_node(window.site.name)]
+                targets = Spared(targets, removed, window, before, inputs)
+                targets = targets if remade else [move(y, self.pruned.storage) for y in targets]
             batches.append(Batch(inputs, targets, images))
         return batches
 
@@ -190,7 +203,7 @@ class Cascade:
             config=config.solver,
             device=self.device,
             seed=config.seed * 1_000_003 + self.sweep * len(self.covered.sites) + index,
-            refinement=config.refinement,
+            refinement="none" if isinstance(self.covered.patterns[site.name], Structured) else config.refinement,
             ridge=config.ridge / sum(self.images),
             memory=config.memory * 2**30,
             gram=grams[0] if grams else None,
@@ -258,10 +271,11 @@ class Cascade:
         values = [v for f in frontiers for i in range(len(f)) for v in f.values(i).values()]
         for batch in batches:
             waiting = [batch.inputs]
-            if isinstance(batch.targets, Remade):
-                waiting.append(batch.targets.inputs)
+            of_targets = batch.targets.targets if isinstance(batch.targets, Spared) else batch.targets
+            if isinstance(of_targets, Remade):
+                waiting.append(of_targets.inputs)
             else:
-                values += batch.targets
+                values += of_targets
             values += [v for inputs in waiting for n, v in inputs.items() if n not in self.parameters]
         storages = {s.data_ptr(): s.nbytes() for v in values for s in _storages(v)}  # many are held in common
         return sum(storages.values())

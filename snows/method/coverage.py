@@ -1,6 +1,6 @@
 """What a configuration prunes, what stays dense and why, and whether network, device and images fit: all before any work."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snows.config import NM, Budget, Dense, InputError, PruneConfig, Unstructured, first_line
+from snows.config import Budget, Dense, InputError, LayerPattern, PruneConfig, Structured, first_line
 from snows.method.budget import options
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
 from snows.method.sparsity import obstacle
+from snows.method.units import Group, Units, removable
 
 
 class PruneError(InputError):
@@ -22,12 +23,15 @@ class PruneError(InputError):
 @dataclass(frozen=True)
 class Coverage:
     """Which weights a configuration prunes, in order, and why it leaves the others. `patterns` by site name. `own`: the
-    patterns of overrides, `dense` too: a budget counts them and leaves them as they are."""
+    patterns of overrides, `dense` too: a budget counts them and leaves them as they are. `groups`: the units that are cut away
+    whole, and to which pattern, of `units`."""
 
     sites: list[Site]
-    patterns: dict[str, NM | Unstructured | Dense]
+    patterns: dict[str, LayerPattern]
     skipped: dict[str, str] = field(default_factory=dict)
-    own: dict[str, NM | Unstructured | Dense] = field(default_factory=dict)
+    own: dict[str, LayerPattern] = field(default_factory=dict)
+    groups: list[tuple[Group, Structured]] = field(default_factory=list)
+    units: Units | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,9 +46,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def coverage(
-    graph: NetworkGraph, config: PruneConfig, chosen: Mapping[str, NM | Unstructured | Dense] | None = None
-) -> Coverage:
+def coverage(graph: NetworkGraph, config: PruneConfig, chosen: Mapping[str, LayerPattern] | None = None) -> Coverage:
     """Every weight of the network: pruned to which pattern, or left dense and why. `chosen`: what a budget has given each
     weight; before it has, each has the first pattern that fits it in its place."""
     known = {s.name: s for s in graph.sites}
@@ -62,11 +64,20 @@ def coverage(
             tried[signature] = try_window(window, curved=config.update == "snows")
         return tried[signature]
 
+    units, groups, stay = _groups(graph, config, [site.name for site in classifiers], window_obstacle)
+    cut: dict[str, LayerPattern] = {name: p for group, p in groups for name in group.columns}
+    cut |= {name: pattern for group, pattern in groups for name in group.rows}
     for site in graph.sites:
-        own = config.overrides.get(site.name, config.overrides.get(site.module))
+        own = _own(site, config)
+        if site.name in cut:
+            sites.append(site)
+            patterns[site.name] = cut[site.name]
+            continue
         pattern = own or _one_pattern(site, config, chosen or {})
         if isinstance(own or config.pattern, Dense):
             reason: str | None = "left dense as asked"
+        elif isinstance(pattern, Structured):
+            reason = stay.get(site.name, "nothing is cut of its inputs, and its outputs stay")
         elif site in classifiers and own is None:
             reason = "the classifier, left dense unless asked for"
         else:
@@ -78,10 +89,47 @@ def coverage(
             continue
         sites.append(site)
         patterns[site.name] = pattern
-    return Coverage(sites, patterns, skipped, overridden)
+    return Coverage(sites, patterns, skipped, overridden, groups, units)
 
 
-def _one_pattern(site: Site, config: PruneConfig, chosen: Mapping[str, NM | Unstructured | Dense]) -> NM | Unstructured | Dense:
+def _own(site: Site, config: PruneConfig) -> LayerPattern | None:
+    return config.overrides.get(site.name, config.overrides.get(site.module))
+
+
+def _groups(
+    graph: NetworkGraph, config: PruneConfig, classifiers: Sequence[str], window_obstacle: Callable[[Site], str | None]
+) -> tuple[Units | None, list[tuple[Group, Structured]], dict[str, str]]:
+    """The groups of units that are cut away, and to which pattern; and of each layer whose outputs stay, why.
+
+    A layer's own pattern is about its outputs. A layer that reads units keeps to a pattern of its own, so these stay.
+    """
+    if not config.structured:
+        return None, [], {}
+    units, chosen = removable(graph), []
+    stay, sites = dict(units.reasons), {site.name: site for site in graph.sites}
+    for group in units.groups:
+        given = [_own(sites[name], config) or config.pattern for name in group.rows]
+        pattern = next((p for p in given if not isinstance(p, Structured)), given[0])
+        others = [_own(sites[name], config) for name in group.columns if name not in group.rows]
+        if not isinstance(pattern, Structured):
+            reason: str | None = f"one of the layers that make them is left to {pattern}"
+        elif pattern.what not in ("width", group.kind):
+            reason = f"its outputs are {'attention heads' if group.kind == 'heads' else 'no heads'}, and {pattern} leaves those"
+        elif own := next((p for p in others if p is not None and not isinstance(p, Structured)), None):
+            reason = f"a layer that reads its outputs has a pattern of its own, {own}"
+        elif last := next((name for name in group.columns if name in classifiers), None):
+            reason = f"{last}, the classifier, reads its outputs and is left dense unless asked for"
+        else:
+            reason = next((why for name in group.sites if (why := window_obstacle(sites[name]))), None)
+        if reason is None:
+            assert isinstance(pattern, Structured)
+            chosen.append((group, pattern))
+        else:
+            stay |= dict.fromkeys(group.rows, reason)
+    return units, chosen, stay
+
+
+def _one_pattern(site: Site, config: PruneConfig, chosen: Mapping[str, LayerPattern]) -> LayerPattern:
     """The pattern of a site without one of its own: with a budget what was chosen, or any that removes weights."""
     if not isinstance(config.pattern, Budget):
         return config.pattern
@@ -152,7 +200,7 @@ def samples(graph: NetworkGraph, site: Site, num_images: int) -> int:
     return graph.positions(site) * (num_images if moved else 1)
 
 
-def to_fit(site: Site, pattern: NM | Unstructured | Dense) -> int:
+def to_fit(site: Site, pattern: LayerPattern) -> int:
     """About how many weights a row of the layer has to fit: those that it keeps."""
     return round(pattern.density * torch.Size(site.shape[1:]).numel())
 

@@ -54,6 +54,26 @@ class Remade(Sequence[Tensor]):
         return list(self)[k]
 
 
+class Spared(Sequence[Tensor]):
+    """Targets of which some values do not count: where `removed` says so, for each captured value or None, they are what the
+    window makes with `weight` on `inputs`, so that the loss of what is gone for good is zero. Made again for each look."""
+
+    def __init__(
+        self, targets: Sequence[Tensor], removed: Sequence[Tensor | None], window: Window, weight: Tensor, inputs: Values
+    ) -> None:
+        self.targets, self.removed, self.own = targets, removed, Remade(window, weight, inputs)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for target, removed, own in zip(self.targets, self.removed, self.own, strict=True):
+            yield target if removed is None else torch.where(removed.to(own.device), own, target.to(own.device))
+
+    def __getitem__(self, k):  # type: ignore[no-untyped-def]
+        return list(self)[k]
+
+
 def mean_squares(batches: Sequence[Batch]) -> list[float]:
     """Of the targets at each captured value, k = 0 … K; empty for no batches."""
     images = sum(batch.images for batch in batches)

@@ -9,7 +9,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from snows.config import NM, Dense, SolverConfig, Unstructured
+from snows.config import LayerPattern, SolverConfig
 from snows.method import solver
 from snows.method.graph import Window
 from snows.method.objective import Batch, Objective
@@ -33,7 +33,7 @@ class SiteProblem:
         window: Window,
         weight: Tensor,
         mask: Tensor,
-        pattern: NM | Unstructured | Dense,
+        pattern: LayerPattern,
         batches: Sequence[Batch],
         site_inputs: Sequence[Tensor],
         *,
@@ -61,7 +61,7 @@ class SiteProblem:
         self._pull = 0.0
         self.near: Tensor | None = None
 
-    def with_mask(self, mask: Tensor, near: Tensor, pattern: NM | Unstructured | Dense | None = None) -> "SiteProblem":
+    def with_mask(self, mask: Tensor, near: Tensor, pattern: LayerPattern | None = None) -> "SiteProblem":
         """The same problem for another mask (R, P), of another `pattern` if one is given; what the mask has no part in is
         computed once for both. `near` (R, P) is near its least squares: where one that iterates begins."""
         other = self._forgetful("ridge", "gram", "exact_gram", "cross", "_input_gram")

@@ -20,8 +20,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from snows import events
-from snows.config import MASKS, NM, Budget, Cancelled, Dense, PruneConfig, Unstructured
-from snows.method import curves, joint
+from snows.config import Budget, Cancelled, LayerPattern, PruneConfig
+from snows.method import curves, joint, structured
 from snows.method.budget import NEEDS, choose
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage, PruneError, batches_of, check_fit, check_weights, coverage, resolve_device, scarcity
@@ -29,16 +29,21 @@ from snows.method.graph import NetworkGraph, Site
 from snows.method.repair import repair
 from snows.method.sparsity import read_mask_file, to_matrix
 from snows.method.tracing import evaluating
+from snows.method.units import shrink
 from snows.process import give_back_memory
 
 
 @dataclass(frozen=True)
 class PruneResult:
-    """`model` is a pruned copy, its pruned weights exactly zero. `masks` are bool in each parameter's shape, True = kept."""
+    """`masked` is a pruned copy, its pruned weights exactly zero. `masks` are bool in each parameter's shape, True = kept.
+
+    `model` is what to use: `masked` itself, or, where whole units are cut away (`Structured`), the smaller dense network that
+    gives the same answers to rounding (`units.shrink`)."""
 
     model: nn.Module
+    masked: nn.Module
     masks: dict[str, Tensor]
-    patterns: dict[str, NM | Unstructured | Dense]
+    patterns: dict[str, LayerPattern]
     sites: list[events.SiteFinished]
     skipped: dict[str, str]
     num_products: int
@@ -115,7 +120,7 @@ def prune(
     held_back: Tensor | Iterable[object] | None = None,
     on_event: Callable[[events.Event], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
-    chosen: Mapping[str, NM | Unstructured | Dense] | None = None,
+    chosen: Mapping[str, LayerPattern] | None = None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None] = lambda index: None,
     on_site: Callable[[int, Tensor, Tensor], None] = lambda index, weight, mask: None,
     passed: Callable[[], joint.State | None] = lambda: None,
@@ -162,7 +167,7 @@ def _prune(
     config: PruneConfig,
     on_event: Callable[[events.Event], None],
     cancelled: Callable[[], bool],
-    chosen: Mapping[str, NM | Unstructured | Dense] | None,
+    chosen: Mapping[str, LayerPattern] | None,
     finished: Callable[[int], tuple[Tensor, Tensor] | None],
     on_site: Callable[[int, Tensor, Tensor], None],
     passed: Callable[[], joint.State | None],
@@ -193,7 +198,7 @@ def _prune(
 
     if isinstance(config.pattern, Budget) and chosen is None:
         covered = _spread(config.pattern, graph, covered, config, batches, device, on_event, cancelled)
-    given_masks = None if config.mask in MASKS else _given_masks(config.mask, covered.sites, device)
+    given_masks = None if not config.mask_from_file else _given_masks(config.mask, covered.sites, device)
     count = len(covered.sites)
     taken: list[tuple[Tensor, Tensor]] = []  # what an earlier call completed, over all sweeps
     while len(taken) < config.sweeps * count and (earlier := finished(len(taken))) is not None:
@@ -210,6 +215,9 @@ def _prune(
     )
     if warning := scarcity(graph, covered, config, sum(map(len, batches))):
         on_event(events.Note(message=warning))
+    choice = None
+    if covered.groups and len(taken) < config.sweeps * count:
+        choice = structured.choose(graph, covered, config, batches, device, partial(_check, cancelled))
     bar = _progress_bar(config.sweeps * count - len(taken)) if progress else None
     done: list[events.SiteFinished] = []
     weights_and_masks: dict[str, tuple[Tensor, Tensor]] = {}  # by site, from the latest sweep
@@ -218,7 +226,9 @@ def _prune(
         weights_and_masks |= {site.name: pair for site, pair in zip(covered.sites, here, strict=False)}
         if len(here) == count:
             continue
-        loop = Cascade(graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before, held_batches)
+        loop = Cascade(
+            graph, covered, config, batches, device, on_event, cancelled, given_masks, sweep, before, held_batches, choice
+        )
         for site in covered.sites[: len(here)]:
             loop.skip(site, weights_and_masks[site.name][0])
         for index in range(len(here), count):
@@ -243,7 +253,13 @@ def _prune(
         repaired, others = repair(graph, covered.sites, batches, device, tensors, partial(_check, cancelled))
         tensors = repaired | others
     result = _result(given, pruned, tensors, config, batches)
+    model = result
+    if covered.groups:
+        first = next(result.parameters())
+        example = batches[0][:2].to(first.device)  # tokens are whole numbers
+        model = shrink(result, example.to(first.dtype) if example.is_floating_point() else example)
     return PruneResult(
+        model,
         result,
         {name: mask.to(result.get_parameter(name).device) for name, (_, mask) in weights_and_masks.items()},
         covered.patterns,
@@ -252,6 +268,11 @@ def _prune(
         sum(record.num_products for record in done),
         time.perf_counter() - started,
     )
+
+
+def _check(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled
 
 
 def _spread(
@@ -307,11 +328,6 @@ def _put(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
     own = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
-
-
-def _check(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled
 
 
 def _device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ at K = 0 the layer's own output error, exactly; near a point, an approximation o
 import torch
 from torch import Tensor
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, LayerPattern
 
 _PASSES = 10
 _AT_REST = 0.05  # a pass that lowers the model by less than this share of what all have leaves nothing worth looking for
@@ -24,9 +24,7 @@ _CHUNK_BYTES = 2**24
 
 
 @torch.no_grad()
-def refine(
-    mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: NM | Unstructured | Dense
-) -> tuple[Tensor, Tensor]:
+def refine(mask: Tensor, weight: Tensor, gram: Tensor, cross: Tensor, pattern: LayerPattern) -> tuple[Tensor, Tensor]:
     """The mask (R, P), True = kept, after exchanges that each lower the model, so that it ends; and the weights that the
     exchanges came to, on their way to the best ones for this mask.
 
@@ -51,7 +49,7 @@ def refine(
     return torch.cat(masks), torch.cat(weights).to(cross.dtype)
 
 
-def _groups(pattern: NM | Unstructured | Dense, columns: int) -> tuple[int, list[Tensor]]:
+def _groups(pattern: LayerPattern, columns: int) -> tuple[int, list[Tensor]]:
     """The size of a group, and the orders of columns in which groups are neighbours."""
     if isinstance(pattern, NM):
         return pattern.m, [torch.arange(columns)]

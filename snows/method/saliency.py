@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snows.config import NM, Dense, InputError, Unstructured
+from snows.config import NM, InputError, LayerPattern, Unstructured
 from snows.method import selection
 from snows.method.sparsity import keep_highest, keep_mask, kept_count
 
@@ -35,7 +35,7 @@ def magnitude(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """|W|. Han et al. (2015), "Learning both Weights and Connections for Efficient Neural Networks"."""
@@ -46,7 +46,7 @@ def wanda(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """|W_ij| * ||X_j||_2. Sun et al. (2023), "A Simple and Effective Pruning Approach for Large Language Models", equation 1.
@@ -60,7 +60,7 @@ def sparsegpt(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scores whose `keep_mask` is the mask that SparseGPT's sweep chooses (`sparsegpt_sweep`).
@@ -81,7 +81,7 @@ def ria(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """(|W_ij| / sum_j |W_ij| + |W_ij| / sum_i |W_ij|) * ||X_j||_2 ^ 1/2: relative importance and activations.
@@ -99,7 +99,7 @@ def obc(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scores whose `keep_mask` is the mask that optimal brain compression leaves (`selection.remove_greedily`).
@@ -119,7 +119,7 @@ def alps(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scores whose `keep_mask` is the mask that ALPS ends at (`selection.split`), its weights ranked by magnitude.
@@ -135,7 +135,7 @@ def dsnot(
     *,
     gram: Tensor | None = None,
     mean: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scores whose `keep_mask` is the mask of dynamic sparse no training (`selection.prune_and_grow`), from Wanda's mask.
@@ -153,7 +153,7 @@ def sparseswaps(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Scores whose `keep_mask` is the mask of SparseSwaps (`selection.swap`), from Wanda's mask.
@@ -169,7 +169,7 @@ def random(
     weight: Tensor,
     *,
     gram: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Uniform scores from `generator`, drawn on its device: the control that any method must beat.
@@ -207,7 +207,7 @@ def sparsegpt_sweep(
     gram: Tensor,
     *,
     mask: Tensor | None = None,
-    pattern: NM | Unstructured | Dense | None = None,
+    pattern: LayerPattern | None = None,
     damping: float = 0.01,
     block: int = 128,
 ) -> Sweep:
@@ -255,7 +255,7 @@ def sparsegpt_sweep(
     return Sweep(w.masked_fill(~kept, 0).to(weight.dtype), kept, scores.to(weight.dtype))
 
 
-def _decide(scores: Tensor, pattern: NM | Unstructured | Dense, size: int, reach: slice, columns: int) -> Tensor:
+def _decide(scores: Tensor, pattern: LayerPattern, size: int, reach: slice, columns: int) -> Tensor:
     if not isinstance(pattern, Unstructured):
         return keep_mask(scores, pattern)
     total = kept_count(size, pattern)
@@ -282,7 +282,7 @@ def _first(mask: Tensor, scores: Tensor) -> Tensor:
     return scores / scores.max().clamp(min=torch.finfo(scores.dtype).tiny) + 2 * mask
 
 
-def _of_one_layer(pattern: NM | Unstructured | Dense | None, method: str) -> NM | Unstructured | Dense:
+def _of_one_layer(pattern: LayerPattern | None, method: str) -> LayerPattern:
     if pattern is None or (isinstance(pattern, Unstructured) and pattern.scope == "global"):
         raise ValueError(f"{method} chooses the mask of one layer and needs its pattern, not one of the whole network.")
     return pattern

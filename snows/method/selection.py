@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snows.config import NM, Dense, InputError, Unstructured
+from snows.config import NM, Dense, InputError, LayerPattern
 from snows.method.sparsity import keep_mask, kept_count
 
 _CHUNK_BYTES = 2**26
@@ -57,7 +57,7 @@ class Removals(NamedTuple):
     costs: Tensor
 
 
-def remove_greedily(weight: Tensor, gram: Tensor, pattern: NM | Unstructured | Dense, damping: float = 0.01) -> Removals:
+def remove_greedily(weight: Tensor, gram: Tensor, pattern: LayerPattern, damping: float = 0.01) -> Removals:
     """Remove weights one by one, in every row the one whose loss the others best make up for, and adjust these.
 
     Frantar & Alistarh (2022), "Optimal Brain Compression", algorithm 1: of a row w with H = G + damping * mean(diag G) * I
@@ -89,7 +89,7 @@ def remove_greedily(weight: Tensor, gram: Tensor, pattern: NM | Unstructured | D
     return Removals(mask, costs)
 
 
-def _removals(weight: Tensor, inverse: Tensor, pattern: NM | Unstructured) -> tuple[Tensor, Tensor]:
+def _removals(weight: Tensor, inverse: Tensor, pattern: LayerPattern) -> tuple[Tensor, Tensor]:
     """For some rows (r, P): the columns in the order of their removal, and what each removal costs (r, steps)."""
     count, columns = weight.shape
     size, least = (pattern.m, pattern.n) if isinstance(pattern, NM) else (columns, 0)
@@ -135,7 +135,7 @@ def _removals(weight: Tensor, inverse: Tensor, pattern: NM | Unstructured) -> tu
 # --- operator splitting ---
 
 
-def split(weight: Tensor, gram: Tensor, pattern: NM | Unstructured | Dense, damping: float = 0.01) -> Tensor:
+def split(weight: Tensor, gram: Tensor, pattern: LayerPattern, damping: float = 0.01) -> Tensor:
     """The mask (R, P) at which weights that reproduce the layer's output and weights that obey the pattern have met.
 
     Meng et al. (2024), "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning", algorithm 1: the alternating direction
@@ -173,9 +173,7 @@ def split(weight: Tensor, gram: Tensor, pattern: NM | Unstructured | Dense, damp
 # --- exchanges that leave values alone ---
 
 
-def prune_and_grow(
-    mask: Tensor, weight: Tensor, gram: Tensor, mean: Tensor, scores: Tensor, pattern: NM | Unstructured | Dense
-) -> Tensor:
+def prune_and_grow(mask: Tensor, weight: Tensor, gram: Tensor, mean: Tensor, scores: Tensor, pattern: LayerPattern) -> Tensor:
     """The mask (R, P) after exchanges that each bring a row's expected error, W x over what is pruned, nearer to zero.
 
     Zhang et al. (2023), "Dynamic Sparse No Training": a row grows the pruned weight of largest
@@ -212,7 +210,7 @@ def prune_and_grow(
     return mask
 
 
-def swap(mask: Tensor, weight: Tensor, gram: Tensor, pattern: NM | Unstructured | Dense) -> Tensor:
+def swap(mask: Tensor, weight: Tensor, gram: Tensor, pattern: LayerPattern) -> Tensor:
     """The mask (R, P) after exchanges of a kept for a pruned weight of its row that each lower the row's error the most.
 
     Zimmer et al. (2025), "SparseSwaps": with the values of a row untouched its error is z G zᵀ, z being what is pruned. With

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from snows.config import NM, AnyPath, Dense, InputError, Unstructured, as_path
+from snows.config import NM, AnyPath, Dense, InputError, LayerPattern, Structured, Unstructured, as_path
 from snows.packed import BITS, PackedError, form_of, is_packed, position_bits, read_packed
 
 _INPUTS = {"conv1d": "input channels", "conv2d": "input channels", "conv3d": "input channels", "linear": "input features"}
@@ -42,7 +42,7 @@ def from_matrix(matrix: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     return matrix.reshape(out_channels, *kernel, in_channels).movedim(-1, 1).contiguous()
 
 
-def obstacle(shape: tuple[int, ...] | torch.Size, kind: str, pattern: NM | Unstructured | Dense) -> str | None:
+def obstacle(shape: tuple[int, ...] | torch.Size, kind: str, pattern: LayerPattern) -> str | None:
     """Why `pattern` cannot be applied to a weight of `shape`, as a sentence with the remedy; None where it can.
 
     `kind` is `linear` (O, I), or `conv1d`, `conv2d` or `conv3d` (O, I, *kernel).
@@ -61,12 +61,12 @@ def obstacle(shape: tuple[int, ...] | torch.Size, kind: str, pattern: NM | Unstr
     )
 
 
-def kept_count(size: int, pattern: NM | Unstructured | Dense) -> int:
+def kept_count(size: int, pattern: LayerPattern) -> int:
     """How many of `size` weights of one layer `pattern` keeps: the nearest whole number, at least one."""
     return max(1, round(pattern.density * size))
 
 
-def packed_bytes(size: int, kept: int, pattern: NM | Unstructured | Dense, width: int) -> int:
+def packed_bytes(size: int, kept: int, pattern: LayerPattern, width: int) -> int:
     """Bytes of a weight of `size` values of `width` bytes, of which it keeps `kept`, stored as these and their positions.
 
     N:M stores N values a group and ceil(log2 M) bits for the position of each, the sparse tensor cores' format (Mishra et al.,
@@ -91,7 +91,7 @@ def keep_highest(scores: Tensor, count: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
 
 
-def keep_mask(scores: Tensor, pattern: NM | Unstructured | Dense) -> Tensor:
+def keep_mask(scores: Tensor, pattern: LayerPattern) -> Tensor:
     """The mask (R, P) that keeps the highest `scores` (R, P) under `pattern`.
 
     N:M keeps exactly N in every group of M consecutive columns; unstructured keeps exactly `kept_count` weights of the layer.
@@ -162,7 +162,7 @@ class Compliance:
     worst_kept: int | None = None
 
 
-def check_compliance(tensor: Tensor, pattern: NM | Unstructured | Dense) -> Compliance:
+def check_compliance(tensor: Tensor, pattern: LayerPattern) -> Compliance:
     """Prove from the zeros of a weight or mask that it obeys `pattern`.
 
     `tensor` is a parameter or its matrix (R, P), of numbers or bool. A weight may hold more zeros than its pattern asks for
@@ -191,6 +191,14 @@ def check_compliance(tensor: Tensor, pattern: NM | Unstructured | Dense) -> Comp
                 f"{row}, columns {group * m} to {group * m + m - 1}, keeps {worst}."
             )
             return Compliance(worst <= n, message, density, (row, group * m), worst)
+        case Structured():
+            rows, columns = kept.any(1), kept.any(0)
+            inside = kept[rows][:, columns]
+            whole = bool(inside.all()) or tensor.dtype != torch.bool  # a kept weight can be zero by value
+            message = (
+                f"{int(rows.sum())} of {len(rows)} outputs and {int(columns.sum())} of {len(columns)} inputs are kept whole."
+            )
+            return Compliance(whole and inside.numel() < size, message, density)
         case Unstructured(scope="layer"):
             allowed = kept_count(size, pattern)
             return Compliance(count <= allowed, f"{count} of {size} weights are kept, {allowed} are allowed.", density)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from snows.config import MASKS, Dense, PruneConfig, RunConfig
+from snows.config import Dense, PruneConfig, RunConfig
 from snows.measures.names import MEASURES, missing
 from snows.method import cards
 from snows.plans.comparisons import METHODS, Method, Row, dense_row
@@ -38,9 +38,10 @@ DENSE = "Dense network"
 
 def mask_name(mask: str) -> str:
     """`Wanda mask`, `mask from mine.safetensors`."""
-    if mask not in MASKS:
+    card = (cards.MASKS | cards.UNIT_MASKS).get(mask)
+    if card is None:
         return f"mask from {Path(mask).name}"
-    name = cards.MASKS[mask].name
+    name = card.name
     return f"{name.lower() if mask in _COMMON_WORDS else name} mask"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from snows.config import MASKS, NM, Budget, Dense, PruneConfig, RunConfig, Unstructured
+from snows.config import NM, Budget, LayerPattern, PruneConfig, RunConfig, Structured
 from snows.method import curves, joint
 from snows.method.budget import NEEDS, choose
 from snows.method.coverage import Coverage, coverage, last_remade, resolve_device, samples, scarcity, share_out, to_fit
@@ -91,7 +91,7 @@ def plan(config: RunConfig) -> Plan:
     example = torch.zeros(8, *model.input_size, device=device, dtype=getattr(torch, config.prune.precision))
     graph = NetworkGraph.export(module, example)
     covered = _spread(graph, coverage(graph, config.prune), config.prune)
-    if config.prune.mask not in MASKS:
+    if config.prune.mask_from_file:
         check_mask_file(config.prune.mask, covered.sites)
     busy = _busy()
     seconds, unsteady = _profile(graph, example)
@@ -249,8 +249,10 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
     return work * _seconds_of_products(example.device.type), matrices + outputs * (40.0 * inputs + 2 * width * RANK**2)
 
 
-def _mask_search(site: Site, pattern: NM | Unstructured | Dense, mask: str, example: Tensor) -> float:
+def _mask_search(site: Site, pattern: LayerPattern, mask: str, example: Tensor) -> float:
     """Seconds of a search for the mask (`method.selection`), which no number of images changes."""
+    if isinstance(pattern, Structured):  # one system for all rows: nothing beside the passes
+        return 0.0
     outputs, inputs = site.shape[0], torch.Size(site.shape[1:]).numel()
     group = pattern.m if isinstance(pattern, NM) else inputs
     # Measured at 288 to 1,152 inputs, as so many operations of a large product.

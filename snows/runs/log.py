@@ -8,7 +8,7 @@ layer: within a sweep the last one counts, and for the layer as a whole that of 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from snows.config import NM, Budget, Dense, PruneConfig, Unstructured, parse_pattern
+from snows.config import Budget, LayerPattern, PruneConfig, parse_pattern
 from snows.events import (
     BudgetChosen,
     Event,
@@ -110,11 +110,11 @@ class Log:
         return self.started.skipped if self.started else {}
 
     @property
-    def chosen(self) -> dict[str, NM | Unstructured | Dense] | None:
+    def chosen(self) -> dict[str, LayerPattern] | None:
         """The pattern that a budget gives each weight, by name; None before it has, and without one."""
         return None if self.budget is None else {name: parse_pattern(text) for name, text in self.budget.patterns.items()}
 
-    def pattern_of(self, site: str, config: PruneConfig) -> NM | Unstructured | Dense:
+    def pattern_of(self, site: str, config: PruneConfig) -> LayerPattern:
         """The pattern to which `config` prunes a site: its own, the budget's for it, or that of all.
 
         Raises `KeyError` where a budget has not given it one yet.

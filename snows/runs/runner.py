@@ -84,8 +84,10 @@ def _execute(run: Run, worker_device: str | None) -> events.RunFinished:
     dense_logits = logits(model.module, images.evaluation, config.prune, device, measured)
     pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
     masked_logits = logits(only_masked(model.module, result.masks), images.evaluation, config.prune, device, measured)
-    pruned = {n: p for n, p in result.model.named_parameters() if n in result.masks}
-    size = metrics.size_bytes(result.model.state_dict(), result.patterns)
+    pruned = {n: p for n, p in result.masked.named_parameters() if n in result.masks}
+    size = metrics.size_bytes(result.masked.state_dict(), result.patterns)
+    if result.model is not result.masked:  # its units are cut away: what is left is small by its shapes
+        size = size._replace(packed=metrics.size_bytes(result.model.state_dict()).dense)
     for name, given in (("dense", dense_logits), ("pruned", pruned_logits)):
         if unanswered := int((metrics.answers(given) == metrics.NO_ANSWER).sum()):
             message = (
@@ -110,7 +112,7 @@ def _execute(run: Run, worker_device: str | None) -> events.RunFinished:
         "chance": 1 / dense_logits.shape[1],
     }
     run.append(events.Phase(name="save"))
-    run.save_weights(result.model.state_dict())
+    run.save_weights(result.masked.state_dict())
     run.forget_joint()
     measures = run.save_metrics(measures)
     right = metrics.right(pruned_logits, metrics.answers(dense_logits) if images.labels is None else images.labels)

@@ -267,3 +267,14 @@ def test_every_solver_setting_has_its_sentence() -> None:
 def test_a_run_may_have_a_mask_of_its_own() -> None:
     config = PruneConfig(mask="some/mask.safetensors")
     assert PruneConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(("text", "what"), [("width 50%", "width"), ("Channels 30%", "channels"), ("heads  12.5%", "heads")])
+def test_a_structured_pattern_says_what_share_of_which_units_goes(text: str, what: str) -> None:
+    pattern = PruneConfig(pattern=text).pattern
+    assert pattern.kind == "structured"
+    assert pattern.what == what
+    assert PruneConfig(pattern=str(pattern)).pattern == pattern
+    assert PruneConfig.model_validate_json(PruneConfig(pattern=text).model_dump_json()).pattern == pattern
+    with pytest.raises(ValueError, match="layers share"):
+        Budget(share=0.5, patterns=(pattern,))

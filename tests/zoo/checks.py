@@ -12,6 +12,7 @@ from snows.method.objective import Batch, Objective
 from snows.method.pruner import PruneResult, prune
 from snows.method.rows import KeptWeights
 from snows.method.sparsity import to_matrix
+from snows.method.units import removable, shrink
 from tests.snows.helpers import window_inputs
 
 
@@ -95,3 +96,21 @@ def check_answers(graph: NetworkGraph, module: nn.Module, images: Tensor) -> Non
         expected = module(images)
     answer = graph.run(images)[0]
     assert float((answer - expected).norm()) <= 1e-9 * float(expected.norm()) + 1e-9
+
+
+@torch.no_grad()
+def check_cut(module: nn.Module, images: Tensor) -> int:
+    """Half of the units of every group, drawn at random and read by nobody, can be cut away, and the smaller network answers as
+    the masked one does (float64). Returns how many groups there are."""
+    groups = removable(NetworkGraph.export(module, images[:2])).groups
+    generator, gone = torch.Generator().manual_seed(0), 0
+    for group in groups:
+        order = torch.randperm(len(group), generator=generator)[: len(group) // 2]
+        gone += len(order)
+        for name, channels in group.columns.items():
+            module.get_parameter(name)[:, channels[order].flatten()] = 0
+    smaller = shrink(module, images[:2])
+    expected, before = module(images), sum(p.numel() for p in module.parameters())
+    assert float((smaller(images) - expected).norm()) <= 1e-9 * float(expected.norm())
+    assert not gone or sum(p.numel() for p in smaller.parameters()) < before
+    return len(groups)

@@ -18,7 +18,7 @@ from snows.method.coverage import coverage
 from snows.method.graph import NetworkGraph
 from snows.method.sparsity import from_matrix, keep_mask, to_matrix
 from snows.sources import checkpoints
-from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
+from tests.zoo.checks import check_answers, check_curvatures, check_cut, check_run, check_window, noise
 
 CLASSES = 5
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -152,3 +152,10 @@ def test_a_family_is_followed_exactly_and_pruned(name: str, monkeypatch: pytest.
     next(module.children()).eval()
     result = check_run(module, images.float(), config.model_copy(update={"overrides": others}))
     assert result.masks.keys() == chosen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_family_without_half_of_its_units_answers_as_the_masked_one(name: str) -> None:
+    size = BUILDS[name][1]
+    assert check_cut(build(name).double().eval(), noise((3, 3, size, size), 0)) > 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snows.config import PruneConfig
 from snows.method.graph import ExportError, NetworkGraph
-from tests.zoo.checks import check_answers, check_curvatures, check_run, check_window, noise
+from tests.zoo.checks import check_answers, check_curvatures, check_cut, check_run, check_window, noise
 
 Idiom = Callable[["Host", Tensor], Tensor]
 
@@ -163,6 +163,12 @@ def test_a_network_with_an_idiom_is_pruned_to_its_end_and_comes_back_as_it_was(n
     images = noise((12, 3, 8, 8), 2).float()
     result = check_run(host(name).float().train(), images, PruneConfig(pattern="50%", k_steps=4, batch_size=6))
     assert "first.weight" in result.masks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDIOMS)
+def test_an_idiom_without_half_of_its_units_answers_as_the_masked_one(name: str) -> None:
+    check_cut(host(name), noise((3, 3, 8, 8), 1))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tests.snows.method.test_updates import site_problem
 
 
 def channel(value: Tensor, kind: str, number: int) -> Tensor:
-    return value.select(1 if kind == "conv2d" else value.ndim - 1, number).flatten()
+    return value.select(value.ndim - 1 if kind == "linear" else 1, number).flatten()
 
 
 @pytest.mark.parametrize(("name", "site", "k"), CASES, ids=CASE_IDS)
