@@ -16,6 +16,9 @@ from snows.plans.words import data_name, method_name
 from snows.runs.store import Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from snows.sources.models import LoadedModel
 
 _RESULTS = (
@@ -117,6 +120,19 @@ def _model(run: Run) -> "LoadedModel":
     return models.load(config.model, run.weights_path, class_names=config.class_names)
 
 
+def _as_run(run: Run) -> "tuple[Module, Tensor]":
+    """The pruned network as it is to be computed, cut to size where whole units were cut away; and two images of its size."""
+    import torch
+
+    model = _model(run)
+    example = torch.zeros(2, *model.input_size)
+    if not run.config().prune.structured:
+        return model.module, example
+    from snows.method.units import shrink
+
+    return shrink(model.module, example), example
+
+
 def _safetensors(run: Run, output: Path, dtype: str, repeat: str) -> None:
     from snows.export.files import save_weights
 
@@ -132,21 +148,15 @@ def _packed(run: Run, output: Path, dtype: str, repeat: str) -> None:
 
 
 def _onnx(run: Run, output: Path, dtype: str, repeat: str) -> None:
-    import torch
-
     from snows.export.files import save_onnx
 
-    model = _model(run)
-    save_onnx(output, model.module, torch.zeros(2, *model.input_size))
+    save_onnx(output, *_as_run(run))
 
 
 def _coreml(run: Run, output: Path, dtype: str, repeat: str) -> None:
-    import torch
-
     from snows.export.coreml import save_coreml
 
-    model = _model(run)
-    save_coreml(output, model.module, torch.zeros(2, *model.input_size))
+    save_coreml(output, *_as_run(run))
 
 
 # --- a folder for the hub ---
@@ -295,7 +305,11 @@ FORMS: dict[str, Form] = {
         "folder's card has a loader of twenty lines for elsewhere.",
         _packed,
     ),
-    "onnx": Form(".onnx", "The network with its weights for ONNX runtimes, with any number of images at once.", _onnx),
+    "onnx": Form(
+        ".onnx",
+        "The network for ONNX runtimes, with any number of images at once, and smaller where whole units were cut away.",
+        _onnx,
+    ),
     "coreml": Form(".mlpackage", "The network for Core ML, its weights stored sparse; needs coremltools.", _coreml),
     "hub": Form("-hub", "A folder for the Hugging Face hub: card, config.json, weights, packed weights.", _hub),
 }

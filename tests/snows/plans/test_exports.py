@@ -28,6 +28,7 @@ from snows.method.sparsity import from_matrix, keep_mask, to_matrix
 from snows.packed import read_packed
 from snows.plans import exports
 from snows.plans.exports import ExportError, export, public, push
+from snows.runs import runner
 from snows.runs.store import Run, RunStore
 from snows.sources import checkpoints, models
 
@@ -60,6 +61,26 @@ def finished(store: RunStore, module: nn.Module, **settings: Any) -> Run:
     run.save_weights(module.state_dict())
     run.save_metrics({"agreement": 0.875, "density": 0.25, "num_evaluation": 40})
     return run
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "width 50%"])
+def test_onnx_is_smaller_where_whole_units_were_cut_away(pattern: str, store: RunStore, tmp_path: Path) -> None:
+    """From a real run, whose folder holds the network at its full size."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    asked = {"pattern": pattern, "update": "none"}
+    run = store.create(RunConfig.model_validate({"num_calibration": 16, "num_evaluation": 20, "prune": asked}))
+    with run.queue() as hold:
+        hold.work(runner.execute)
+    assert run.state() == "finished"
+    export(run, "onnx", path := tmp_path / "network.onnx")
+    images = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = models.load("resnet20-fashion", run.weights_path).module.eval()(images)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-4)
+    whole = run.weights_path.stat().st_size
+    assert (path.stat().st_size < 0.6 * whole) == (pattern != "1:4")
 
 
 def blocks(folder: Path) -> list[str]:
