@@ -6,6 +6,7 @@ config's own fields and their descriptions. What differs from the form as it was
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +24,7 @@ from app.work import engine
 from snows.config import (
     JOINTS,
     MASKS,
+    MASKS_OF_UNITS,
     REFINEMENTS,
     TARGETS,
     UPDATES,
@@ -30,6 +32,7 @@ from snows.config import (
     PruneConfig,
     RunConfig,
     SolverConfig,
+    Structured,
     explain,
     parse_network_pattern,
     parse_pattern,
@@ -41,9 +44,10 @@ from snows.runs.store import StoreError
 if TYPE_CHECKING:
     from snows.runs.estimate import Plan
 
-PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global")
+PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global", "width 50%")
 BUDGET = "budget 6.25%"
-MASK_WORDS = {name: f"{card.name}: {card.short}" for name, card in cards.MASKS.items()}
+_MASK_CARDS = cards.MASKS | cards.UNIT_MASKS
+MASK_WORDS = {name: f"{card.name}: {card.short}" for name, card in _MASK_CARDS.items()}
 REFINE_WORDS = {
     "none": "No: the mask stays as the scores chose it",
     "layer": "By the layer's own output",
@@ -261,12 +265,14 @@ def _what_stays() -> tuple[Any, Any]:
         pattern_words,
         accept_new_options=True,
         help="N:M keeps N of every M neighboring weights, which some hardware runs faster. A percentage removes that share, "
-        "wherever it lies. A budget gives each layer a pattern of its own. Type any other: `3:8`, `85%`, `85% global`, "
+        "wherever it lies. A width cuts whole units and attention heads away, so that the network is smaller and faster "
+        "everywhere. A budget gives each layer a pattern of its own. Type any other: `3:8`, `85%`, `85% global`, `heads 30%`, "
         "`budget 10%`.",
     )
-    mask = _choice("prune.mask", MASKS, _mask_words, help=_mask_help(st.session_state["form.prune.mask"]))
-    if mask in MASKS:
-        st.caption(words.plain(cards.MASKS[mask].idea))
+    rules = MASKS_OF_UNITS if _of_units(st.session_state["form.prune.pattern"]) else MASKS
+    mask = _choice("prune.mask", rules, _mask_words, help=_mask_help(st.session_state["form.prune.mask"]))
+    if mask in _MASK_CARDS:
+        st.caption(words.plain(_MASK_CARDS[mask].idea))
     if not budget.draw(st.session_state["form.prune.pattern"], current):
         _sketch(st.session_state["form.prune.pattern"])
     layers = st.container(gap="small")
@@ -288,15 +294,21 @@ def _what_stays() -> tuple[Any, Any]:
     return layers, coverage
 
 
+def _of_units(text: str) -> bool:
+    with suppress(ValueError):
+        return isinstance(parse_pattern(text), Structured)
+    return False
+
+
 def _mask_words(name: str) -> str:
     return MASK_WORDS.get(name, f"Of the file {name.rpartition('/')[2]}")
 
 
 def _mask_help(mask: str) -> str:
     rule = "The rule that picks the weights to keep. Or bring a mask, under “More”."
-    if mask not in MASKS:
+    if mask not in _MASK_CARDS:
         return rule
-    card = cards.MASKS[mask]
+    card = _MASK_CARDS[mask]
     return "\n\n".join([rule, words.plain(f"{card.name}, from {card.reference}."), words.plain(f"It costs: {card.cost}")])
 
 
@@ -307,9 +319,8 @@ def _sketch(text: str) -> None:
         return  # the bar says it
     picture = layer_charts.pattern_picture(run_tables.pattern_grid(pattern))
     live.chart(picture, key="pattern", alt=f"A made-up corner of a layer. {pattern_words(text)}")
-    st.caption(
-        "A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, faint ones become zero."
-    )
+    gone = "faint ones are cut away" if isinstance(pattern, Structured) else "faint ones become zero"
+    st.caption(f"A made-up corner of a layer: a row is an output, a square a weight. Filled squares stay, {gone}.")
 
 
 def _how_refitted() -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from app.words import cg_ended, counted, layer
-from snows.config import NM, LayerPattern, PruneConfig
+from snows.config import NM, LayerPattern, PruneConfig, Structured
 from snows.events import (
     BudgetChosen,
     CGIteration,
@@ -346,6 +346,11 @@ def left_dense(skipped: dict[str, str]) -> tuple[dict[str, str], dict[str, list[
 
 def pattern_grid(pattern: LayerPattern) -> np.ndarray:
     """A small example of the pattern on made-up weights: (rows, columns) float32, 1 kept, 0 pruned, NaN between groups."""
+    if isinstance(pattern, Structured):  # what a layer gives, and what it takes from a layer that was cut likewise
+        rows, columns = (
+            np.random.default_rng(0).permutation(count) < round(count * pattern.density) for count in (_PICTURE_ROWS, 32)
+        )
+        return np.outer(rows, columns).astype(np.float32)
     if not isinstance(pattern, NM):
         scores = np.random.default_rng(0).random((_PICTURE_ROWS, 32))
         return (scores.argsort(None).argsort().reshape(scores.shape) >= round(scores.size * (1 - pattern.density))).astype(

@@ -8,7 +8,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app import words
-from snows.config import InputError, RunConfig
+from app.forms.run import MASK_WORDS
+from snows.config import MASKS, MASKS_OF_UNITS, InputError, RunConfig
 from snows.method import cards
 from snows.runs.estimate import Plan
 from snows.runs.store import RunStore
@@ -47,7 +48,7 @@ def test_three_numbered_cards_with_two_visible_fields_each(open_page: OpenPage) 
 
 def test_the_chosen_mask_says_what_it_is(open_page: OpenPage) -> None:
     app = open_page("prune")
-    assert app.selectbox("form.prune.mask").options == [f"{card.name}: {card.short}" for card in cards.MASKS.values()]
+    assert app.selectbox("form.prune.mask").options == [f"{cards.MASKS[m].name}: {cards.MASKS[m].short}" for m in MASKS]
     app.selectbox("form.prune.mask").set_value("alps").run()
     card = cards.MASKS["alps"]
     assert words.plain(card.idea) in text_of(app)
@@ -56,6 +57,22 @@ def test_the_chosen_mask_says_what_it_is(open_page: OpenPage) -> None:
     assert words.plain(card.cost) in explanation
     app.selectbox("form.prune.pattern").set_value("70% global").run()
     assert "so 70% global cannot rank all layers' weights by it. Use 70%" in text_of(app)
+    assert button(app, "Start").disabled
+
+
+def test_a_pattern_of_units_offers_the_masks_of_units(open_page: OpenPage) -> None:
+    app = open_page("prune")
+    app.selectbox("form.prune.pattern").set_value("width 50%").run()
+    assert not app.exception
+    offered = app.selectbox("form.prune.mask").options
+    assert offered == [MASK_WORDS[mask] for mask in MASKS_OF_UNITS]
+    app.selectbox("form.prune.mask").set_value("taylor").run()
+    assert words.plain(cards.UNIT_MASKS["taylor"].idea) in text_of(app)
+    assert "faint ones are cut away" in text_of(app)
+    assert not button(app, "Start").disabled
+    # A mask that chooses single weights is no choice any more, and the bar says which are.
+    app.selectbox("form.prune.pattern").set_value("2:4").run()
+    assert "Mask 'taylor' scores whole units" in text_of(app)
     assert button(app, "Start").disabled
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from app import words
 from app.tables import run as run_tables
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Dense, Unstructured, parse_pattern
 from snows.events import (
     CGIteration,
     Event,
@@ -220,6 +220,13 @@ def test_picture_of_n_of_m_obeys_it(pattern: NM) -> None:
 
 def test_picture_of_a_wide_group_fits() -> None:
     assert run_tables.pattern_grid(NM(n=1, m=1024)).shape[1] <= 64
+
+
+def test_picture_of_units_has_whole_rows_and_columns() -> None:
+    grid = run_tables.pattern_grid(parse_pattern("width 75%"))
+    rows, columns = grid.any(1), grid.any(0)
+    assert np.array_equal(grid, np.outer(rows, columns))
+    assert (rows.mean(), columns.mean()) == (pytest.approx(0.25, abs=0.1), 0.25)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(sparsity=0.7), Unstructured(sparsity=0.9, scope="global"), Dense()])
