@@ -89,7 +89,7 @@ def pattern_words(pattern: LayerPattern | Budget) -> str:
         case Unstructured():
             return f"Keep {100 * pattern.density:g} % of the whole network ({pattern})"
         case Structured():
-            return f"Keep {kept_share(pattern)} of each layer inside a block, cut to size ({pattern})"
+            return f"Keep {kept_share(pattern)}, cut to size ({pattern})"
         case Budget():
             return f"Keep {kept_share(pattern)}, spread {SPREAD[pattern.allocate]} ({pattern})"
     return "Keep every weight (dense)"
