@@ -1,5 +1,6 @@
 """A worker that computes nothing: it writes the events of a ResNet-20, at once or slowly, up to any state a run can be in."""
 
+import json
 import math
 import threading
 import time
@@ -23,6 +24,7 @@ from snows.events import (
     SiteFinished,
     SiteStarted,
 )
+from snows.plans import recorded
 from snows.runs.estimate import Plan, SitePlan
 from snows.runs.store import Execute, Run, RunStore
 
@@ -48,6 +50,11 @@ METRICS = {
     "seconds": 28.1,
     "num_products": 1140,
 }
+# The recorded comparison: how many measurements it has, and of how many methods on each of its networks.
+_LINES = [json.loads(line) for line in (recorded.FOLDER / recorded.MEASUREMENTS).read_text().splitlines()]
+RECORDED_COUNT = len(_LINES)
+_ALIKE = {"pattern": "2:4", "seed": 0, "model": ""}
+RECORDED_METHODS = len({recorded.config_of(line | _ALIKE).model_dump_json() for line in _LINES})
 TERMINAL: dict[str, Event] = {
     "finished": RunFinished(metrics=METRICS),
     "failed": RunFailed(

@@ -53,12 +53,12 @@ class TestRecorded:
     def test_the_page_says_what_was_found_and_where_it_is_from(self, made: dict[str, bytes]) -> None:
         text, figures, _ = read(made)
         for words in (
-            "516 measurements, recorded by make bench",
+            f"{helpers.RECORDED_COUNT} measurements, recorded by make bench",
             "resnet20-fashion on fashion-mnist",
-            "Of 15 methods SNOWS, refined mask, K = 5 is best in accuracy, or level with the best, at all 6 patterns",
+            f"Of {helpers.RECORDED_METHODS} methods SNOWS, refined mask, K = 5 is best in accuracy, or level with the best, at all 6",
             "there are no networks to ask for their answers",
             "90.87 ± 0.23 % ★",
-            "516 commands",
+            f"{helpers.RECORDED_COUNT} commands",
             "Copyright (c) 2017 Zalando SE",
             "torch",
             '"num_calibration": 512',
@@ -78,7 +78,7 @@ class TestRecorded:
 
     def test_tables_hold_every_number(self, made: dict[str, bytes]) -> None:
         table = pd.read_csv(io.BytesIO(made["tables/vit-fashion-on-fashion-mnist.csv"]))
-        assert len(table) == 86
+        assert len(table) == helpers.RECORDED_COUNT / 3 / 2  # over three seeds, of one network of two
         row = table[(table["method"] == "SNOWS, refined mask, K = 3") & (table["pattern"] == "1:16")].iloc[0]
         lines = map(json.loads, (recorded.FOLDER / recorded.MEASUREMENTS).read_text().splitlines())
         measured = {
@@ -103,7 +103,7 @@ class TestRecorded:
 
     def test_every_measurement_with_its_configuration(self, made: dict[str, bytes]) -> None:
         lines = [json.loads(line) for line in made["measurements.jsonl"].splitlines()]
-        assert len(lines) == 516
+        assert len(lines) == helpers.RECORDED_COUNT
         assert {RunConfig.model_validate(line["config"]).num_evaluation for line in lines} == {5_000}
 
 

@@ -393,18 +393,16 @@ class TestPage:
     def test_before_anything_was_run_it_is_the_recorded_comparison(self, open_page: OpenPage) -> None:
         app = open_compare(open_page)
         text = text_of(app)
-        assert "A recorded comparison that came with the app: 516 measurements by `make bench`" in text
-        assert (
-            "Of 15 methods **SNOWS, refined mask, K = 5** is best in accuracy, or level with the best, at all 6 patterns"
-            in text
-        )
+        assert f"A recorded comparison that came with the app: {helpers.RECORDED_COUNT} measurements by `make bench`" in text
+        best = "**SNOWS, refined mask, K = 5** is best in accuracy, or level with the best, at all 6 patterns"
+        assert f"Of {helpers.RECORDED_METHODS} methods {best}" in text
         assert labelled(app.selectbox, "Network").options == [
             "resnet20-fashion on fashion-mnist",
             "vit-fashion on fashion-mnist",
         ]
         table = app.dataframe[0].value
         assert table.columns.tolist() == ["Method", "2:4", "70%", "1:4", "1:8", "90%", "1:16"]
-        assert len(table) == 15
+        assert len(table) == helpers.RECORDED_METHODS
         (figure,) = figures(app).values()
         assert figure["layout"]["xaxis"]["title"]["text"] == "Weights kept (%)"
         # No runs are behind it: nothing to look into, to cancel, or to open.
