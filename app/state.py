@@ -257,7 +257,8 @@ def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "") 
     address = _address()
     key = f"{name}{part}-{turn(name)}"
     address.given[key] = value
-    if st.session_state.get(key) != value:  # a value that is given wipes out what is half typed, and a press during the run
+    # A value that is given wipes out what is half typed, and a press during the run. That nothing is chosen must be given, too.
+    if key not in st.session_state or st.session_state[key] != value:
         st.session_state[key] = value
 
     def changed() -> None:

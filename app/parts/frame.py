@@ -22,6 +22,7 @@ _STYLE = """
   border: 1px solid rgba(128, 136, 146, 0.55); border-radius: 999px; padding: 0.2rem 0.75rem; text-decoration: none;
   max-width: min(27rem, calc(100vw - 52rem)); white-space: nowrap; overflow: hidden;
 }
+[data-testid^="stBaseButton-primary"] kbd { color: inherit !important; opacity: 1 !important; }
 .st-key-pill a p { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-size: 0.82rem; }
 @media (max-width: 1000px) {
   .st-key-frame { right: 3.6rem; }

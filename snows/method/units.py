@@ -604,12 +604,16 @@ def removable(graph: NetworkGraph) -> Units:
 
 def _obstacle(units: Units, groups: Collection[Group]) -> str | None:
     parameters: dict[str, Tensor] = {}
+    generator, gone = torch.Generator().manual_seed(0), [NO_UNITS]
     for group in groups:
+        # Any of them, as a choice may turn out: halves that lie together can be cut where others cannot.
+        half = torch.randperm(len(group), generator=generator)[: len(group) - len(group) // 2]
+        gone.append(group.numbers[half])
         for name, channels in group.columns.items():
             weight = parameters.setdefault(name, units.graph.parameters[name].clone())
-            weight[:, channels[len(group) // 2 :].flatten()] = 0
+            weight[:, channels[half].flatten()] = 0
     try:
-        cut(units, torch.cat([NO_UNITS, *(group.numbers[len(group) // 2 :] for group in groups)]), parameters)
+        cut(units, torch.cat(gone), parameters)
     except UnitError as error:
         return str(error)
     return None

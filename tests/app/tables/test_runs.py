@@ -373,7 +373,7 @@ class TestPage:
         assert "Yes, delete" not in labels(app)
         assert text_input(app, "Name").disabled
         assert next(t for t in app.toggle if t.label == "Mark to compare").disabled
-        assert len(app.get("download_button")) == 6
+        assert len(app.get("download_button")) == 10
 
     def test_several_at_once(self, open_page: OpenPage, store: RunStore, recorded: Run, hold: ExitStack) -> None:
         first, second = helpers.write_run(store, "finished"), helpers.write_run(store, "failed")
