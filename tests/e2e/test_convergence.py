@@ -93,7 +93,7 @@ def test_follow_a_run(address: str, browser: Browser, store: RunStore) -> None:
         page.goto(f"{address}/convergence?run={run.id}")
         expect(page.get_by_text("No step failed so far. In all 4 Newton steps")).to_be_visible()
         expect(page.get_by_role("combobox", name="Layer")).to_have_value("layer1.0.conv2 (in work)")
-        expect(page.get_by_text("Choose a finished layer above")).to_be_visible()
+        expect(page.get_by_text("Choose a finished layer above")).to_have_count(2)  # to check its numbers, and to go down it
         go_on.set()
         expect(page.get_by_text("No step failed. In all 42 Newton steps")).to_be_visible()
         expect(page.get_by_role("button", name="Run all four")).to_be_visible()
