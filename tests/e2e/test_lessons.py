@@ -18,7 +18,9 @@ def test_a_lesson_and_a_class(address: str, browser: Browser) -> None:
     teacher.get_by_text("For the teacher").click()
     teacher.get_by_role("button", name="Make a link").click()
     expect(teacher.get_by_text("0 guesses")).to_be_visible()
-    link = teacher.locator("code").filter(has_text="class=").inner_text()
+    shown = teacher.locator("code").filter(has_text="class=")
+    expect(shown).to_be_visible()
+    link = shown.text_content() or ""  # the inner text of what is about to be painted is empty
 
     pupil = browser.new_page(viewport={"width": 400, "height": 900})
     pupil.goto(link)
