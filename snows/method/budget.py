@@ -15,7 +15,6 @@ from snows.config import NM, Budget, Dense, InputError, LayerPattern, Unstructur
 from snows.method.sparsity import kept_count, obstacle, packed_bytes
 
 Layer = events.BudgetLayer
-Pattern = LayerPattern
 
 
 def size(layer: Layer) -> int:
@@ -23,7 +22,7 @@ def size(layer: Layer) -> int:
     return math.prod(layer.shape)
 
 
-def cost(layer: Layer, pattern: Pattern, by: str) -> int:
+def cost(layer: Layer, pattern: LayerPattern, by: str) -> int:
     """What the layer keeps under `pattern`, in weights, multiply-adds of one image (operations), or bytes in float32."""
     kept = size(layer) // pattern.m * pattern.n if isinstance(pattern, NM) else kept_count(size(layer), pattern)
     match by:
@@ -38,23 +37,23 @@ def cost(layer: Layer, pattern: Pattern, by: str) -> int:
 class Choice:
     """`patterns` by layer, those of overrides too; `share`: what they keep of what the budget counts."""
 
-    patterns: dict[str, Pattern]
+    patterns: dict[str, LayerPattern]
     share: float
 
 
 # What an unstructured budget chooses from, layer by layer: eight shares to each factor of two. From their texts, so that these
 # say the patterns exactly.
-SHARES: tuple[Pattern, ...] = (*(parse_pattern(f"{100 - 0.5 * 2 ** (i / 8):.2f}%") for i in range(61)), Dense())
+SHARES: tuple[LayerPattern, ...] = (*(parse_pattern(f"{100 - 0.5 * 2 ** (i / 8):.2f}%") for i in range(61)), Dense())
 # Where its curves are measured; in between they are interpolated.
-MEASURED: tuple[Pattern, ...] = tuple(parse_pattern(f"{100 - kept}%") for kept in (1, 2, 4, 8, 16, 32, 64))
+MEASURED: tuple[LayerPattern, ...] = tuple(parse_pattern(f"{100 - kept}%") for kept in (1, 2, 4, 8, 16, 32, 64))
 
 
-def options(kind: str, shape: Sequence[int], budget: Budget) -> list[Pattern]:
+def options(kind: str, shape: Sequence[int], budget: Budget) -> list[LayerPattern]:
     """The patterns that a layer may get: of the budget's, those that fit it; with none given, any of `SHARES`."""
     return [pattern for pattern in budget.patterns or SHARES if obstacle(tuple(shape), kind, pattern) is None]
 
 
-def choose(layers: Sequence[Layer], budget: Budget, fixed: Mapping[str, Pattern] | None = None) -> Choice:
+def choose(layers: Sequence[Layer], budget: Budget, fixed: Mapping[str, LayerPattern] | None = None) -> Choice:
     """The pattern of each layer, together within the budget. `fixed` are those that have one already.
 
     Raises `InputError` for a budget that not even the smallest patterns meet.
@@ -89,7 +88,7 @@ def choose(layers: Sequence[Layer], budget: Budget, fixed: Mapping[str, Pattern]
     return Choice(patterns, sum(cost(layer, patterns[layer.name], budget.by) for layer in layers) / total)
 
 
-def loss_of(curve: Mapping[str, float], pattern: Pattern) -> float:
+def loss_of(curve: Mapping[str, float], pattern: LayerPattern) -> float:
     """What a curve says of a pattern: as measured; nothing for `dense`; in between shares by a line on log axes, and from the
     largest share on by a line to nothing."""
     if isinstance(pattern, Dense):
@@ -171,7 +170,7 @@ def _places(values: Sequence[float]) -> list[float]:
 def _met(
     layers: Sequence[Layer],
     densities: Sequence[float],
-    of_each: Sequence[Sequence[Pattern]],
+    of_each: Sequence[Sequence[LayerPattern]],
     costs: Sequence[Sequence[int]],
     limit: int,
 ) -> list[float]:

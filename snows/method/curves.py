@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snows.config import Budget, Dense, PruneConfig
+from snows.config import Budget, Dense, LayerPattern, PruneConfig
 from snows.events import BudgetLayer
-from snows.method.budget import MEASURED, Pattern, options
+from snows.method.budget import MEASURED, options
 from snows.method.coverage import Coverage, PruneError, share_out
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
 from snows.method.objective import Batch, mean_squares
@@ -90,13 +90,13 @@ def outliers(weight: Tensor, gram: Tensor) -> float:
     return float((scores > OUTLIER * scores.mean()).double().mean())
 
 
-def measured_at(site: Site, budget: Budget) -> list[Pattern]:
+def measured_at(site: Site, budget: Budget) -> list[LayerPattern]:
     """The patterns at which a layer's curve is measured."""
     patterns = options(site.kind, site.shape, budget) if budget.patterns else MEASURED
     return [pattern for pattern in patterns if not isinstance(pattern, Dense)]
 
 
-def _error(given: SiteProblem, pattern: Pattern) -> float:
+def _error(given: SiteProblem, pattern: LayerPattern) -> float:
     """How far the network's output moves when the layer alone is pruned, relative to its norm: by least squares, on the mask
     that magnitude chooses and exchanges within the layer improve.
 

@@ -68,6 +68,12 @@ def _finishes(run: Run) -> events.RunFinished:
     return events.RunFinished(metrics=METRICS)
 
 
+def _fails_with_wanda(run: Run) -> events.RunFinished:
+    if run.config().prune.mask == "wanda":
+        raise RunError("The device ran out of memory.")
+    return _finishes(run)
+
+
 @pytest.fixture
 def execute(monkeypatch: pytest.MonkeyPatch) -> Callable[[Execute], None]:
     """Puts a function in the runner's place."""
@@ -937,12 +943,7 @@ def test_compare_refuses_what_cannot_be(
 def test_compare_goes_on_after_a_failure_and_resumes_what_is_missing(
     execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails_with_wanda(run: Run) -> events.RunFinished:
-        if run.config().prune.mask == "wanda":
-            raise RunError("The device ran out of memory.")
-        return _finishes(run)
-
-    execute(fails_with_wanda)
+    execute(_fails_with_wanda)
     assert main(["compare"]) == 1
     (batch,) = store.comparisons()
     out, err = capsys.readouterr()
@@ -1082,12 +1083,7 @@ def test_a_worker_that_is_stopped_puts_its_run_back_and_says_so(
 def test_a_worker_goes_on_after_a_failure_and_its_code_says_so(
     execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails_with_wanda(run: Run) -> events.RunFinished:
-        if run.config().prune.mask == "wanda":
-            raise RunError("The device ran out of memory.")
-        return _finishes(run)
-
-    execute(fails_with_wanda)
+    execute(_fails_with_wanda)
     assert main(["compare", "--method", "wanda", "sparsegpt", "--device", "cpu", "--queue"]) == 0
     assert main(["work", "--device", "cpu", "--until-empty"]) == 1
     assert "failed. The device ran out of memory." in capsys.readouterr().err
