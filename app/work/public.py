@@ -149,8 +149,8 @@ def check_plan(plan: "Plan") -> None:
     # The middle of what is expected: the most is several times that on a machine that is busy just now.
     if plan.seconds > 60 * limits.minutes:
         raise InputError(
-            f"The run would take about {duration(plan.seconds)}; {limits.minutes} minutes are allowed here. Take fewer images, a "
-            "smaller K or a cheaper update."
+            f"The run would take about {duration(plan.seconds)}; {limits.minutes} minutes are allowed here. Take fewer images, "
+            "a smaller K or a cheaper update."
         )
     if plan.bytes > limits.memory * 1000**3:
         raise InputError(
