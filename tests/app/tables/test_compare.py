@@ -417,7 +417,7 @@ class TestPage:
         assert "**SNOWS, joint fit, K = 3** has the best accuracy, 88.20 %" in text
         assert "may be chance" not in text
         table = app.dataframe[0].value
-        assert len(table) == 16  # with the dense network
+        assert len(table) == helpers.RECORDED_METHODS + 1  # with the dense network
         assert set(table["Weights kept"]) == {1, 0.0625}
         drawn = figures(app)
         assert [alt.partition(" of ")[0] for alt in drawn] == ["Accuracy", "Accuracy"]
