@@ -425,8 +425,8 @@ class TestPage:
         assert time["layout"]["xaxis"]["title"]["text"] == "Time (s)"  # what keeps as many weights is no choice
         first, second = behind["data"][:2]
         assert (first["x"], first["y"]) == ([0], [0])
-        assert second["x"] == pytest.approx([-3.59], abs=0.006)
-        assert second["error_x"]["array"] == pytest.approx([0.59], abs=0.006)
+        assert second["x"] == pytest.approx([-3.50], abs=0.006)
+        assert second["error_x"]["array"] == pytest.approx([0.41], abs=0.006)
 
     @pytest.mark.parametrize("cost", ["density", "packed_bytes", "multiply_adds", "seconds"])
     def test_what_it_costs_is_a_choice(self, cost: str, open_page: OpenPage) -> None:
