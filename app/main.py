@@ -28,6 +28,8 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), 
 def warm_up(is_public: bool) -> None:
     """Import the engine while the first page is read; every run needs it."""
     planner, jobs = state.planner(), state.workers()
+    if is_public:
+        st.set_option("client.showErrorDetails", "none")  # a trace tells of the machine
 
     def load() -> None:
         planner.start()

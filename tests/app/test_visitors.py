@@ -1,6 +1,7 @@
 """The app with `SNOWS_PUBLIC=1`: what visitors are offered, and that none sees or reads what is another's or the machine's."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ ANNA, BERT = "A" * 43, "B" * 43
 
 
 @pytest.fixture(autouse=True)
-def is_public(monkeypatch: pytest.MonkeyPatch) -> None:
+def is_public(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SNOWS_PUBLIC", "1")
     monkeypatch.setenv("SNOWS_WORKERS", "0")  # what is started waits, to be looked at
     monkeypatch.setattr(type(st.context), "cookies", {})  # there is no browser
+    yield
+    st.set_option("client.showErrorDetails", "full")  # the process's
 
 
 def visit(open_page: OpenPage, who: str, page: str, **address: str) -> AppTest:
@@ -173,6 +176,16 @@ def test_a_key_that_is_none_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(type(st.context), "cookies", {visitor._COOKIE: ANNA})
     assert visitor._key() == ANNA
     st.session_state.clear()
+
+
+def test_a_fault_of_the_program_tells_nothing_of_the_machine(open_page: OpenPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> None:
+        raise RuntimeError("/home/operator/secret")
+
+    monkeypatch.setattr("app.visitor.limits", fault)
+    app = visit(open_page, ANNA, "prune")
+    assert app.exception
+    assert "secret" not in str(app.exception[0].value) + str(app.exception[0].stack_trace)
 
 
 def test_a_word_that_may_have_meant_public_shows_nothing(
