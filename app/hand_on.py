@@ -94,9 +94,9 @@ def stem(text: str) -> str:
 
 
 def files(comparison: Comparison, *, draw: bool = True) -> dict[str, bytes]:
-    """The folder's files by their names: the page, `index.html`; each network's tables; its figures, where `draw` lets a browser
-    be started for them and there is one; every measurement with its configuration, a line each; the commands; the images'
-    licence where it is known.
+    """The folder's files by their names: the page, `index.html`; each network's tables; its figures, where `draw` lets a
+    browser be started for them and there is one; every measurement with its configuration, a line each; the commands; the
+    images' licence where it is known.
 
     Opens the networks of runs that have weights, and asks them, which takes a while.
     """
