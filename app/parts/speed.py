@@ -17,7 +17,7 @@ from snows.runs.store import Run
 if TYPE_CHECKING:
     from snows.runs.latency import Timing
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 
 
 def of_run(run: Run, config: RunConfig) -> None:
@@ -55,8 +55,11 @@ def _expected(config: RunConfig, check: Callable[[], None]) -> "Iterable[Timing]
 
 def _timed(key: Hashable, make: "Callable[[Callable[[], None]], Iterable[Timing]]", label: str, *, before: bool) -> None:
     known: dict[Hashable, Making[Timing]] = st.session_state.setdefault("timings", {})
-    active = key in known and known[key].active
-    st.fragment(run_every=_POLL_SECONDS if active else None)(_draw)(known, key, make, label, before, active)
+    if key in known and known[key].active:
+        st.fragment(run_every=_POLL_SECONDS)(_draw)(known, key, make, label, before, True)
+    else:
+        # No fragment: a click that comes before the page was built anew is one of a part nobody knows.
+        _draw(known, key, make, label, before, False)
 
 
 def _draw(
@@ -77,7 +80,8 @@ def _draw(
         st.button("Cancel", icon=":material/close:", key=f"{name}-stop", on_click=now.stop, disabled=now.stopped)
     elif st.button(label if now is None else "Time it again", icon=":material/timer:", key=f"{name}-begin"):
         for other in known.values():
-            other.stop()  # two at once would share the processor, and neither's turns would be its own
+            if other.active:  # two at once would share the processor, and neither's turns would be its own
+                other.stop()
         known[key] = Making(make)
         st.rerun()
     if now is not None:
@@ -99,6 +103,7 @@ def _shown(now: "Making[Timing]", before: bool) -> None:
     st.dataframe(
         speed.timings(measured),
         hide_index=True,
+        column_order=["Program", "Images at once", "Times as fast"] if before else None,  # a card has no room for more
         alt="By program and number of images at once: the time of the dense network and of the pruned one, and their ratio",
     )
     notes = ["Medians by the clock; the range is that of the ratio of two turns in a row, in four of five rounds."]

@@ -74,10 +74,10 @@ class Timing:
         return {
             "Program": self.program,
             "Images at once": str(self.batch),
-            "Dense": f"{1e3 * median(self.dense):.3g} ms",
-            "Pruned": f"{1e3 * median(self.pruned):.3g} ms",
             "Times as fast": f"{faster.median:.2f}",
             "Four of five rounds": f"{faster.low:.2f} to {faster.high:.2f}",
+            "Dense": f"{1e3 * median(self.dense):.3g} ms",
+            "Pruned": f"{1e3 * median(self.pruned):.3g} ms",
         }
 
 

@@ -103,9 +103,13 @@ class TestOnThePage:
         assert table_of(app)
         app.selectbox("form.prune.pattern").set_value("2:4").run()
         assert table_of(app) == []
-        app.selectbox("form.prune.pattern").set_value("width 50%").run()
-        button(app, "Time it again").click().run()
+        app.selectbox("form.prune.pattern").set_value("width 50%")
+        app.checkbox("form.prune.prune_classifier").check().run()
+        button(app, "How much faster here?").click().run()
         until(app, lambda app: "The network is gone. Choose another." in text_of(app))
+        app.checkbox("form.prune.prune_classifier").uncheck().run()
+        assert table_of(app)
+        assert "You cancelled" not in text_of(app)
 
     def test_it_can_be_cancelled_and_keeps_what_there_was(
         self, open_page: OpenPage, store: RunStore, monkeypatch: pytest.MonkeyPatch

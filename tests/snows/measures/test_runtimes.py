@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Dense, Structured, Unstructured
 from snows.measures.runtimes import RUNTIMES, Layer, answers, two_of_four_obstacle
 
 LINEAR, POINTWISE, CONVOLUTION = (64, 128), (64, 128, 1, 1), (64, 128, 3, 3)
@@ -67,6 +67,14 @@ def test_in_sum_layers_count_by_their_weights() -> None:
     for name in ("ONNX Runtime", "Plain PyTorch", "Anywhere, by smaller shapes"):
         assert (summed[name].eligible, summed[name].says) == (0, "no")
     assert [a.share for a in answers([])] == [0.0] * len(RUNTIMES)
+
+
+def test_what_is_cut_away_whole_is_smaller_anywhere() -> None:
+    cut = Layer("a.weight", LINEAR, Structured(removed=0.5), 0.25)
+    assert RUNTIMES["Anywhere, by smaller shapes"].obstacle(cut, [cut]) is None
+    assert "zero is still there" in str(
+        RUNTIMES["Anywhere, by smaller shapes"].obstacle(one := layer(LINEAR, NM(n=1, m=4)), [one])
+    )
 
 
 def test_every_answer_has_a_source_and_a_day_and_no_number_of_times_faster() -> None:
