@@ -18,7 +18,7 @@ from app.parts import live, panels
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
 from app.tables.layers import block
-from app.work.descending import Descending
+from app.work.making import Making
 from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
 from snows.measures.names import duration, number
@@ -424,12 +424,12 @@ _STARTS = {"masked": "The mask alone", "least_squares": "Least squares"}
 
 def draw_descents(run: Run, site: str | None) -> None:
     """Computed in the background on a click, and kept for this session."""
-    known: dict[tuple[object, ...], Descending] = st.session_state.setdefault("descents", {})
+    known: dict[tuple[object, ...], Making[Point]] = st.session_state.setdefault("descents", {})
     active = any(one.active for one in known.values())
     st.fragment(run_every=_POLL_SECONDS if active else None)(_draw_descents)(run, site, known, active)
 
 
-def _draw_descents(run: Run, site: str | None, known: dict[tuple[object, ...], Descending], was_active: bool) -> None:
+def _draw_descents(run: Run, site: str | None, known: "dict[tuple[object, ...], Making[Point]]", was_active: bool) -> None:
     if was_active and not any(one.active for one in known.values()):
         st.rerun()  # once: the page is drawn anew, and polls no more
     st.divider()
@@ -455,7 +455,7 @@ def _draw_descents(run: Run, site: str | None, known: dict[tuple[object, ...], D
         for other in known.values():
             other.stop()  # two at once would share the processor, and neither's seconds would be its own
         try:
-            known[key] = Descending(partial(_descents_of, state.inspection(run), site, images, start))
+            known[key] = Making(partial(_descents_of, state.inspection(run), site, images, start))
         except InputError as error:
             st.error(words.plain(str(error)), icon=":material/error:")
             return
@@ -472,10 +472,10 @@ def _descents_of(inspection: "Inspection", site: str, images: int, start: str, c
     return descents.descents(inspection.problem(site, images, batch_size=descents.BATCH), start=start, check=check)
 
 
-def _descents(now: Descending, site: str) -> None:
+def _descents(now: "Making[Point]", site: str) -> None:
     from snows.measures.descents import PASSES
 
-    active, points = now.active, now.points()
+    active, points = now.active, now.pieces()
     if active:
         bar, button = st.columns([6, 1], vertical_alignment="bottom")
         had = solver_tables.had_passes(points)

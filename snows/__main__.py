@@ -181,6 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
     faster = "Say, too, which programs could run it faster, layer by layer, and by whose word."
     show.add_argument("--faster", action="store_true", help=faster)
+    timed = (
+        "Say, too, how fast its network is here beside the dense one, in PyTorch and ONNX Runtime; takes about half a minute."
+    )
+    show.add_argument("--latency", action="store_true", help=timed)
 
     out = command("export", export_command, "Write a run's network as a file or a folder for elsewhere.")
     out.add_argument("run", metavar="RUN", help="A run id, as `list` prints it.")
@@ -211,6 +215,8 @@ def _parser() -> argparse.ArgumentParser:
     add_budget(coverage)
     add_overrides(coverage)
     add_switches(coverage)
+    before = "Say, too, how much faster the smaller network will be here, timed on units that go by chance; of a width alone."
+    coverage.add_argument("--latency", action="store_true", help=before)
 
     search = command("models", models_command, "Find networks by a part of their name; nothing is loaded or downloaded.")
     search.add_argument("text", nargs="*", metavar="WORD", help="Words that the name holds: vit base 224.")

@@ -18,7 +18,7 @@ from app import state, visitor, words
 from app.charts import layers as layer_charts
 from app.forms import budget, settings, sources
 from app.forms.settings import LABELS
-from app.parts import live
+from app.parts import live, speed
 from app.tables import run as run_tables
 from app.work import engine, public
 from snows.config import (
@@ -186,6 +186,8 @@ def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
     with places.layers:
         layers, weights = words.counted(len(plan.sites), "layer"), words.counted(len(plan.skipped), "weight")
         st.markdown(f"**{layers} will be pruned**, {weights} kept dense")
+        if plan.sites:
+            speed.expected(config)
     with places.coverage:
         st.dataframe(run_tables.coverage(plan), hide_index=True, height=240, alt="Each weight: pruned, or why it stays dense")
     if plan.warning:

@@ -19,7 +19,7 @@ from app.charts import palette
 from app.charts import play as play_charts
 from app.charts import solver as solver_charts
 from app.forms import run as form
-from app.parts import live, so_far
+from app.parts import live, so_far, speed
 from app.parts.layer_strip import layer_strip
 from app.tables import budget as budget_tables
 from app.tables import play as play_tables
@@ -193,6 +193,7 @@ def _finished(run: Run, config: RunConfig) -> None:
             help="The network's state dict, as safetensors. Removed weights are exactly zero.",
         )
     _faster(run, config)
+    speed.of_run(run, config)
 
 
 def _faster(run: Run, config: RunConfig) -> None:
@@ -203,7 +204,7 @@ def _faster(run: Run, config: RunConfig) -> None:
     with folded:
         st.markdown(
             "Which programs could leave out the work of the zeros, by what their makers say that a layer must be. Nothing of "
-            "this was measured here; **Compare** times networks on this machine."
+            "this was measured here; below, the network is timed on this machine."
         )
         st.dataframe(
             sums[["where", "answer", "layers", "share"]],

@@ -11,7 +11,20 @@ from typing import Any
 
 from snows import events
 from snows.cli.flags import BUDGET_FLAGS, PRUNE_FLAGS, PRUNE_SWITCHES, RUN_FLAGS, SOLVER_FLAGS, config_of
-from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, POLL_SECONDS, fail, heads, json_line, say, table, with_flags
+from snows.cli.out import (
+    BAD_INPUT,
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    POLL_SECONDS,
+    fail,
+    heads,
+    json_line,
+    say,
+    table,
+    timed,
+    with_flags,
+)
 from snows.config import InputError, PruneConfig
 from snows.measures.names import MEASURES, percent, said
 from snows.plans.words import as_called, run_name
@@ -216,6 +229,10 @@ def show_command(given: argparse.Namespace) -> int:
         sys.stdout.write(table(rows) + "\n")
     if given.faster:
         sys.stdout.write(_faster(log, config.prune) + "\n")
+    if given.latency:
+        from snows.runs import latency
+
+        sys.stdout.write(timed(latency.of_run(run)) + "\n")
     if log.failure:
         sys.stdout.write(log.failure.message + "\n")
     if metrics := run.metrics():

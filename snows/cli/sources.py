@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from snows.cli.flags import config_of
-from snows.cli.out import FINISHED, heads, json_line, say, table
+from snows.cli.out import FINISHED, heads, json_line, say, table, timed
 from snows.config import InputError, RunConfig
 from snows.plans.presets import PRESETS
 
@@ -26,6 +26,10 @@ def coverage_command(given: argparse.Namespace) -> int:
         sys.stdout.write("\nLeft dense:\n" + table(list(plan.skipped.items())))
     if plan.warning:
         sys.stdout.write(f"\n{plan.warning}\n")
+    if given.latency:
+        from snows.runs import latency
+
+        sys.stdout.write("\nTo be expected here, timed on units that go by chance:\n" + timed(latency.expected(config)))
     return FINISHED
 
 

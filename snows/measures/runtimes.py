@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from snows.config import NM, LayerPattern
+from snows.config import NM, LayerPattern, Structured
 from snows.method.sparsity import semi_structured_shape_obstacle
 
 
@@ -68,6 +68,8 @@ def answers(layers: Sequence[Layer]) -> list[Answer]:
 
 
 def _smaller_shapes(layer: Layer, layers: Sequence[Layer]) -> str | None:
+    if isinstance(layer.pattern, Structured):
+        return None
     return "Its shape is that of the dense network: weights were removed one by one, and every zero is still there."
 
 

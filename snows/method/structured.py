@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from snows.config import PruneConfig
+from snows.config import PruneConfig, Structured
 from snows.method.coverage import Coverage
 from snows.method.graph import Frontier, NetworkGraph, Site, Window
 from snows.method.operations import Values
 from snows.method.rows import input_gram
 from snows.method.sparsity import from_matrix, keep_highest, to_matrix
-from snows.method.units import NO_UNITS, Units
+from snows.method.units import NO_UNITS, Group, Units
 
 _TRIED = 8  # units outside that are tried in the place of one inside, the most promising first
 _LEAST_GAIN = 1e-6  # of an exchange, as a share of what the layers' outputs are
@@ -41,6 +41,11 @@ class Choice:
             return None
         gone = torch.isin(numbers, self.gone)
         return gone if bool(gone.any()) else None
+
+
+def stay(group: Group, pattern: Structured) -> int:
+    """How many units of a group a pattern leaves: one at least."""
+    return max(1, round(pattern.density * len(group)))
 
 
 @torch.no_grad()
@@ -67,7 +72,7 @@ def choose(
     gone = []
     for index, (group, pattern) in enumerate(covered.groups):
         check()
-        count = max(1, round(pattern.density * len(group)))
+        count = stay(group, pattern)
         columns = {name: group.matrix_columns(sites[name]).to(device) for name in group.columns}
         by_reading = config.mask == "obc" or config.refinement != "none"
         readings = [Reading(dense[name], grams[name], columns[name]) for name in columns] if by_reading else []

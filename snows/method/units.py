@@ -603,20 +603,26 @@ def removable(graph: NetworkGraph) -> Units:
 
 
 def _obstacle(units: Units, groups: Collection[Group]) -> str | None:
-    parameters: dict[str, Tensor] = {}
-    generator, gone = torch.Generator().manual_seed(0), [NO_UNITS]
-    for group in groups:
-        # Any of them, as a choice may turn out: halves that lie together can be cut where others cannot.
-        half = torch.randperm(len(group), generator=generator)[: len(group) - len(group) // 2]
-        gone.append(group.numbers[half])
-        for name, channels in group.columns.items():
-            weight = parameters.setdefault(name, units.graph.parameters[name].clone())
-            weight[:, channels[half].flatten()] = 0
     try:
-        cut(units, torch.cat(gone), parameters)
+        cut_any(units, [(group, len(group) - len(group) // 2) for group in groups])
     except UnitError as error:
         return str(error)
     return None
+
+
+def cut_any(units: Units, counts: Iterable[tuple[Group, int]]) -> fx.GraphModule:
+    """The network without so many units of each group, whichever they are: of the sizes that any other choice leaves. Raises
+    `UnitError`."""
+    parameters: dict[str, Tensor] = {}
+    generator, gone = torch.Generator().manual_seed(0), [NO_UNITS]
+    for group, count in counts:
+        # As a choice may turn out: units that lie together can be cut where others cannot.
+        chosen = torch.randperm(len(group), generator=generator)[:count]
+        gone.append(group.numbers[chosen])
+        for name, channels in group.columns.items():
+            weight = parameters.setdefault(name, units.graph.parameters[name].clone())
+            weight[:, channels[chosen].flatten()] = 0
+    return cut(units, torch.cat(gone), parameters)
 
 
 def shrink(module: nn.Module, example: Tensor) -> nn.Module:

@@ -16,9 +16,6 @@ from snows.plans.words import data_name, method_name
 from snows.runs.store import Run
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
     from snows.sources.models import LoadedModel
 
 _RESULTS = (
@@ -112,27 +109,6 @@ def _state(run: Run) -> tuple[dict[str, Any], list[NM], dict[str, str]]:
     return state, [pattern for pattern in patterns if isinstance(pattern, NM)], metadata
 
 
-def _model(run: Run) -> "LoadedModel":
-    """The pruned network, built as the run's weights ask for it: what it was made from is not needed again."""
-    from snows.sources import models
-
-    config = run.config()
-    return models.load(config.model, run.weights_path, class_names=config.class_names)
-
-
-def _as_run(run: Run) -> "tuple[Module, Tensor]":
-    """The pruned network as it is to be computed, cut to size where whole units were cut away; and two images of its size."""
-    import torch
-
-    model = _model(run)
-    example = torch.zeros(2, *model.input_size)
-    if not run.config().prune.structured:
-        return model.module, example
-    from snows.method.units import shrink
-
-    return shrink(model.module, example), example
-
-
 def _safetensors(run: Run, output: Path, dtype: str, repeat: str) -> None:
     from snows.export.files import save_weights
 
@@ -149,14 +125,16 @@ def _packed(run: Run, output: Path, dtype: str, repeat: str) -> None:
 
 def _onnx(run: Run, output: Path, dtype: str, repeat: str) -> None:
     from snows.export.files import save_onnx
+    from snows.runs.inspection import pruned_network
 
-    save_onnx(output, *_as_run(run))
+    save_onnx(output, *pruned_network(run))
 
 
 def _coreml(run: Run, output: Path, dtype: str, repeat: str) -> None:
     from snows.export.coreml import save_coreml
+    from snows.runs.inspection import pruned_network
 
-    save_coreml(output, *_as_run(run))
+    save_coreml(output, *pruned_network(run))
 
 
 # --- a folder for the hub ---
@@ -164,11 +142,12 @@ def _coreml(run: Run, output: Path, dtype: str, repeat: str) -> None:
 
 def _hub(run: Run, output: Path, dtype: str, repeat: str) -> None:
     from snows.export.card import text
+    from snows.runs.inspection import pruned_model
     from snows.sources.checkpoints import EXPORTED
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"{output} is not an empty folder. Name another one, or empty it, so that nothing of yours is lost.")
-    model = _model(run)
+    model = pruned_model(run)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Whole or not at all: a folder that lacks its card is not to be found under the name that was asked for.
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))

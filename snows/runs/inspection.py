@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snows.config import InputError, PruneConfig
 from snows.measures.runtimes import Layer
@@ -18,6 +18,7 @@ from snows.method.graph import NetworkGraph, Site
 from snows.method.problem import SiteProblem
 from snows.method.rows import rows_of_output
 from snows.method.sparsity import to_matrix
+from snows.method.units import shrink
 from snows.runs.log import Log
 from snows.runs.store import Run
 from snows.sources import data, models
@@ -168,6 +169,19 @@ def _results(
         elif final is not None and site.name in final:  # a run that came without its layers' files: what is zero was pruned
             weights[site.name], masks[site.name] = final[site.name], final[site.name] != 0
     return weights, masks, final
+
+
+def pruned_model(run: Run) -> models.LoadedModel:
+    """A finished run's network, built as its weights ask for it: what it was made from is not needed again."""
+    config = run.config()
+    return models.load(config.model, run.weights_path, class_names=config.class_names)
+
+
+def pruned_network(run: Run) -> tuple[nn.Module, Tensor]:
+    """The same as it is to be computed, cut to size where whole units were cut away; and two images of its size."""
+    model = pruned_model(run)
+    example = torch.zeros(2, *model.input_size)
+    return shrink(model.module, example) if run.config().prune.structured else model.module, example
 
 
 def pruned_layers(log: Log, config: PruneConfig) -> list[Layer]:

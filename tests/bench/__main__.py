@@ -3,13 +3,13 @@
 import argparse
 import sys
 
-from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, text, unlabelled
+from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, structured, text, unlabelled
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     others = ["responsiveness", "reliability"]
-    parts = ["quality", "budgets", "unlabelled", "text", "imagenet", "large", *speed.PARTS, *others]
+    parts = ["quality", "budgets", "structured", "unlabelled", "text", "imagenet", "large", *speed.PARTS, *others]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
     parser.add_argument("--seeds", nargs="+", type=int, default=quality.SEEDS)
@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         elif part == "budgets":
             budgets.measure(given.models, given.seeds, fresh=given.fresh)
             budgets.write_table()
+        elif part == "structured":
+            structured.measure(given.models, given.seeds, fresh=given.fresh)
+            structured.write_table()
         elif part == "unlabelled":
             unlabelled.measure(fresh=given.fresh)
             unlabelled.write_table()

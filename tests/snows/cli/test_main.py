@@ -23,6 +23,7 @@ from snows.config import NM, Budget, Cancelled, InputError, PruneConfig, RunConf
 from snows.measures.descents import WAYS
 from snows.method.problem import SiteProblem
 from snows.plans.comparisons import METHODS, USUAL
+from snows.runs import latency
 from snows.runs.store import Execute, Run, RunError, RunStore
 from tests.snows.helpers import ALL, case, site_problem
 
@@ -1114,6 +1115,19 @@ def test_show_says_where_it_will_be_faster(monkeypatch: pytest.MonkeyPatch, caps
     assert "written on 27 October 2020: https://github.com/microsoft/onnxruntime/issues/5578" in out
     assert main(["show", "recorded-1-vit-fashion"]) == 0
     assert "ONNX Runtime" not in capsys.readouterr().out
+
+
+def test_how_fast_it_is_here_is_timed_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SNOWS_RUNS", str(ROOT / "assets" / "runs"))
+    monkeypatch.setattr(latency, "of_run", lambda run: [latency.Timing("PyTorch", 32, [0.2] * 5, [0.1] * 5)])
+    monkeypatch.setattr(latency, "onnx_runtime_obstacle", lambda: "ONNX Runtime is not installed here.")
+    assert main(["show", "recorded-1-vit-fashion", "--latency"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"PyTorch +32 +2\.00 +2\.00 to 2\.00 +200 ms +100 ms\nONNX Runtime is not installed here\.\n", out)
+    assert main(["coverage", "--pattern", "2:4", "--latency"]) == 2
+    assert "2:4 leaves all sizes as they are, so there is nothing to be timed." in capsys.readouterr().err
 
 
 # --- export ---

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from snows.config import NM, Dense, Unstructured
+from snows.config import NM, Dense, Structured, Unstructured
 from snows.measures.runtimes import RUNTIMES, Layer, answers, two_of_four_obstacle
 
 LINEAR, POINTWISE, CONVOLUTION = (64, 128), (64, 128, 1, 1), (64, 128, 3, 3)
@@ -67,6 +67,13 @@ def test_in_sum_layers_count_by_their_weights() -> None:
     for name in ("ONNX Runtime", "Plain PyTorch", "Anywhere, by smaller shapes"):
         assert (summed[name].eligible, summed[name].says) == (0, "no")
     assert [a.share for a in answers([])] == [0.0] * len(RUNTIMES)
+
+
+def test_what_is_cut_away_whole_is_smaller_anywhere() -> None:
+    obstacle = RUNTIMES["Anywhere, by smaller shapes"].obstacle
+    cut, zeros = (Layer("a.weight", LINEAR, pattern, 0.25) for pattern in (Structured(removed=0.5), NM(n=1, m=4)))
+    assert obstacle(cut, [cut]) is None
+    assert "every zero is still there" in str(obstacle(zeros, [zeros]))
 
 
 def test_every_answer_has_a_source_and_a_day_and_no_number_of_times_faster() -> None:

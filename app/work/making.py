@@ -1,31 +1,27 @@
-"""Ways down one layer's loss (`snows.measures.descents`) in a thread of their own, which a page can watch and stop."""
+"""What takes a while and comes piece by piece, made in a thread of its own, which a page can watch and stop."""
 
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from app.work.jobs import CPU_NICENESS
 from snows.config import Cancelled, InputError
 
-if TYPE_CHECKING:
-    from snows.measures.descents import Point
-
-# What makes the points, given what to call between two pieces of work.
-Points = Callable[[Callable[[], None]], "Iterable[Point]"]
+Piece = TypeVar("Piece")
 
 
-class Descending:
-    """Begun when it is made. Safe to call from any thread."""
+class Making(Generic[Piece]):
+    """Begun when it is made. Safe to call from any thread. `make` is given what to call between two steps, and gives pieces."""
 
-    def __init__(self, points: Points) -> None:
-        self._points, self._made, self._lock = points, list["Point"](), threading.Lock()
+    def __init__(self, make: Callable[[Callable[[], None]], Iterable[Piece]]) -> None:
+        self._make, self._made, self._lock = make, list[Piece](), threading.Lock()
         self._stopping, self._ended, self._error = threading.Event(), threading.Event(), ""
-        threading.Thread(target=self._work, name="descents", daemon=True).start()
+        threading.Thread(target=self._work, name="making", daemon=True).start()
 
     def stop(self) -> None:
-        """Ask it to end; the points so far stay."""
+        """Ask it to end; the pieces so far stay."""
         self._stopping.set()
 
     @property
@@ -42,7 +38,7 @@ class Descending:
         """Why it ended before it was done, in a sentence."""
         return self._error
 
-    def points(self) -> "list[Point]":
+    def pieces(self) -> list[Piece]:
         """Those there are."""
         with self._lock:
             return list(self._made)
@@ -55,9 +51,9 @@ class Descending:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CPU_NICENESS)
         try:
-            for point in self._points(self._check):
+            for piece in self._make(self._check):
                 with self._lock:
-                    self._made.append(point)
+                    self._made.append(piece)
         except Cancelled:
             pass
         except InputError as refused:

@@ -1,4 +1,4 @@
-"""Ways down a loss in the background: points come as they are made, and it ends when asked, done, or wrong."""
+"""What is made in the background: pieces come as they are made, and it ends when asked, done, or wrong."""
 
 import threading
 import time
@@ -6,21 +6,21 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from app.work.descending import Descending
+from app.work.making import Making
 from snows.config import InputError
 from snows.measures.descents import Point
 
 POINTS = [Point("gradient", i, float(i), 0.1 * i, 1 / (1 + i)) for i in range(3)]
 
 
-def until_ended(work: Descending) -> None:
+def until_ended(work: Making[Point]) -> None:
     deadline = time.monotonic() + 20
     while work.active:
         assert time.monotonic() < deadline, "it does not end"
         time.sleep(0.01)
 
 
-def test_points_can_be_read_while_it_works_and_stay() -> None:
+def test_pieces_can_be_read_while_it_works_and_stay() -> None:
     go_on, made = threading.Event(), threading.Event()
 
     def points(check: Callable[[], None]) -> Iterator[Point]:
@@ -29,12 +29,12 @@ def test_points_can_be_read_while_it_works_and_stay() -> None:
         assert go_on.wait(20)
         yield from POINTS[1:]
 
-    work = Descending(points)
+    work = Making(points)
     assert made.wait(20)
-    assert (work.active, work.points()) == (True, POINTS[:1])
+    assert (work.active, work.pieces()) == (True, POINTS[:1])
     go_on.set()
     until_ended(work)
-    assert (work.points(), work.error, work.stopped) == (POINTS, "", False)
+    assert (work.pieces(), work.error, work.stopped) == (POINTS, "", False)
 
 
 def test_it_ends_between_two_pieces_of_work_once_asked() -> None:
@@ -47,11 +47,11 @@ def test_it_ends_between_two_pieces_of_work_once_asked() -> None:
             check()
             time.sleep(0.001)
 
-    work = Descending(points)
+    work = Making(points)
     assert begun.wait(20)
     work.stop()
     until_ended(work)
-    assert (work.points(), work.error, work.stopped) == (POINTS[:1], "", True)
+    assert (work.pieces(), work.error, work.stopped) == (POINTS[:1], "", True)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_went_wrong_is_a_sentence(wrong: Exception, said: str) -> None:
         yield POINTS[0]
         raise wrong
 
-    work = Descending(points)
+    work = Making(points)
     until_ended(work)
     assert said in work.error
-    assert work.points() == POINTS[:1]
+    assert work.pieces() == POINTS[:1]
