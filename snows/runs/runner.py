@@ -36,8 +36,8 @@ _NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|bad_alloc|coul
 # After these no operation of the process succeeds on that device: a card that hung, was reset or fell off its bus, or a kernel
 # that went astray. With "CUDA error:" before it, which operations refused for their input have not.
 _LOST = re.compile(
-    r"CUDA error: (.*launch failure|.*launch timed out|.*illegal memory access|.*uncorrectable ECC|.*device.* (lost|unavailable)"
-    r"|.*misaligned address|.*hardware stack error|device-side assert|unknown error)"
+    r"CUDA error: (.*launch failure|.*launch timed out|.*illegal memory access|.*uncorrectable ECC"
+    r"|.*device.* (lost|unavailable)|.*misaligned address|.*hardware stack error|device-side assert|unknown error)"
 )
 
 

@@ -15,11 +15,13 @@
     .trash/TIME/RUN           a deleted run, until `purge`; TIME in nanoseconds
     .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
     .uploads/HASH/NAME        pictures or a checkpoint that somebody brought, see `uploads`
+    .slurm/                   what SLURM's jobs were given and said, see `clusters`
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
 the next call, and the next writer cuts it off. Files other than the event log are written beside their place and renamed, so a
-reader sees all of one or none of it. Any number of readers, in any process, need no lock. Do not put the folder on a file
-system without atomic rename.
+reader sees all of one or none of it. A file's content is on the disk before it gets its name, and a layer's file and its name
+are before its record; records that the next worker goes by are there when `append` returns. Any number of readers, in any
+process, need no lock. Do not put the folder on a file system without atomic rename.
 
 A run has one writer: whoever has its lock, which the operating system gives to one and takes back from the dead. It writes the
 run's life: that it is queued, what is done, how it ended. Nobody else writes any of this; whoever wants a run to end asks
@@ -663,12 +665,12 @@ def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
     return config.model_copy(update={"prune": config.prune.model_copy(update=absent)}) if absent else config
 
 
-def _readable(lines: Sequence[bytes]) -> Iterator[Event]:
+def _readable(whole_lines: Sequence[bytes]) -> Iterator[Event]:
     """The events of whole lines, without those of another version."""
     time = 0.0
-    for line in lines:
+    for content in whole_lines:
         try:
-            event = from_json(line)
+            event = from_json(content)
         except (ValueError, RecursionError):  # a disk or a person did this; the rest of the run is still to be seen
             event = Note(time=time, message=_DAMAGED_LINE)
         if event is not None:
