@@ -65,7 +65,7 @@ def _crowd(root: Path) -> dict[str, Any]:
     return {"crowds": figures}
 
 
-def _power(root: Path, pretended: int = 200, real: int = 3) -> dict[str, Any]:
+def _power(root: Path, pretended: int = 200, real: int = 5) -> dict[str, Any]:
     cuts = [
         *faults.power_cuts(root / "pretended", pretended),
         *faults.power_cuts(root / "real", real, small(), runner.execute, 1),
@@ -83,11 +83,11 @@ def _memory(root: Path) -> dict[str, Any]:
     return vars(faults.no_memory(root, MEGABYTES)) | {"runs": len(MEGABYTES)}
 
 
-def _clock(root: Path, runs: int = 3) -> dict[str, Any]:
+def _clock(root: Path, runs: int = 5) -> dict[str, Any]:
     return {"runs": runs, "same": faults.wrong_clocks(root, runs)}
 
 
-def _app(root: Path, kills: int = 3) -> dict[str, Any]:
+def _app(root: Path, kills: int = 5) -> dict[str, Any]:
     outcomes = faults.app_kills(root, kills, screens.says_that_it_waits)
     figures = {name: sum(getattr(outcome, name) for outcome in outcomes) for name in ("done", "lost", "same", "left")}
     return {"kills": kills, **figures}
@@ -97,7 +97,7 @@ def _mutations(root: Path) -> dict[str, Any]:
     return {"kinds": {kind: {"count": count, **vars(mutations.mutate(kind, count))} for kind, count in MUTATIONS.items()}}
 
 
-def _reruns(root: Path, count: int = 20) -> dict[str, Any]:
+def _reruns(root: Path, count: int = 100) -> dict[str, Any]:
     return {"count": count, "pages": screens.reruns(root, count)}
 
 
@@ -115,7 +115,7 @@ MUTATIONS = {
     **{"checkpoint": 1000, "mask": 1000, "run archive": 500, "picture archive": 500, "picture": 1000},
     **{"config": 100, "event log": 100},
 }
-MEGABYTES = [0, 20, 40, 80, 160]
+MEGABYTES = [*range(0, 200, 20)]
 CROWDS = ((1000, 2), (1000, 64), (10_000, 64))
 _JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pretended": partial(_overhead, lambda: PRETENDED, pretend, 1000),

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import pytest
 
 from snows.__main__ import main
 from snows.config import InputError, PruneConfig, RunConfig
-from snows.events import Queued, RunStarted
+from snows.events import Queued, RunFinished, RunStarted
 from snows.runs import clusters, runner
 from snows.runs.clusters import Needs, needs
-from snows.runs.store import Run, RunStore
+from snows.runs.store import Run, RunError, RunStore
 from tests.bench.faults import work_through
 from tests.bench.workers import results_of, small
 
@@ -68,6 +68,45 @@ def test_a_package_that_is_not_there_is_named_before_anything_is_made(
     assert main(["compare", "--executor", executor]) == 2
     assert f"pip install {package}" in capsys.readouterr().err
     assert store.list() == []
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "interrupted"])
+def test_compare_leaves_its_runs_to_a_cluster_and_says_how_each_ended(
+    end: str, store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[int, str | None]] = []
+
+    def ends(run: Run) -> RunFinished:
+        if end == "failed" and run.config().prune.seed == 1:
+            raise RunError("The computer ran out of memory.")
+        return RunFinished(metrics={})
+
+    def cluster(runs: Sequence[Run], cores: int, address: str | None, look: Callable[[], None]) -> Iterator[Run]:
+        asked.append((cores, address))
+        assert [run.in_line() for run in runs] == [True] * 2
+        if end == "interrupted":
+            os.kill(os.getpid(), signal.SIGINT)
+            look()
+        for run in runs:
+            if (hold := run.claim()) is not None:
+                with hold:
+                    hold.work(ends)
+            yield run
+
+    monkeypatch.setattr(clusters, "check", lambda executor: None)
+    monkeypatch.setattr(clusters, "by_ray", cluster)
+    seeds = ["--method", "wanda", "--seed", "0", "1"]
+    code = main(["compare", *seeds, "--executor", "ray", "--cores", "3", "--address", "there"])
+    said, states = capsys.readouterr().err, {run.state() for run in store.list()}
+    assert asked == [(3, "there")]
+    assert (code, states) == {
+        "finished": (0, {"finished"}),
+        "failed": (1, {"finished", "failed"}),
+        "interrupted": (130, {"cancelled"}),
+    }[end]
+    assert "2 of 2: " in said
+    assert ("The computer ran out of memory." in said) == (end == "failed")
+    assert not any(run.in_line() for run in store.list())
 
 
 # --- Ray ---
