@@ -1,5 +1,5 @@
-"""A comparison as one folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, the
-answers that changed, tables as CSV and LaTeX, every configuration, and what to type to do it again.
+"""A comparison as one folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, each
+figure as SVG and PDF, the answers that changed, tables as CSV and LaTeX, every configuration, and what to type to do it again.
 
     python -m app.hand_on BATCH [RUN …] --output FOLDER
     python -m app.hand_on recorded --output FOLDER
@@ -14,6 +14,7 @@ import io
 import platform
 import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kaleido
 import pandas as pd
+from kaleido.errors import BrowserFailedError, ChromeNotFoundError
+from plotly.graph_objects import Figure
 from pydantic_core import to_json
 
 from app import report, words
@@ -48,6 +52,8 @@ _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # The licence of a set of images that is on record here; of others nobody said.
 _LICENCES = {"fashion-mnist": _ASSETS / "LICENSE-fashion-mnist.txt"}
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "plotly")
+# As `document.html` draws a figure that is saved.
+_INK, _GRID = "#16222E", {"gridcolor": "rgba(128, 136, 146, 0.22)", "zerolinecolor": "rgba(128, 136, 146, 0.22)"}
 _MOST_ASKED, _ANSWERED, _MOST_PICTURES = 10, 1_000, 24
 _PAGE = "index.html"
 
@@ -88,20 +94,25 @@ def stem(text: str) -> str:
 
 
 def files(comparison: Comparison) -> dict[str, bytes]:
-    """The folder's files by their names: the page, `index.html`; each network's tables; every measurement with its
-    configuration, a line each; the commands; the images' licence where it is known.
+    """The folder's files by their names: the page, `index.html`; each network's tables, and its figures where something draws
+    them; every measurement with its configuration, a line each; the commands; the images' licence where it is known.
 
     Opens the networks of runs that have weights, and asks them, which takes a while.
     """
     made: dict[str, bytes] = {}
     networks = compare.networks(comparison.measured)
     titles, sections = compare.network_titles(networks), []
+    figures: dict[str, Figure] = {}
     names = {key: stem(name) for key, name in words.distinct(titles).items()}
     for key, ones in networks.items():
         rows = compare.rows(ones)
         tables = _tables(names[key], rows)
         made |= {f"tables/{name}": text.encode() for name, text in tables.items()}
-        sections.append(_section(titles[key], ones, rows) | {"tables": sorted(tables)})
+        section = _section(titles[key], ones, rows)
+        sections.append(section | {"tables": sorted(tables)})
+        figures |= {f"{names[key]}-{number}": figure for number, (figure, _) in enumerate(section["figures"], 1)}
+    drawn, undrawn = drawings(figures)
+    made |= {f"figures/{name}": content for name, content in drawn.items()}
     configs = [_without_places(one.config) for one in comparison.measured]
     pairs = zip(configs, comparison.measured, strict=True)
     lines = ({"config": config.model_dump(mode="json"), "metrics": dict(one.metrics)} for config, one in pairs)
@@ -129,6 +140,7 @@ def files(comparison: Comparison) -> dict[str, bytes]:
         versions=_versions(),
         licences=licences,
         legend=(BEST, LEVEL),
+        undrawn=undrawn,
         plotly=report.plotly_script(),
     )
     return {_PAGE: page.encode()} | made
@@ -204,6 +216,31 @@ def _in_common(configs: Sequence[RunConfig]) -> str:
 
 def _versions() -> list[tuple[str, str]]:
     return [("Python", platform.python_version()), *((name, version(name)) for name in _PACKAGES)]
+
+
+def drawings(figures: Mapping[str, Figure]) -> tuple[dict[str, bytes], str]:
+    """Each figure as SVG and as PDF, dark on white, by file names; or none of them, and the reason in a sentence.
+
+    Kaleido draws as the page does, with Plotly in a Chrome or Chromium that is installed, which not every machine has.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for name, figure in figures.items():
+            paper = Figure(figure).update_layout(
+                font={"family": "sans-serif", "size": 12, "color": _INK}, paper_bgcolor="white"
+            )
+            paper.update_xaxes(**_GRID).update_yaxes(**_GRID)
+            size = {"width": 900, "height": paper.layout.height}
+            for kind in ("svg", "pdf"):
+                jobs.append({"fig": paper.to_dict(), "path": Path(folder, f"{name}.{kind}"), "opts": {"format": kind, **size}})
+        try:
+            # Without MathJax, which would be fetched from elsewhere.
+            kaleido.write_fig_from_object_sync(jobs, kopts={"mathjax": False})
+        except ChromeNotFoundError:
+            return {}, "no Chrome or Chromium, which draws them, is installed on the machine that wrote this page"
+        except BrowserFailedError:
+            return {}, "the browser that draws them did not start on the machine that wrote this page"
+        return {job["path"].name: job["path"].read_bytes() for job in jobs}, ""
 
 
 # --- the answers that changed ---

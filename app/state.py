@@ -241,7 +241,7 @@ def chosen(name: str, options: Collection[str] | None, default: Choice) -> Choic
 
 
 def addressed(name: str, options: Collection[str] | None, default: Choice) -> dict[str, Any]:
-    """The `key` and `on_change` of a widget whose value is what the address says under `name`, and is written there.
+    """What ties a widget to what the address says under `name`, and writes there what its user chooses; see `linked`.
 
     The kinds are those of `chosen`; the default is not written. Streamlit's own binding to the address keeps one run's choice
     on the screen when another run is opened.
@@ -250,7 +250,7 @@ def addressed(name: str, options: Collection[str] | None, default: Choice) -> di
 
 
 def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "") -> dict[str, Any]:
-    """The `key` and `on_change` of a widget that shows `value`, made of what the address says under `name`.
+    """What ties a widget to `value`, made of what the address says under `name`: its `key`, `on_change` and `persist_state`.
 
     `write` puts what its user chose into the address. `part` tells the widgets of one name from each other.
     """
@@ -265,7 +265,8 @@ def linked(name: str, value: Any, write: Callable[[Any], None], part: str = "") 
         if st.session_state[key] != address.given[key]:
             write(st.session_state[key])
 
-    return {"key": key, "on_change": changed}
+    # A run that another one overtakes may never reach the browser. A value that persists is said again until it has.
+    return {"key": key, "on_change": changed, "persist_state": "page"}
 
 
 def inspect(run_id: str) -> None:

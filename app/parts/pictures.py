@@ -30,11 +30,12 @@ export default function ({ parentElement, data }) {
   while (strip.children.length > cells.length) strip.lastChild.remove();
 }
 """
+# Eight in a row, four or two: a last one that stands alone would look like another kind.
 _STRIP_STYLE = """
-ol {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 10px; margin: 0; padding: 2px;
-  list-style: none;
-}
+div { container-type: inline-size; }
+ol { display: grid; grid-template-columns: repeat(8, 1fr); gap: 8px; margin: 0; padding: 2px; list-style: none; }
+@container (max-width: 540px) { ol { grid-template-columns: repeat(4, 1fr); } }
+@container (max-width: 250px) { ol { grid-template-columns: repeat(2, 1fr); } }
 li { display: flex; flex-direction: column; font-family: var(--st-font); color: var(--st-text-color); min-width: 0; }
 img {
   width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; box-sizing: border-box; background: #000;
@@ -63,7 +64,7 @@ class Shown:
 
 def strip(pictures: Sequence[Shown], *, key: str) -> None:
     """Show `pictures` in a row, or rows where it is narrow. Of those drawn before under this key only what differs changes."""
-    show = st.components.v2.component("strip", html="<ol></ol>", css=_STRIP_STYLE, js=_SHOW)
+    show = st.components.v2.component("strip", html="<div><ol></ol></div>", css=_STRIP_STYLE, js=_SHOW)
     show(data={"pictures": [asdict(picture) for picture in pictures]}, key=key, height="content")
 
 

@@ -105,9 +105,9 @@ def hand_on(comparison: Callable[[], Comparison], name: str) -> None:
         icon=":material/ios_share:",
         on_click="ignore",
         key="hand-on",
-        help="One folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, the "
-        "answers that changed, tables as CSV and LaTeX, every configuration, and what to type to do it again. Networks with "
-        "weights are asked for their answers first, which takes a while.",
+        help="One folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, each also "
+        "as SVG and PDF, the answers that changed, tables as CSV and LaTeX, every configuration, and what to type to do it "
+        "again. Networks with weights are asked for their answers first, which takes a while.",
     )
 
 

@@ -217,8 +217,8 @@ def _settle(root: Path, scratch: Path, digest: str) -> Path:
             return place / content.name
         with suppress(FileNotFoundError):  # unless it was purged just now
             os.utime(place)  # it was brought before, and is wanted again
-            (there,) = place.iterdir()
-            return there
+            for there in place.iterdir():  # none while it is being purged
+                return there
 
 
 # --- taking it out ---

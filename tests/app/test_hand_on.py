@@ -5,10 +5,14 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from kaleido.errors import BrowserFailedError, ChromeNotFoundError
+from plotly.graph_objects import Figure
 
 from app import hand_on
 from app.tables import compare
@@ -43,8 +47,16 @@ def read(made: dict[str, bytes]) -> tuple[str, list[dict], _Reader]:
     return "\n".join(reader.text), figures, reader
 
 
+@pytest.fixture(autouse=True, scope="module")
+def undrawn() -> Iterator[None]:
+    """Nothing draws figures as SVG and PDF, which takes a browser, and seconds; see `TestDrawings`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand_on, "drawings", lambda figures: ({}, "there is no browser here"))
+        yield
+
+
 @pytest.fixture(scope="module")
-def made() -> dict[str, bytes]:
+def made(undrawn: None) -> dict[str, bytes]:
     """The recorded comparison, handed on."""
     return hand_on.files(hand_on.of_recorded(recorded.comparison()))
 
@@ -78,7 +90,8 @@ class TestRecorded:
 
     def test_tables_hold_every_number(self, made: dict[str, bytes]) -> None:
         table = pd.read_csv(io.BytesIO(made["tables/vit-fashion-on-fashion-mnist.csv"]))
-        assert len(table) == helpers.RECORDED_COUNT / 3 / 2  # over three seeds, of one network of two
+        of_vit = [one for one in recorded.comparison() if one.config.model == "vit-fashion"]
+        assert len(table) == len(of_vit) / 3  # over three seeds
         row = table[(table["method"] == "SNOWS, refined mask, K = 3") & (table["pattern"] == "1:16")].iloc[0]
         lines = map(json.loads, (recorded.FOLDER / recorded.MEASUREMENTS).read_text().splitlines())
         measured = {
@@ -100,6 +113,10 @@ class TestRecorded:
             assert text.isascii()
             assert r"88.20 $\pm$ 0.61 \% $\star$" in text
             assert not re.search(r"(?<!\\)%", text.partition("\n")[2])
+
+    def test_undrawn_figures_and_why(self, made: dict[str, bytes]) -> None:
+        assert "The folder holds neither: there is no browser here." in " ".join(read(made)[0].split())
+        assert not [name for name in made if name.startswith("figures/")]
 
     def test_every_measurement_with_its_configuration(self, made: dict[str, bytes]) -> None:
         lines = [json.loads(line) for line in made["measurements.jsonl"].splitlines()]
@@ -188,6 +205,37 @@ class TestRuns:
         assert 0 < len(pictures) <= 24
         assert "Image by image, with the exact sign test" in text
         assert "1 %" in text or "may be chance" in text
+
+
+DRAWINGS = hand_on.drawings
+
+
+class TestDrawings:
+    """Each figure as SVG and as PDF."""
+
+    @pytest.mark.e2e
+    def test_a_browser_draws_each_figure(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hand_on, "drawings", DRAWINGS)
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store))))
+        names = [f"figures/resnet20-fashion-on-fashion-mnist-{number}" for number in (1, 2)]
+        assert [name for name in made if name.startswith("figures/")] == [f"{n}.{k}" for n in names for k in ("svg", "pdf")]
+        first = ElementTree.fromstring(made[f"{names[0]}.svg"])
+        assert {"Accuracy (%)", "Time (s)"} <= {text.text for text in first.iter("{http://www.w3.org/2000/svg}text")}
+        assert all(made[f"{name}.pdf"].startswith(b"%PDF-") for name in names)
+        assert "holds each figure as SVG and as PDF" in read(made)[0]
+
+    @pytest.mark.parametrize(
+        ("error", "sentence"),
+        [(ChromeNotFoundError("?"), "no Chrome or Chromium"), (BrowserFailedError("?"), "did not start")],
+    )
+    def test_without_a_browser_there_are_none(self, error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def draw(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(hand_on.kaleido, "write_fig_from_object_sync", draw)
+        drawn, why = DRAWINGS({"one": Figure()})
+        assert drawn == {}
+        assert sentence in why
 
 
 class TestShell:

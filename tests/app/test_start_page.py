@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import streamlit as st
 from PIL import Image
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 from app.parts import pictures, play
@@ -45,6 +46,21 @@ def test_it_begins_with_the_whole_network_and_its_answers(start: AppTest) -> Non
     assert "The whole network is right on 94 of 100" in text_of(start)
     links = [link.proto.label for link in start.get("page_link")]
     assert [f"**{card}**" for card in ("See inside", "Compare methods", "Bring your own network")] == links[:3]
+
+
+def test_a_link_moves_the_slider_though_the_first_run_never_reached_the_browser(start: AppTest) -> None:
+    start.query_params["kept"], start.query_params["values"] = "1:8", "refitted"
+    start.run()
+    assert labelled(start.select_slider, "Weights kept").proto.set_value
+    start._run(WidgetStates())  # what a browser sends that has drawn no widget yet
+    for kind, label, value in (
+        (start.select_slider, "Weights kept", "1:8"),
+        (start.get("button_group"), "The weights that stay", "refitted"),
+    ):
+        assert labelled(kind, label).value == value
+        assert labelled(kind, label).proto.set_value
+    start.run()
+    assert not labelled(start.select_slider, "Weights kept").proto.set_value
 
 
 def test_slider_and_switch_change_answers_sentence_and_dot(start: AppTest) -> None:

@@ -60,9 +60,12 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     return process
 
 
-def _work(root: Path, execute: Callable[[Run], RunFinished], say: Any = None) -> None:
-    """A worker until nothing is in line. Says how many runs it did, and how long it took for each beside the work itself."""
+def _work(root: Path, execute: Callable[[Run], RunFinished], say: Any = None, together: Any = None) -> None:
+    """A worker until nothing is in line. Says how many runs it did, and how long it took for each beside the work itself.
+    Where there are several, they begin once all are there."""
     torch.set_num_threads(1)
+    if together is not None:
+        together.wait()
     working = 0.0
 
     def timed(run: Run) -> RunFinished:
@@ -99,8 +102,8 @@ def overhead(root: Path, config: RunConfig, execute: Callable[[Run], RunFinished
     before = time.perf_counter()
     store.enqueue(comparison.runs(), comparison.id)
     queued = time.perf_counter() - before
-    say = processes().Queue()
-    started = [start(_work, root, execute, say) for _ in range(workers)]
+    say, together = processes().Queue(), processes().Barrier(workers)
+    started = [start(_work, root, execute, say, together) for _ in range(workers)]
     did = [say.get() for _ in started]
     for process in started:
         process.join()

@@ -60,6 +60,7 @@ def test_a_new_visitor_finds_the_answer_and_hands_it_on(address: str, browser: B
         page.get_by_role("button", name="Hand on").click()
     with zipfile.ZipFile(download.value.path()) as archive:
         archive.extractall(tmp_path)
+    assert len(list((tmp_path / "recorded-comparison" / "figures").iterdir())) == 16  # as SVG and as PDF
     opens_by_itself(browser, tmp_path / "recorded-comparison" / "index.html", figures=8)
 
 

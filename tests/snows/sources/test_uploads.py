@@ -13,7 +13,7 @@ import threading
 import time
 import unicodedata
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +227,21 @@ def test_what_is_named_while_it_is_being_purged_stays(how: str, root: Path, monk
     monkeypatch.setattr(Path, "rename", then)
     purge(root)
     assert place.exists()
+
+
+def test_what_is_being_emptied_while_it_is_looked_at_is_brought_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = picture(root, 1).parent
+    iterdir = Path.iterdir
+
+    def then(path: Path) -> Iterator[Path]:
+        if path != place:
+            return iterdir(path)
+        monkeypatch.undo()
+        purge(root, seconds=-1)
+        return iter(())  # opened before it was moved aside, and read after it was emptied
+
+    monkeypatch.setattr(Path, "iterdir", then)
+    assert picture(root, 1).exists()
 
 
 def test_many_may_bring_and_purge_at_once(root: Path) -> None:
