@@ -117,6 +117,7 @@ def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
     """The address of a cluster of two nodes with a core each, and what ends the second one."""
     pytest.importorskip("ray", reason="needs Ray: pip install ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # no lower than this test, or a busy machine lets it wait for ever
     import ray
     from ray.cluster_utils import Cluster
 
@@ -133,7 +134,7 @@ def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
 @pytest.mark.slow
 def test_a_node_of_ray_that_is_lost_loses_no_layer(ray_nodes: tuple[str, Any], store: RunStore) -> None:
     address, lose = ray_nodes
-    whole, runs, is_lost = alone(store), in_line(store, 3), False
+    whole, runs, is_lost = alone(store), in_line(store, 2), False
 
     def look() -> None:
         nonlocal is_lost
@@ -144,7 +145,7 @@ def test_a_node_of_ray_that_is_lost_loses_no_layer(ray_nodes: tuple[str, Any], s
     ended = list(clusters.by_ray(runs, 1, address, look))
     assert is_lost, "no two runs were in work at once"
     assert {run.id for run in ended} == {run.id for run in runs}
-    assert [results_of(run) == whole for run in runs] == [True] * 3
+    assert [results_of(run) == whole for run in runs] == [True] * 2
     (lost,) = [run for run in runs if sum(isinstance(event, Queued) for event in run.events()[0]) > 1]
     assert layers_begun_with(lost)[1] > 0
     with pytest.raises(InputError, match=r"No node of the Ray cluster has what run .* needs: 9 cores"):
