@@ -25,14 +25,12 @@ from snows.measures import metrics
 from snows.method import joint
 from snows.method.coverage import channels_last_if_faster, resolve_device
 from snows.method.pruner import prune, working_copy
-from snows.process import give_back_memory
+from snows.process import give_back_memory, is_out_of_memory
 from snows.runs.log import Log
 from snows.runs.store import DeviceLostError, Run, RunError
 from snows.sources import data, models
 
 EVALUATION_BATCH = 250
-# What torch and oneDNN say on a processor, where there is no class for it.
-_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|bad_alloc|could not create a memory")
 # After these no operation of the process succeeds on that device: a card that hung, was reset or fell off its bus, or a kernel
 # that went astray. With "CUDA error:" before it, which operations refused for their input have not.
 _LOST = re.compile(
@@ -50,11 +48,11 @@ def execute(run: Run, device: str | None = None) -> events.RunFinished:
     """
     try:
         return _execute(run, device)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, SafetensorError) as error:
         if _LOST.search(str(error)):
             what = f"The device was lost ({first_line(error)}), and this process cannot use it any more"
             raise DeviceLostError(f"{what}. Start the program again and resume the run; finished layers are kept.") from error
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             where = "The device" if isinstance(error, torch.OutOfMemoryError) else "The computer"
             remedy = "Use a smaller batch size, a smaller K or fewer images"
             raise RunError(f"{where} ran out of memory. {remedy}; finished layers are kept.") from error

@@ -15,6 +15,7 @@ from snows.runs import runner
 from snows.runs.executors import Worker
 from snows.runs.log import Log
 from snows.runs.store import DeviceLostError, Run, RunError, RunStore
+from snows.sources import checkpoints
 from tests.bench import faults, mutations
 
 CPU = RunConfig(prune=PruneConfig(device="cpu"))
@@ -94,6 +95,16 @@ def test_no_memory_has_many_names(error: Exception, sentence: str, run: Run, mon
     monkeypatch.setattr(runner, "_execute", fails)
     with pytest.raises(RunError, match=sentence):
         runner.execute(run)
+
+
+def test_a_checkpoint_that_finds_no_memory_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoints, "load_file", full)
+    path = Path(checkpoints.__file__).parents[2] / "assets" / "resnet20-fashion.safetensors"
+    with pytest.raises(checkpoints.CheckpointError, match="cannot be read: the computer ran out of memory"):
+        checkpoints.read(path, torch.nn.Linear(500, 500))
 
 
 LOST = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"
