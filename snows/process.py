@@ -21,8 +21,10 @@ _THRESHOLDS = {
     -3: ("MALLOC_MMAP_THRESHOLD_", "glibc.malloc.mmap_threshold"),
     -1: ("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold"),
 }
+# The last one is what a thread says that cannot be started.
 _NO_MEMORY = re.compile(
     r"out of memory|not enough memory|(can't|[Cc]annot) allocate memory|bad_alloc|could not create a memory"
+    r"|Resource temporarily unavailable"
 )
 
 
