@@ -93,9 +93,10 @@ def stem(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "network"
 
 
-def files(comparison: Comparison) -> dict[str, bytes]:
-    """The folder's files by their names: the page, `index.html`; each network's tables, and its figures where something draws
-    them; every measurement with its configuration, a line each; the commands; the images' licence where it is known.
+def files(comparison: Comparison, *, draw: bool = True) -> dict[str, bytes]:
+    """The folder's files by their names: the page, `index.html`; each network's tables; its figures, where `draw` lets a browser
+    be started for them and there is one; every measurement with its configuration, a line each; the commands; the images'
+    licence where it is known.
 
     Opens the networks of runs that have weights, and asks them, which takes a while.
     """
@@ -111,7 +112,7 @@ def files(comparison: Comparison) -> dict[str, bytes]:
         section = _section(titles[key], ones, rows)
         sections.append(section | {"tables": sorted(tables)})
         figures |= {f"{names[key]}-{number}": figure for number, (figure, _) in enumerate(section["figures"], 1)}
-    drawn, undrawn = drawings(figures)
+    drawn, undrawn = drawings(figures) if draw else ({}, "an app that is open to visitors starts no browser to draw them")
     made |= {f"figures/{name}": content for name, content in drawn.items()}
     configs = [_without_places(one.config) for one in comparison.measured]
     pairs = zip(configs, comparison.measured, strict=True)

@@ -12,9 +12,9 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st  # noqa: E402
 
-from app import state, texts  # noqa: E402
+from app import state, texts, visitor  # noqa: E402
 from app.parts import frame  # noqa: E402
-from app.work import engine  # noqa: E402
+from app.work import engine, public  # noqa: E402
 from snows.config import RunConfig  # noqa: E402
 from snows.process import prepare  # noqa: E402
 from snows.runs.executors import device_of  # noqa: E402
@@ -25,9 +25,11 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), 
 
 
 @st.cache_resource
-def warm_up() -> None:
+def warm_up(is_public: bool) -> None:
     """Import the engine while the first page is read; every run needs it."""
-    planner, jobs = state.planner(), state.jobs()
+    planner, jobs = state.planner(), state.workers()
+    if is_public:
+        st.set_option("client.showErrorDetails", "none")  # a trace tells of the machine
 
     def load() -> None:
         planner.start()
@@ -37,11 +39,14 @@ def warm_up() -> None:
         # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
         gc.collect()
         gc.freeze()
+        if is_public:
+            state.keep()
 
     threading.Thread(target=load, name="warm-up", daemon=True).start()
 
 
-warm_up()
+warm_up(public.is_public())
+visitor.admit()
 st.logo(str(ROOT / "assets/logo.svg"), size="large")
 page = frame.navigation()
 state.read_address(page.url_path)

@@ -5,7 +5,7 @@ What a form's fields hold is kept by `app.forms.run`: in the session, and on the
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import streamlit as st
 from pydantic import ValidationError
 
+from app import visitor
 from app.forms import settings
-from app.work.jobs import JobManager
+from app.work import public
+from app.work.jobs import JobManager, works_here
 from app.work.planning import Planner
 from snows.config import RunConfig
 from snows.events import Event
@@ -22,6 +24,7 @@ from snows.runs.log import Log
 from snows.runs.store import ACTIVE, Run, RunStore, default_root
 
 if TYPE_CHECKING:
+    from snows.runs.estimate import Plan
     from snows.runs.inspection import Inspection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,9 +67,9 @@ def page(name: str) -> "st.Page":
 
 
 @st.cache_resource
-def jobs() -> JobManager:
-    """The process's one job manager."""
-    manager = JobManager(store())
+def workers() -> JobManager:
+    """The process's one job manager, of all runs."""
+    manager = JobManager(RunStore(default_root()), works=works_here())
 
     def close() -> None:
         threading.main_thread().join()
@@ -77,12 +80,28 @@ def jobs() -> JobManager:
     return manager
 
 
+def jobs() -> JobManager:
+    """What this user may ask of the workers."""
+    return workers().of(store(), _admit) if public.is_public() else workers()
+
+
+def _admit(configs: Sequence[RunConfig], count: int) -> None:
+    public.check_room(store(), count)
+    for config in configs:
+        plan(config)
+
+
 def tidy() -> None:
     """What was deleted long ago, and what was brought long ago and no run names any more, goes for good."""
     from snows.sources import uploads  # which takes its time to import
 
-    store().purge()
+    RunStore(default_root()).purge()
     uploads.purge(default_root())
+
+
+def keep() -> None:
+    """Look after what visitors do and leave behind, for as long as the app is open."""
+    public.Keeper(default_root()).work()
 
 
 @st.cache_resource
@@ -91,9 +110,26 @@ def planner() -> Planner:
     return Planner()
 
 
+@st.cache_data(max_entries=32, show_spinner="Working out time and memory…")
+def _planned(config_json: str) -> Any:
+    return planner().plan(RunConfig.model_validate_json(config_json))
+
+
+def plan(config: RunConfig) -> "Plan":
+    """What a run would do and take. Raises `InputError` for a bad config, and for one that a visitor may not run; else as
+    `Planner.plan`."""
+    if not public.is_public():
+        return _planned(config.model_dump_json())
+    public.check(config, visitor.home())
+    public.check_network(config)
+    would: Plan = _planned(config.model_dump_json())
+    public.check_plan(would)
+    return would
+
+
 def store() -> RunStore:
     """This user's runs."""
-    return RunStore(default_root())
+    return RunStore(default_root(), visitor.owner())
 
 
 def active_runs() -> list[tuple[Run, str]]:

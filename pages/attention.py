@@ -160,7 +160,7 @@ def _offered(columns: list[Column]) -> list[int]:
 
 def _image_controls() -> None:
     """Where images come from. Draws into the row that the choice of the second run has begun."""
-    with st.popover("Your own image", icon=":material/upload:", help="It stays on this computer."):
+    with st.popover("Your own image", icon=":material/upload:", help="It is kept in memory for this session, and in no file."):
         st.file_uploader(
             "Pictures: PNG, JPEG, WebP, …",
             accept_multiple_files=True,

@@ -9,11 +9,11 @@ import pandas as pd
 import streamlit as st
 from pydantic import ValidationError
 
-from app import state, take_along, words
+from app import state, take_along, visitor, words
 from app.forms import run as form
 from app.parts import panels
 from app.tables import runs
-from app.work import views
+from app.work import public, views
 from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunConfig, explain
 from snows.measures.names import MEASURES
 from snows.plans.words import name_of
@@ -37,16 +37,21 @@ CHANGES: dict[str, tuple[str, Sequence[object], dict[str, str]]] = {
     "prune.solver.rtol": ("Rtol: when conjugate gradient stops", (0.3, 0.1, 0.01), {}),
     "prune.solver.damping": ("Damping", (0.0, 1e-4, 1e-3, 1e-2), {}),
 }
-DAYS = round(TRASH_SECONDS / 86400)
+# How long a deleted run can be had back.
+KEPT = f"for {round(TRASH_SECONDS / 86400)} days"
+KEPT_IN_PUBLIC = "until {hours} hours after it was made"
 PAGES = ("prune", "layers", "convergence", "attention")
 
 
 def show() -> None:
     heading = st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute", gap="large")
     heading.title("What has been tried, and what came of it?", anchor=False, width="content")
-    with heading:
-        import_form()
+    with heading, st.container(horizontal=True, vertical_alignment="bottom", width="content"):
+        if not public.is_public():  # it reads any run's folder of the machine, and takes in anybody's
+            import_form()
+        visitor.sign_out()
     st.markdown("Every run with its settings and its result. Tick one to name it, open it, take it along, or run it again.")
+    visitor.limits()
     undo_bar()
     if problem := st.session_state.pop("runs-problem", ""):
         st.error(words.plain(problem), icon=":material/error:")
@@ -108,7 +113,7 @@ def layout() -> tuple[str, list[str]]:
 
 def saved_views() -> None:
     """Filters, grouping and columns under a name, to come back to."""
-    saved = views.read(state.store().root)
+    saved = views.read(visitor.home())
     number = st.session_state.setdefault("views-saved", 0)
     with st.popover("Saved views", icon=":material/bookmarks:", key=f"views-{number}"):
         if not saved:
@@ -126,7 +131,7 @@ def saved_views() -> None:
 def keep(act: Callable[..., None], *what: Any) -> None:
     """Change the saved views; why that failed is said when the page is drawn next."""
     try:
-        act(state.store().root, *what)
+        act(visitor.home(), *what)
     except OSError as error:
         st.session_state["runs-problem"] = f"The view was not kept: {error.strerror}. Make room or check the folder's rights."
     st.session_state["views-saved"] += 1
@@ -143,7 +148,8 @@ def draw_table(ids: list[str], states: list[str], filtered: bool, by: str, colum
         if filtered:
             st.info("No run is like that. Clear a filter above.", icon=":material/filter_alt_off:")
         else:
-            st.info("There is no run yet. Start one, or import one.", icon=":material/info:")
+            other = "." if public.is_public() else ", or import one."
+            st.info(f"There is no run yet. Start one{other}", icon=":material/info:")
             st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return
     opened = state.asked_all("run")
@@ -393,10 +399,14 @@ def again(run: Run, config: RunConfig) -> None:
 # --- delete and undo ---
 
 
+def kept() -> str:
+    return KEPT_IN_PUBLIC.format(hours=public.Limits.read().hours) if public.is_public() else KEPT
+
+
 def delete_button(chosen_runs: list[Run]) -> None:
     with st.popover("Delete", icon=":material/delete:", disabled=not chosen_runs):
         st.markdown("  \n".join(["**Delete?**", *(words.plain(name_of(run)) for run in chosen_runs)]))
-        st.caption(f"You can have it back for {DAYS} days; after that its files are gone.")
+        st.caption(f"You can have it back {kept()}; after that its files are gone.")
         if st.button("Yes, delete", key="delete", type="primary", icon=":material/delete:"):
             deleted = done(state.store().trash, [run.id for run in chosen_runs])
             st.session_state["runs-deleted"] = [run.path for run in deleted]
@@ -417,7 +427,7 @@ def trash() -> None:
     deleted = state.store().trashed()
     if deleted:
         with st.expander(f"Deleted runs ({len(deleted)})", icon=":material/delete:"):
-            st.caption(f"Kept for {DAYS} days.")
+            st.caption(f"Kept {kept()}.")
             for run in deleted[:50]:
                 with st.container(horizontal=True, vertical_alignment="center"):
                     if st.button("Restore", icon=":material/undo:", key=f"restore-{run.path}"):

@@ -8,7 +8,6 @@ import hashlib
 from typing import Any
 
 import streamlit as st
-from pydantic import ValidationError
 
 from app import words
 from app.charts import budget as charts
@@ -148,7 +147,7 @@ def draw(text: str, current: Any) -> bool:
     controls(budget)
     try:
         config = current()
-    except ValidationError:
+    except ValueError:  # the bar says it
         return True
     layers(config)
     return True

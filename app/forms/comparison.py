@@ -8,7 +8,7 @@ import streamlit as st
 from pydantic import ValidationError
 from streamlit.delta_generator import DeltaGenerator
 
-from app import state, words
+from app import state, visitor, words
 from app.forms import run as form
 from app.forms import sources
 from app.forms.settings import LABELS
@@ -16,7 +16,6 @@ from snows.config import MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, RunCo
 from snows.measures.names import duration
 from snows.plans.comparisons import METHODS, USUAL, Method, MethodCard, combinations, describe, expand
 from snows.plans.words import labels
-from snows.runs.store import StoreError
 
 T = TypeVar("T")
 _KEPT: dict[str, Any] = {"persist_state": "session"}
@@ -41,6 +40,7 @@ def frame(
     """Any form of a comparison. `inputs` draws the fields and returns what they hold, `configs` makes the runs of that; what it
     raises is shown."""
     form.prepare(RunConfig())
+    visitor.limits()
 
     def drawn() -> None:
         st.markdown(sentence)
@@ -150,7 +150,7 @@ def images(place: DeltaGenerator) -> None:
     """The Prune form's images, chosen here."""
     place.selectbox(
         "Images",
-        list(dict.fromkeys((*sources.DATA, st.session_state["form.data"]))),
+        list(dict.fromkeys((*sources.data_names(), st.session_state["form.data"]))),
         format_func=sources.data_words,
         accept_new_options=True,
         key="form.data",
@@ -199,11 +199,6 @@ def whole(texts: list[str]) -> list[int]:
     return [int(text) if text.strip().lstrip("-").isdecimal() else text for text in texts]  # type: ignore[misc]
 
 
-@st.cache_data(max_entries=32, show_spinner="Reading the network …")
-def _plan(config_json: str) -> Any:
-    return state.planner().plan(RunConfig.model_validate_json(config_json))
-
-
 def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
     """What the runs come to, and Start, which calls `on_start` with the comparison's id."""
     cost = sorted(
@@ -221,7 +216,7 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
             alt="The runs that would be made",
         )
         try:
-            planned = {kind: _plan(config.model_dump_json()) for kind, config in dearest.items()}
+            planned = {kind: state.plan(config) for kind, config in dearest.items()}
         except (InputError, RuntimeError) as error:
             st.error(words.plain(str(error)), icon=":material/error:")
             return
@@ -247,7 +242,7 @@ def _sum_up(configs: list[RunConfig], on_start: Callable[[str], None]) -> None:
         ):
             try:
                 comparison = state.jobs().submit_comparison(configs)
-            except StoreError as error:
+            except (InputError, RuntimeError) as error:
                 st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 on_start(comparison)

@@ -14,13 +14,13 @@ import streamlit as st
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from app import state, words
+from app import state, visitor, words
 from app.charts import layers as layer_charts
 from app.forms import budget, settings, sources
 from app.forms.settings import LABELS
 from app.parts import live
 from app.tables import run as run_tables
-from app.work import engine
+from app.work import engine, public
 from snows.config import (
     JOINTS,
     MASKS,
@@ -39,7 +39,6 @@ from snows.config import (
 )
 from snows.measures.names import duration_range, size
 from snows.method import cards
-from snows.runs.store import StoreError
 
 if TYPE_CHECKING:
     from snows.runs.estimate import Plan
@@ -87,8 +86,12 @@ def prepare(default: RunConfig) -> None:
 
 
 def current() -> RunConfig:
-    """What the form holds, on whatever page it was filled; see `prepare`. Raises `ValidationError`."""
-    return settings.config(_fields())
+    """What the form holds, on whatever page it was filled; see `prepare`. Raises `ValidationError`, and `InputError` for what a
+    visitor may not run, before anything that it names is opened."""
+    config = settings.config(_fields())
+    if public.is_public():
+        public.check(config, visitor.home())
+    return config
 
 
 def _fields() -> dict[str, Any]:
@@ -101,6 +104,7 @@ def draw(default: RunConfig, *, pinned: bool) -> None:
     _recall(default)
     prepare(default)
     ready = engine.ready()
+    visitor.limits()
     place = st.container()
     bar = (st.bottom if pinned else st).container(border=True, key="bar")
     with place:
@@ -111,7 +115,7 @@ def _recall(default: RunConfig) -> None:
     """Take over what the address says, unless it is what the form wrote there."""
     said = {name: text for name in settings.NAMES if (text := state.asked(name)) is not None}
     if said != st.session_state.get(_SAID, {}):
-        st.session_state.update(settings.from_address(said, settings.values(default)))
+        st.session_state.update(settings.from_address(said, settings.values(default), visitor.home()))
         st.session_state[_SAID] = said
 
 
@@ -150,8 +154,8 @@ def _form(was_ready: bool, default: RunConfig, bar: Any) -> None:
         st.html(_BAR_STYLE)  # before what it holds is worked out, so that the wait is seen where the answer will be
         try:
             config = current()
-        except ValidationError as error:
-            problem = explain(error, LABELS)
+        except ValueError as error:
+            problem = explain(error, LABELS) if isinstance(error, ValidationError) else str(error)
             with places.network:
                 st.error(words.plain(problem), icon=":material/error:")
             _bar(None, None, problem)
@@ -172,7 +176,7 @@ def _looked_at(config: RunConfig, places: _Places) -> tuple["Plan | None", str]:
     if problem:
         return None, problem
     try:
-        plan = _plan(config.model_dump_json())
+        plan = state.plan(config)
         st.session_state[_PLANS] = dict(
             [*st.session_state.get(_PLANS, {}).items(), (config.model_dump_json(), plan)][-_MOST_PLANS:]
         )
@@ -237,12 +241,12 @@ def _network_and_images() -> tuple[Any, Any, Any]:
     network = st.container(gap="small")
     _choice(
         "data",
-        tuple(sources.DATA),
+        sources.data_names(),
         sources.data_words,
         help="The images that come with the app, or a data set to download. Pictures of your own are brought under “More”.",
     )
     images = st.container(gap="small")
-    with st.expander("More: how many, your own, presets"):
+    with st.expander("More: how many, your own" + ("" if public.is_public() else ", presets")):
         left, right = st.columns(2)
         with left:
             _number("num_calibration", 64, help="The kept weights are fitted on these. More is steadier and slower.")
@@ -250,7 +254,8 @@ def _network_and_images() -> tuple[Any, Any, Any]:
             _number(
                 "num_evaluation", 1000, help="The network is measured on these before and after. None of them is fitted on."
             )
-        sources.presets(fill)
+        if not public.is_public():  # most of them would have to be downloaded
+            sources.presets(fill)
         sources.own_weights()
         sources.own_images()
         prepared = st.container()
@@ -368,11 +373,12 @@ def _how_refitted() -> tuple[Any, Any]:
 
 
 def _machine() -> None:
-    st.text_input(
-        LABELS["prune.device"],
-        help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.",
-        **_kept("prune.device"),
-    )
+    if not public.is_public():
+        st.text_input(
+            LABELS["prune.device"],
+            help="`auto` takes CUDA where there is one. Or `cpu`, `cuda`, `cuda:1`.",
+            **_kept("prune.device"),
+        )
     _choice("prune.precision", ("float32", "float64"), str, help="`float64` is slower, for checking.")
     _number("prune.batch_size", 32, help="Images a forward pass, at the most.")
     _number("prune.memory", 0.5, help=PruneConfig.model_fields["memory"].description)
@@ -399,11 +405,6 @@ def _solver_setting(name: str, setting: FieldInfo) -> None:
     else:
         _number(path, setting.default / 2, format="%.3g")
     st.caption(setting.description or "")
-
-
-@st.cache_data(max_entries=32, show_spinner="Working out time and memory…")
-def _plan(config_json: str) -> Any:
-    return state.planner().plan(RunConfig.model_validate_json(config_json))
 
 
 def planned(config: RunConfig) -> "Plan | None":
@@ -470,7 +471,7 @@ def start_button(label: str, config: RunConfig | None, **more: Any) -> None:
     if st.button(label, type="primary", icon=":material/play_arrow:", **more) and config is not None:
         try:
             run_id = state.jobs().submit(config)
-        except StoreError as error:
+        except (InputError, RuntimeError) as error:
             st.error(words.plain(str(error)), icon=":material/error:")
         else:
             state.open_run(run_id)

@@ -9,7 +9,6 @@ from typing import Any
 
 from app import words
 from snows.config import RunConfig, SolverConfig
-from snows.runs.store import default_root
 
 PREFIX = "form."
 # What the fields are called. The solver's are read off its own config, but for words that only its code knows.
@@ -107,11 +106,12 @@ def _text(key: str, value: Any) -> str:
     return text
 
 
-def from_address(said: Mapping[str, str], default: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that an address asks for. What it says that is no value of its field is as if it were not said."""
+def from_address(said: Mapping[str, str], default: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    """The fields that an address asks for. What it says that is no value of its field is as if it were not said. `home`: where
+    the uploads are kept that it may name."""
     fields = dict(default)
     for name, text in said.items():
-        if name in NAMES and (value := _value(NAMES[name], text)) is not _NO_VALUE:
+        if name in NAMES and (value := _value(NAMES[name], text, home)) is not _NO_VALUE:
             fields[NAMES[name]] = value
     return fields
 
@@ -119,7 +119,7 @@ def from_address(said: Mapping[str, str], default: Mapping[str, Any]) -> dict[st
 _NO_VALUE = object()
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str, home: Path) -> Any:
     kind = type(DEFAULTS[key])
     if kind is bool:
         return {"true": True, "false": False}.get(text, _NO_VALUE)
@@ -133,5 +133,5 @@ def _value(key: str, text: str) -> Any:
         place = Path(text.removeprefix(_BROUGHT))
         if place.is_absolute() or ".." in place.parts:
             return _NO_VALUE
-        return str(default_root() / ".uploads" / place)
+        return str(home / ".uploads" / place)
     return text

@@ -14,15 +14,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import words
+from app import visitor, words
 from app.charts import attention as attention_charts
 from app.forms.settings import LABELS
 from app.parts.finder import Option, finder
-from app.work import engine, fetching
+from app.work import engine, fetching, public
 from snows.config import InputError, RunConfig
 from snows.measures.names import size
 from snows.plans.presets import PRESETS, wanted
-from snows.runs.store import default_root
 from snows.sources.pictures import DataError, left_out_words
 
 MODELS = {
@@ -55,10 +54,14 @@ def _downloads() -> fetching.Downloads:
     return fetching.Downloads(fetching.fetch)
 
 
+def _known_models() -> tuple[str, ...]:
+    return public.NETWORKS if public.is_public() else tuple(MODELS)
+
+
 def model_names() -> tuple[str, ...]:
-    """Every network there is, once the catalogue is imported."""
-    if not engine.ready():
-        return tuple(MODELS)
+    """Every network there is, once the catalogue is imported; for a visitor, those that need nothing more."""
+    if not engine.ready() or public.is_public():
+        return _known_models()
     from snows.sources import models
 
     return (*MODELS, *(name for name in models.every_name() if name not in MODELS))
@@ -85,15 +88,24 @@ def in_browser(sentence: str, config: RunConfig) -> str:
 # --- the network's name ---
 
 
+def data_names() -> tuple[str, ...]:
+    """The sets of images that are offered by name."""
+    return (public.IMAGES,) if public.is_public() else tuple(DATA)
+
+
 def find(text: str) -> tuple[list[Option], str]:
     """The networks that have all the words of `text`, and what there is beyond those that are shown."""
     if not engine.ready():
-        options = [name for name in MODELS if all(word in f"{name} {MODELS[name]}".lower() for word in text.lower().split())]
+        options = [
+            name for name in _known_models() if all(word in f"{name} {MODELS[name]}".lower() for word in text.lower().split())
+        ]
         return [_option(name) for name in options], "All others can be searched in a few seconds, once the engine is loaded."
     from snows.sources import models
 
     every = models.every_name()
     if not text.split():
+        if public.is_public():
+            return [_option(name) for name in public.NETWORKS], "Any other one can be found here too, if you bring its weights."
         options = [*MODELS, *(name for name in _WELL_KNOWN if name in set(every))]
         return [_option(name) for name in options], f"Type to search all {len(every):,} networks."
     options = models.search(text, len(every), MODELS)
@@ -255,15 +267,19 @@ def own_weights() -> None:
             key="checkpoint-upload",
             on_change=_brought,
             args=("checkpoint", "checkpoint"),
-            max_upload_size=2000,
+            max_upload_size=public.Limits.read().uploads if public.is_public() else 2000,
         )
         _tell("checkpoint-told")
-        st.text_input(
-            "Or its path, where it lies on the machine that runs this app",
-            placeholder="The published weights",
-            key="form.checkpoint",
-            persist_state="session",
-        )
+        if public.is_public():
+            if path := st.session_state["form.checkpoint"]:
+                st.button(f"Without {words.plain(Path(path).name)}", icon=":material/close:", on_click=_drop_weights)
+        else:
+            st.text_input(
+                "Or its path, where it lies on the machine that runs this app",
+                placeholder="The published weights",
+                key="form.checkpoint",
+                persist_state="session",
+            )
         st.text_area(
             "Class names, one a line",
             key="form.class_names",
@@ -271,6 +287,10 @@ def own_weights() -> None:
             height=100,
             help="What the outputs mean, in order. Leave it empty where the network knows its classes.",
         )
+
+
+def _drop_weights() -> None:
+    st.session_state["form.checkpoint"] = None
 
 
 # --- the images ---
@@ -290,9 +310,9 @@ def own_images() -> None:
             if archives and len(files) > 1:
                 raise InputError("Bring one archive, or pictures, not both. Take the others out of the list.")
             pictures = (
-                uploads.keep_archive(default_root(), files[0], files[0].name)
+                uploads.keep_archive(visitor.home(), files[0], files[0].name, **_room())
                 if archives
-                else uploads.keep_pictures(default_root(), [(file.name, file) for file in files])
+                else uploads.keep_pictures(visitor.home(), [(file.name, file) for file in files], **_room())
             )
             _use(pictures)
 
@@ -310,6 +330,10 @@ def own_images() -> None:
 
     from snows.sources import uploads
 
+    limits = uploads.LIMITS
+    most = public.Limits.read().uploads if public.is_public() else None  # MB; else the server's
+    if most is not None:
+        limits = f"Up to {most} MB, of all that you bring."
     st.file_uploader(
         "Your own: drop pictures here, or one archive of them",
         type=["image", *(suffix.rpartition(".")[2] for suffix in uploads.ARCHIVE_SUFFIXES)],
@@ -317,7 +341,8 @@ def own_images() -> None:
         key="images-upload",
         on_change=brought,
         args=("images-upload",),
-        help=f"Labels are not needed. An archive (zip or tar) with one folder a class gives them. {uploads.LIMITS}",
+        help=f"Labels are not needed. An archive (zip or tar) with one folder a class gives them. {limits}",
+        max_upload_size=most,
     )
     with st.popover("A whole folder", icon=":material/folder:"):
         st.file_uploader(
@@ -326,9 +351,12 @@ def own_images() -> None:
             key="folder-upload",
             on_change=brought,
             args=("folder-upload",),
+            max_upload_size=most,
         )
-        st.caption(uploads.LIMITS)
+        st.caption(limits)
     _tell("images-told")
+    if public.is_public():
+        return
 
     def typed() -> None:
         if path := st.session_state["images-path"].strip():
@@ -366,7 +394,12 @@ def _brought(what: str, setting: str) -> None:
     with _told(f"{what}-told"):
         if what == "mask" and not file.name.endswith(".safetensors"):
             raise InputError(f"{file.name} is not a safetensors file. Save the mask, or the pruned weights, as one.")
-        st.session_state[f"form.{setting}"] = str(uploads.keep_checkpoint(default_root(), file, file.name))
+        st.session_state[f"form.{setting}"] = str(uploads.keep_checkpoint(visitor.home(), file, file.name, **_room()))
+
+
+def _room() -> dict[str, int]:
+    """How much may be brought, where that is less than anybody may bring."""
+    return {"most_bytes": public.room_for_uploads(visitor.home())} if public.is_public() else {}
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from app.charts import compare as compare_charts
 from app.parts import live, panels
 from app.tables import compare, layers
 from app.tables.compare import Entry
+from snows.config import InputError
 from snows.measures.names import MEASURES, duration
 from snows.plans.study import Outcome
 from snows.plans.words import network_name
-from snows.runs.store import ACTIVE, Comparison, Run, RunTakenError, StoreError
+from snows.runs.store import ACTIVE, Comparison, Run, StoreError
 
 MOST_CURVES = 10  # over each other while they are drawn
 
@@ -109,7 +110,7 @@ def _buttons(comparison: Comparison, far: compare.ComparisonProgress, entries: l
         ):
             try:
                 state.jobs().resume_comparison(comparison.id)
-            except (RunTakenError, StoreError) as error:
+            except (InputError, StoreError) as error:
                 st.error(words.plain(str(error)), icon=":material/error:")
             else:
                 st.rerun()

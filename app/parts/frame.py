@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import state, words
+from app import state, visitor, words
 from app.parts import live
 from app.tables import runs
 from snows.plans.words import name_of
@@ -75,6 +75,7 @@ def draw() -> None:
     st.html(_STYLE + (_DARK_STYLE if st.context.theme.type == "dark" else ""))
     with st.container(key="frame"):
         live.prepare()
+        visitor.remember()
         st.components.v2.component("history", js=_BROWSER, isolate_styles=False)(key="history", height=1)
         if state.active_runs():
             st.fragment(run_every=_POLL_SECONDS)(_draw_pill)()

@@ -24,14 +24,14 @@ from app.parts.layer_strip import layer_strip
 from app.tables import budget as budget_tables
 from app.tables import play as play_tables
 from app.tables import run as run_tables
-from app.work import engine
-from snows.config import RunConfig
+from app.work import engine, public
+from snows.config import InputError, RunConfig
 from snows.events import Event, RunFailed
 from snows.measures import names as measure_names
 from snows.measures.names import MEASURES, duration, size
 from snows.plans.words import name_of
 from snows.runs.log import Log
-from snows.runs.store import ACTIVE, Run, RunTakenError, StoreError
+from snows.runs.store import ACTIVE, Run, StoreError
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -237,11 +237,14 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
     )
     if isinstance(last, RunFailed):
         st.error(words.plain(words.without_paths(f"{last.message} {so_far}")), icon=":material/error:")
-        if last.detail:
+        if last.detail and not public.is_public():  # it tells of the machine
             with st.expander("Details for a report"):
                 st.code(last.detail, language=None)
     elif run_state == "cancelled":
-        st.info(f"You cancelled this run. {so_far} Resume goes on from there.", icon=":material/close:")
+        who = "You cancelled this run"
+        if public.is_public():
+            who = f"This run was cancelled, by you or because it took more than {public.Limits.read().longest} minutes"
+        st.info(f"{who}. {so_far} Resume goes on from there.", icon=":material/close:")
     else:
         st.warning(
             f"This run was interrupted: its worker is gone, as when a shell is closed. {so_far} Resume goes on from there.",
@@ -252,7 +255,7 @@ def _stopped(run: Run, run_state: str, events: list[Event], progress: run_tables
     if st.button("Resume", type="primary", icon=":material/play_arrow:", key=f"resume-{run.id}"):
         try:
             state.jobs().resume(run.id)
-        except (RunTakenError, StoreError) as error:
+        except (InputError, StoreError) as error:
             st.error(words.plain(str(error)), icon=":material/error:")
         else:
             st.rerun()

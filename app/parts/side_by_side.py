@@ -15,6 +15,7 @@ from app.charts.palette import Mark
 from app.hand_on import Comparison
 from app.parts import live
 from app.tables import compare
+from app.work import public
 from snows.config import InputError
 from snows.measures.names import MEASURES
 from snows.plans.comparisons import Row
@@ -99,7 +100,7 @@ def hand_on(comparison: Callable[[], Comparison], name: str) -> None:
     """A button that makes a folder of a comparison, to be passed on, and downloads it."""
     st.download_button(
         "Hand on",
-        lambda: hand_on_files.packed(hand_on_files.files(comparison()), name),
+        lambda: hand_on_files.packed(hand_on_files.files(comparison(), draw=not public.is_public()), name),
         f"{name}.zip",
         "application/zip",
         icon=":material/ios_share:",

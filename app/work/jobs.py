@@ -6,17 +6,18 @@ a second tab loses nothing. A server that is stopped puts the runs in work back 
 Whichever worker comes next goes on at the first unfinished layer.
 """
 
+import copy
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
 from app.work import engine
-from snows.config import RunConfig
+from snows.config import InputError, RunConfig
 from snows.events import RunFinished
 from snows.runs.executors import Worker, device_of, takes
 from snows.runs.store import ACTIVE, DeviceLostError, Execute, Run, RunStore, RunTakenError
@@ -30,6 +31,26 @@ _REFUSED_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 
 
+# Raises `InputError` where some runs may not be: it is given the configs of what is to be made, and how many are to be put in
+# line.
+Admit = Callable[[Sequence[RunConfig], int], None]
+
+
+def works_here(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this app takes runs itself, or with `SNOWS_WORKERS=0` leaves them all to other workers. Raises `InputError`."""
+    said = environment.get("SNOWS_WORKERS", "")
+    if said not in ("", "0", "1"):
+        raise InputError(
+            f"SNOWS_WORKERS is 0 where the app leaves all runs to workers elsewhere, or 1, but is {said!r}. Start more workers "
+            "with `python -m snows work`."
+        )
+    return said != "0"
+
+
+def _everything(configs: Sequence[RunConfig], count: int) -> None:
+    """Whoever has the machine to himself may do what he likes."""
+
+
 def _execute(run: Run, device: str) -> RunFinished:
     engine.load()
     from snows.runs import runner
@@ -41,26 +62,41 @@ class JobManager:
     """Start, cancel and resume runs of one store. Safe to call from any thread.
 
     `execute` does what a run's config says, see `snows.runs.store.Hold.work`. The default is `snows.runs.runner.execute`.
+    `works`: whether it has workers of its own.
     """
 
-    def __init__(self, store: RunStore, execute: Execute | None = None) -> None:
-        self._store = store
+    def __init__(self, store: RunStore, execute: Execute | None = None, *, works: bool = True) -> None:
+        self._every_run = self._store = store
         self._execute = execute
+        self._works = works
+        self._admit: Admit = _everything
+        self._admitting = threading.Lock()  # so that what is checked still holds when it is done
         self._workers: dict[str, tuple[Worker, threading.Thread]] = {}
         self._changing = threading.Lock()
 
+    def of(self, store: RunStore, admit: Admit) -> "JobManager":
+        """The same workers, for one who sees the runs of `store` alone, and may start what `admit` lets pass."""
+        theirs = copy.copy(self)
+        theirs._store, theirs._admit = store, admit
+        return theirs
+
     def submit(self, config: RunConfig) -> str:
-        """Create a run, queue it, and return its id. Raises `StoreError` if the disk refuses."""
-        run = self._store.create(config)
-        self._store.enqueue([run])
+        """Create a run, queue it, and return its id. Raises `StoreError` if the disk refuses, `InputError` if it may not be."""
+        with self._admitting:
+            self._admit([config], 1)
+            run = self._store.create(config)
+            self._store.enqueue([run])
         self.work_on(device_of(config))
         return run.id
 
     def submit_comparison(self, configs: Sequence[RunConfig]) -> str:
-        """Create and queue a run a config, as one comparison, and return its id. Raises `StoreError` if the disk refuses."""
-        comparison = self._store.create_comparison(configs)  # all of them first, so that whatever was not queued can be resumed
-        with suppress(RunTakenError):  # somebody was quick to resume one of them
-            self._store.enqueue(comparison.runs(), comparison.id)
+        """Create and queue a run a config, as one comparison, and return its id. Raises as `submit`."""
+        with self._admitting:
+            self._admit(configs, len(configs))
+            # All of them first, so that whatever was not queued can be resumed.
+            comparison = self._store.create_comparison(configs)
+            with suppress(RunTakenError):  # somebody was quick to resume one of them
+                self._store.enqueue(comparison.runs(), comparison.id)
         for device in {device_of(config) for config in configs}:
             self.work_on(device)
         return comparison.id
@@ -79,14 +115,17 @@ class JobManager:
     def resume(self, run_id: str) -> None:
         """Queue a failed, cancelled or interrupted run again; any other is left alone.
 
-        Raises `KeyError` for an unknown id, `RunTakenError` for one that is being copied, `StoreError` if the disk refuses.
+        Raises `KeyError` for an unknown id, `RunTakenError` for one that is being copied, `StoreError` if the disk refuses,
+        `InputError` if it may not be.
         """
         self._resume([self._store.get(run_id)])
 
     def _resume(self, runs: Sequence[Run], comparison_id: str = "") -> None:
         stopped = [run for run in runs if run.state() not in (*ACTIVE, "finished")]
         try:
-            self._store.enqueue(stopped, comparison_id)
+            with self._admitting:
+                self._admit([], len(stopped))
+                self._store.enqueue(stopped, comparison_id)
         except RunTakenError:
             if any(run.state() not in (*ACTIVE, "finished") for run in stopped):  # two tabs may press the button at once
                 raise
@@ -101,12 +140,12 @@ class JobManager:
     def position(self, run: Run) -> int | None:
         """A run's place among those that wait for the workers it waits for: 1 for the next to start, None if it is not in line
         or a worker has it."""
-        places = self._store.line().places()
+        places = self._every_run.line().places()
         if run.id not in places or run.holder():
             return None
         device = device_of(run.config())
         before = list(places)[: list(places).index(run.id)]
-        alike = (self._store.root / other for other in before if takes(device, places[other].device))
+        alike = (self._every_run.root / other for other in before if takes(device, places[other].device))
         return 1 + sum(not Run(path).holder() for path in alike)
 
     def attends_to(self, run: Run) -> bool:
@@ -115,10 +154,12 @@ class JobManager:
         return any(takes(device, wanted) for device in self._workers)
 
     def work_on(self, device: str) -> None:
-        """Have a worker for that device look at the line now."""
+        """Have a worker for that device look at the line now, where this app has workers."""
+        if not self._works:
+            return
         with self._changing:
             if device not in self._workers:
-                worker = Worker(self._store, device)
+                worker = Worker(self._every_run, device)
                 thread = threading.Thread(target=self._work, args=(worker,), name=f"worker-{device}", daemon=True)
                 self._workers[device] = worker, thread
                 thread.start()

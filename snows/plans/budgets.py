@@ -15,7 +15,8 @@ FOLDER = ASSETS / "budgets"
 
 def is_recorded(config: RunConfig, folder: Path = FOLDER) -> bool:
     """Whether the network and images of a config are those that something was recorded of."""
-    bundled = config.checkpoint is None and config.data == RunConfig().data
+    # A name that anybody typed is no path.
+    bundled = config.checkpoint is None and config.data == RunConfig().data and "/" not in config.model
     return bundled and (folder / f"{config.model}.json").exists()
 
 

@@ -28,7 +28,7 @@ from snows.sources.unpack import CHUNK, ArchiveError, Entry, check, open_zip, re
 
 _PARTS = re.compile(r"(config|metrics|label)\.json|events\.jsonl|weights\.safetensors|sites/\d{4,6}\.safetensors")
 # What belongs to the worker that made the run, not to the run; and what file managers put into every folder.
-_LEFT_OUT = re.compile(r"joint\.safetensors|cancel|reserve|lock|worker\.json|Thumbs\.db|desktop\.ini|(.*/)?\..*")
+_LEFT_OUT = re.compile(r"joint\.safetensors|cancel|reserve|lock|owner|worker\.json|Thumbs\.db|desktop\.ini|(.*/)?\..*")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 MAX_ENTRIES = 20_000
 MAX_BYTES = 20 * 1000**3

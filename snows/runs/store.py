@@ -7,6 +7,7 @@
     RUN/metrics.json          written when the run has finished
     RUN/weights.safetensors   the pruned network's state dict
     RUN/label.json            what a person calls the run; the only file that may change at any time
+    RUN/owner                 whose run it is, where a store is shared by people who shall not see each other's; written first
     RUN/cancel                present when somebody asked the worker to stop
     RUN/reserve               room for the last event on a disk that is full
     RUN/lock                  locked by the one worker that has the run, see `lock`
@@ -16,6 +17,7 @@
     .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
     .uploads/HASH/NAME        pictures or a checkpoint that somebody brought, see `uploads`
     .slurm/                   what SLURM's jobs were given and said, see `clusters`
+    .visitors/OWNER           what belongs to an owner beside the runs: such uploads, saved views; see `app.work.public`
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
 the next call, and the next writer cuts it off. Files other than the event log are written beside their place and renamed, so a
@@ -223,6 +225,13 @@ class Run:
 
     def save_labels(self, labels: Labels) -> None:
         _write(self.path / "label.json", labels.model_dump_json().encode())
+
+    def owner(self) -> str:
+        """Whose run it is; empty where it is nobody's in particular."""
+        try:
+            return (self.path / "owner").read_text()
+        except FileNotFoundError:
+            return ""
 
     # --- events ---
 
@@ -720,20 +729,27 @@ class Comparison:
 
 @dataclass(frozen=True, init=False)
 class RunStore:
-    """All runs under one folder."""
+    """All runs under one folder; or, with an `owner`, only those that were made for that owner, as if there were no others."""
 
     root: Path
+    owner: str | None
 
-    def __init__(self, root: AnyPath) -> None:
+    def __init__(self, root: AnyPath, owner: str | None = None) -> None:
         object.__setattr__(self, "root", as_path(root))
+        object.__setattr__(self, "owner", owner)
+
+    def _shows(self, run: Run) -> bool:
+        return self.owner is None or run.owner() == self.owner
 
     def create(self, config: RunConfig) -> Run:
         """A new, empty run."""
         run = Run(self._new_folder())
         try:
+            if self.owner is not None:
+                _write(run.path / "owner", self.owner.encode())
             _write(run.path / "config.json", config.model_dump_json(indent=2).encode())
         except StoreError:
-            run.path.rmdir()
+            shutil.rmtree(run.path, ignore_errors=True)
             raise
         return run
 
@@ -802,12 +818,13 @@ class RunStore:
     def comparisons(self) -> Sequence[Comparison]:
         """Newest first; without those whose runs are all deleted."""
         every_comparison = (Comparison(path) for path in sorted(self.root.glob(".batches/*.json"), reverse=True))
-        return [comparison for comparison in every_comparison if comparison.runs()]
+        return [one for one in every_comparison if (runs := one.runs()) and all(map(self._shows, runs))]
 
     def get(self, run_id: str) -> Run:
         """Raises `KeyError` with a sentence."""
         run = Run(self.root / run_id)
-        if not run_id or "/" in run_id or run_id.startswith(".") or not (run.path / "config.json").exists():
+        is_id = bool(run_id) and not run_id.startswith(".") and not {"/", "\0"} & set(run_id)
+        if not is_id or not (run.path / "config.json").exists() or not self._shows(run):
             raise KeyError(f"There is no run {run_id!r} among those kept here.")
         return run
 
@@ -816,7 +833,8 @@ class RunStore:
         if not self.root.exists():
             return []
         folders = (p for p in sorted(self.root.iterdir(), reverse=True) if not p.name.startswith("."))
-        return [Run(p) for p in folders if (p / "config.json").exists()]
+        runs = (Run(p) for p in folders if (p / "config.json").exists())
+        return [run for run in runs if self._shows(run)]
 
     def delete(self, run_id: str) -> None:
         """Remove a run for good. Raises `KeyError` for an unknown id, `RunTakenError` for an active run."""
@@ -849,7 +867,8 @@ class RunStore:
 
     def trashed(self) -> Sequence[Run]:
         """The runs in the trash, the last deleted first."""
-        return [Run(p.parent) for p in sorted(self.root.glob(".trash/*/*/config.json"), reverse=True)]
+        runs = (Run(p.parent) for p in sorted(self.root.glob(".trash/*/*/config.json"), reverse=True))
+        return [run for run in runs if self._shows(run)]
 
     def restore(self, trashed: Run) -> Run:
         """Take a run out of the trash again. Raises `InputError` when another has its id by now, or when it is gone."""
@@ -858,7 +877,7 @@ class RunStore:
             raise InputError(
                 f"There is a run {trashed.id} again, so the deleted one was left in the trash. Delete that one first."
             )
-        if not trashed.path.exists():
+        if not trashed.path.exists() or not self._shows(trashed):
             raise InputError(f"Run {trashed.id} is no longer in the trash, so it cannot be restored.")
         with _disk(place):
             trashed.path.rename(place)

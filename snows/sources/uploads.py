@@ -61,8 +61,9 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def keep_archive(root: AnyPath, source: AnyPath | BinaryIO, name: str) -> Kept:
-    """Unpack a zip or tar of pictures, with or without one folder a class. `root`: of the run store; `name`: the file's.
+def keep_archive(root: AnyPath, source: AnyPath | BinaryIO, name: str, *, most_bytes: int | None = None) -> Kept:
+    """Unpack a zip or tar of pictures, with or without one folder a class. `root`: of the run store; `name`: the file's;
+    `most_bytes`: of the pictures together, where that is less than `MAX_BYTES`.
 
     Raises `ArchiveError` for what is no archive or not a safe one, `DataError` for what are no pictures.
     """
@@ -80,10 +81,11 @@ def keep_archive(root: AnyPath, source: AnyPath | BinaryIO, name: str) -> Kept:
             as_path(root),
             offered,
             re.sub(r"(\.(tar|zip|tgz|gz|tbz2|bz2))+$", "", PurePosixPath(name).name, flags=re.IGNORECASE),
+            most_bytes,
         )
 
 
-def keep_pictures(root: AnyPath, files: Sequence[tuple[str, Any]]) -> Kept:
+def keep_pictures(root: AnyPath, files: Sequence[tuple[str, Any]], *, most_bytes: int | None = None) -> Kept:
     """Take in single files, each with its name, which may be a path within a folder. Raises `DataError`."""
     entries = [
         Entry(normal_name(name), file.seek(0, 2), partial(_rewound, file), position)
@@ -92,7 +94,7 @@ def keep_pictures(root: AnyPath, files: Sequence[tuple[str, Any]]) -> Kept:
     if len(entries) > MAX_IMAGES:
         raise DataError(f"{len(entries):,} files are more than the {MAX_IMAGES:,} that can be taken in. Take a part of them.")
     with readable(Path("The pictures")):
-        return _keep(as_path(root), entries, f"{len(entries)}-pictures")
+        return _keep(as_path(root), entries, f"{len(entries)}-pictures", most_bytes)
 
 
 @contextmanager
@@ -101,15 +103,16 @@ def _rewound(file: Any) -> Iterator[Any]:
     yield file
 
 
-def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str) -> Path:
+def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str, *, most_bytes: int | None = None) -> Path:
     """Take in a checkpoint as it is; `models.load` looks at what it holds. Raises `DataError`."""
     root, clean = as_path(root), _clean(PurePosixPath(name).name)
     file.seek(0)
     if reason := not_weights(file.read(64)):
         raise DataError(f"{name} {reason}.")
     size = file.seek(0, 2)
-    if size > MAX_CHECKPOINT_BYTES:
-        raise DataError(f"{name} has {size / 1e9:.0f} GB; a checkpoint may have {MAX_CHECKPOINT_BYTES / 1e9:.0f} GB.")
+    most = MAX_CHECKPOINT_BYTES if most_bytes is None else min(most_bytes, MAX_CHECKPOINT_BYTES)
+    if size > most:
+        raise DataError(f"{name} has {_size(size)}; a checkpoint may have {_size(most)}.")
     file.seek(0)
     with readable(Path(name)), _scratch(root, size) as scratch:
         digest = hashlib.sha256()
@@ -120,7 +123,11 @@ def keep_checkpoint(root: AnyPath, file: BinaryIO, name: str) -> Path:
 # --- taking it in ---
 
 
-def _keep(root: Path, entries: list[Entry], name: str) -> Kept:
+def _size(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+def _keep(root: Path, entries: list[Entry], name: str, most_bytes: int | None) -> Kept:
     offered: dict[str, Entry] = {}
     faults = []
     for entry in followed(entries):
@@ -135,8 +142,9 @@ def _keep(root: Path, entries: list[Entry], name: str) -> Kept:
         raise ArchiveError(f"No picture in it can be taken in: {faults[0]}.")
     arrangement = arrange(offered, "it")
     size = sum(offered[picture].size for picture in arrangement.pictures)
-    if size > MAX_BYTES:
-        raise DataError(f"The pictures have {size / 1e9:.1f} GB; {MAX_BYTES / 1e9:g} GB can be taken in. Take a part of them.")
+    most = MAX_BYTES if most_bytes is None else min(most_bytes, MAX_BYTES)
+    if size > most:
+        raise DataError(f"The pictures have {_size(size)}; {_size(most)} can be taken in. Take a part of them.")
     with _scratch(root, size) as scratch:
         places = {}
         for picture, placed in arrangement.pictures.items():
@@ -224,22 +232,22 @@ def _settle(root: Path, scratch: Path, digest: str) -> Path:
 # --- taking it out ---
 
 
-def purge(root: AnyPath, seconds: float = UNUSED_SECONDS) -> None:
+def purge(root: AnyPath, seconds: float = UNUSED_SECONDS, *, runs: AnyPath | None = None) -> None:
     """Remove for good what was brought more than `seconds` ago and no run names, neither one in the store nor one in the trash.
 
-    `root`: of the run store. Whoever begins a run meanwhile keeps what it names: a place is moved aside first, looked for once
-    more in the runs there are, and moved back if it was found.
+    `root`: of the run store; `runs`: that one, where what was brought is kept elsewhere. Whoever begins a run meanwhile keeps
+    what it names: a place is moved aside first, looked for once more in the runs there are, and moved back if it was found.
     """
-    root = as_path(root)
+    root, runs = as_path(root), as_path(root if runs is None else runs)
     old = [place for place in root.glob(".uploads/*") if _age(place) > seconds]
-    named = _named(root) if old else set()
+    named = _named(runs) if old else set()
     for place in old:
         if place.name in named:
             continue
         (root / ".import").mkdir(exist_ok=True)
         with suppress(OSError):  # another process purges as well
             aside = place.rename(root / ".import" / str(time.time_ns()))
-            if _age(aside) > seconds and place.name not in _named(root):
+            if _age(aside) > seconds and place.name not in _named(runs):
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 aside.rename(place)

@@ -134,6 +134,11 @@ class TestRuns:
         assert len(figures) == 2  # against time, and how far from the best: all keep as many weights
         assert made["commands.sh"].decode().splitlines() == ["python -m snows prune", "python -m snows prune --update none"]
 
+    def test_who_may_start_no_browser_gets_no_drawings(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hand_on, "drawings", lambda figures: pytest.fail("a browser was started"))
+        made = hand_on.files(hand_on.of_runs(compare.entries(two(store))), draw=False)
+        assert "starts no browser to draw them" in read(made)[0]
+
     def test_nothing_finished_is_said(self, store: RunStore) -> None:
         with pytest.raises(InputError, match="nothing to hand on yet"):
             hand_on.of_runs(compare.entries([store.create(RunConfig())]))

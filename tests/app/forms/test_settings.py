@@ -1,5 +1,6 @@
 """A run's settings as fields and as an address."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,8 +8,8 @@ from pydantic import ValidationError
 
 from app.forms import settings
 from snows.config import RunConfig, explain
-from snows.runs.store import default_root
 
+HOME = Path("/somewhere/runs")
 OTHER = RunConfig.model_validate(
     {
         "model": "vit-fashion",
@@ -45,7 +46,7 @@ def test_an_address_says_what_differs_and_brings_it_back() -> None:
         "prune_classifier": "true",
         "solver.rtol": "0.05",
     }
-    assert settings.from_address(said, default) == fields
+    assert settings.from_address(said, default, HOME) == fields
     assert settings.to_address(default, default) == {}
     assert settings.to_address(default, fields)["model"] == "resnet20-fashion"
 
@@ -64,15 +65,15 @@ def test_an_address_says_what_differs_and_brings_it_back() -> None:
 )
 def test_what_an_address_says_amiss_is_not_said(said: dict[str, str]) -> None:
     default = settings.values(RunConfig())
-    assert settings.from_address(said, default) == default
+    assert settings.from_address(said, default, HOME) == default
 
 
 def test_an_address_does_not_say_where_this_machine_keeps_what_was_brought() -> None:
     default = settings.values(RunConfig())
-    fields: dict[str, Any] = default | {"form.data": str(default_root() / ".uploads" / "0123" / "my pictures")}
+    fields: dict[str, Any] = default | {"form.data": str(HOME / ".uploads" / "0123" / "my pictures")}
     said = settings.to_address(fields, default)
     assert said == {"data": "brought:0123/my pictures"}
-    assert settings.from_address(said, default) == fields
+    assert settings.from_address(said, default, HOME) == fields
 
 
 def test_every_field_has_a_name_that_is_not_its_own() -> None:

@@ -53,6 +53,7 @@ def test_nothing_is_recorded_of_other_networks_and_images(tmp_path: Path) -> Non
     assert not budgets.is_recorded(asked("timm:resnet18"))
     assert not budgets.is_recorded(asked("vit-fashion").model_copy(update={"data": "cifar-10"}))
     assert not budgets.is_recorded(asked("vit-fashion").model_copy(update={"checkpoint": "mine.pt"}))
+    assert not budgets.is_recorded(asked("../budgets/vit-fashion"))
     with pytest.raises(InputError, match=r"is not recorded of vit-fashion in .* bundle-budgets"):
         budgets.layers(asked("vit-fashion"), tmp_path)
 
