@@ -47,6 +47,7 @@ from snows.plans import exports, study
 from snows.plans.comparisons import METHODS, USUAL
 from snows.plans.levels import PATTERNS
 from snows.process import prepare
+from snows.runs.clusters import EXECUTORS
 from snows.runs.store import StoreError
 
 
@@ -156,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
 
     for queued in (compare, swept):
         queued.add_argument("--queue", action="store_true", help="Put the runs in line for whoever works, see `work`, and end.")
+        queued.add_argument(
+            "--executor", choices=EXECUTORS, metavar="ray|slurm", help="Have a cluster do the runs, a task each."
+        )
+        queued.add_argument("--address", metavar="ADDRESS", help="Of the Ray cluster. Default: $RAY_ADDRESS, or one made here.")
+        queued.add_argument("--cores", type=int, default=1, metavar="N", help="Of a cluster, for each run. Default: 1.")
+        minutes = "A job's time limit in SLURM, at which it is queued again and goes on. Default: 60."
+        queued.add_argument("--minutes", type=float, default=60, metavar="N", help=minutes)
+        queued.add_argument("--partition", metavar="NAME", help="Of SLURM. Default: the cluster's.")
         queued.add_argument("--shard", metavar="I/N", help="Only the I-th of N parts of the runs; the others elsewhere.")
 
     summary = (

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping
 
@@ -20,6 +21,11 @@ _THRESHOLDS = {
     -3: ("MALLOC_MMAP_THRESHOLD_", "glibc.malloc.mmap_threshold"),
     -1: ("MALLOC_TRIM_THRESHOLD_", "glibc.malloc.trim_threshold"),
 }
+# The last one is what a thread says that cannot be started.
+_NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|(can't|[Cc]annot) allocate memory|bad_alloc|could not create a memory"
+    r"|Resource temporarily unavailable"
+)
 
 
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -45,6 +51,12 @@ def give_back_memory() -> None:
     """Hand freed memory back to the system at last: after a run, others may want it."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch, oneDNN, safetensors or Python itself says that there is no memory: they have no class for it
+    in common."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -20,7 +20,7 @@ from app.work import engine
 from snows.config import InputError, RunConfig
 from snows.events import RunFinished
 from snows.runs.executors import Worker, device_of, takes
-from snows.runs.store import ACTIVE, Execute, Run, RunStore, RunTakenError
+from snows.runs.store import ACTIVE, DeviceLostError, Execute, Run, RunStore, RunTakenError
 
 _log = logging.getLogger(__name__)
 # Below the app's threads, so that a page answers at once, yet it gets every cycle that nobody else wants.
@@ -189,5 +189,8 @@ class JobManager:
             try:
                 with hold:
                     hold.work(execute)
+            except DeviceLostError:  # the rest of the line is for a process that has its device
+                _log.exception("The worker on %s ends", worker.device)
+                return
             except Exception:  # likewise, in the middle of a run: it shows as interrupted, and the line must go on
                 _log.exception("Run %s could not record how it ended", hold.run.id)

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from snows import events
 from snows.cli.flags import config_of
 from snows.cli.out import BAD_INPUT, CANCELLED, FAILED, FINISHED, fail, heads, json_line, table
-from snows.cli.runs import cancel_on_interrupt, execute_run, get_run, progress
+from snows.cli.runs import all_cancelled_on_interrupt, cancel_on_interrupt, execute_run, get_run, progress
 from snows.cli.work import put_in_line
 from snows.config import UPDATES, InputError, RunConfig
 from snows.measures.names import missing
 from snows.plans import study
 from snows.plans.comparisons import METHODS, USUAL, Method, combinations, describe, expand, summarize
-from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name
+from snows.plans.words import BEST, LEVEL, as_called, cells, labels, method_name, run_name
+from snows.runs import clusters
 from snows.runs.store import Comparison, Run, RunStore, RunTakenError, default_root
 
 T = TypeVar("T")
@@ -68,6 +69,8 @@ def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Name
     if given.runs:
         return show([run for name in given.runs for run in _named(store, name)], as_json=given.json)
     share = _share(given.shard)
+    if given.executor:
+        clusters.check(given.executor)
     if given.resume:
         comparison = _get_comparison(store, given.resume)
         runs = share(comparison.runs())
@@ -77,7 +80,7 @@ def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Name
     sys.stderr.write(f"Comparison {comparison.id}: {len(comparison.runs())} runs.\n")
     if given.queue:
         return put_in_line(store, comparison, runs, as_json=given.json)
-    code = _work_through(comparison, runs)
+    code = _by_cluster(store, comparison, runs, given) if given.executor else _work_through(comparison, runs)
     if code == BAD_INPUT and not given.resume:
         for run in comparison.runs():
             store.delete(run.id)
@@ -159,6 +162,26 @@ def _work_through(comparison: Comparison, runs: Sequence[Run]) -> int:
                 with progress(hold.run), cancel_on_interrupt(hold.run) as interrupted:
                     endings.append(hold.work(execute_run))
                 stopped = interrupted.is_set()
+    return _code(endings, stopped=stopped)
+
+
+def _by_cluster(store: RunStore, comparison: Comparison, runs: Sequence[Run], given: argparse.Namespace) -> int:
+    """Have a cluster execute what is not finished of these runs. Ctrl-C stops all; what is then unfinished is in no line."""
+    unfinished = [run for run in runs if run.state() != "finished"]
+    store.enqueue([run for run in unfinished if not run.in_line()], comparison.id)
+    with all_cancelled_on_interrupt(unfinished) as (look, interrupted):
+        if given.executor == "ray":
+            ended = clusters.by_ray(unfinished, given.cores, given.address, look)
+        else:
+            ended = clusters.by_slurm(unfinished, given.cores, given.minutes, given.partition, look)
+        for number, run in enumerate(ended, start=1):
+            sys.stderr.write(f"{number} of {len(unfinished)}: {run_name(as_called(run))} ({run.id}), {run.state()}\n")
+    endings = [last for run in unfinished if (last := run.last()) is not None]
+    return _code(endings, stopped=interrupted.is_set())
+
+
+def _code(endings: Sequence[events.Event], *, stopped: bool) -> int:
+    """The exit code of runs by their last events, whose failures are said."""
     failures = [ending for ending in endings if isinstance(ending, events.RunFailed)]
     for message in dict.fromkeys(failure.message for failure in failures):
         sys.stderr.write(message + "\n")

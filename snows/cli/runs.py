@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ from snows.config import InputError, PruneConfig
 from snows.measures.names import MEASURES, percent, said
 from snows.plans.words import as_called, run_name
 from snows.runs.log import Log
-from snows.runs.store import Run, RunStore, default_root
+from snows.runs.store import ACTIVE, Run, RunStore, default_root
 
 # --- prune ---
 
@@ -108,6 +108,31 @@ def cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def all_cancelled_on_interrupt(runs: Sequence[Run]) -> Iterator[tuple[Callable[[], None], threading.Event]]:
+    """Ctrl-C sets the event; what is given with it, called from time to time, then asks each of the runs to stop, once."""
+    interrupted, is_asked = threading.Event(), False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        sys.stderr.write("\nStopping after the current steps; press Ctrl-C again to stop at once.\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def look() -> None:
+        nonlocal is_asked
+        if interrupted.is_set() and not is_asked:
+            is_asked = True
+            for run in reversed(runs):
+                if run.state() in ACTIVE:
+                    run.cancel()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield look, interrupted
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -9,12 +9,12 @@ from functools import partial
 from types import FrameType
 
 from snows import events
-from snows.cli.out import CANCELLED, FAILED, FINISHED, json_line
+from snows.cli.out import CANCELLED, FAILED, FINISHED, fail, json_line
 from snows.cli.runs import execute_run
 from snows.config import PruneConfig, RunConfig
 from snows.plans.words import as_called, run_name
 from snows.runs.executors import Worker, device_of
-from snows.runs.store import ACTIVE, Comparison, Run, RunStore, default_root
+from snows.runs.store import ACTIVE, Comparison, DeviceLostError, Run, RunStore, default_root
 
 
 def work_command(given: argparse.Namespace) -> int:
@@ -32,7 +32,10 @@ def work_command(given: argparse.Namespace) -> int:
         while (hold := worker.claim() if given.once else worker.next(until_empty=given.until_empty)) is not None:
             with hold:
                 sys.stderr.write(f"{hold.run.id}: {run_name(as_called(hold.run))}\n")
-                ending = hold.work(execute)
+                try:
+                    ending = hold.work(execute)
+                except DeviceLostError as error:
+                    return fail(f"{error} The run is back in line.", FAILED)
             sys.stderr.write(f"{hold.run.id}: {_said(ending)}\n")
             code = FAILED if isinstance(ending, events.RunFailed) else code
             if given.once:

@@ -14,6 +14,7 @@ from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.linearization import Linearization
 from snows.method.sparsity import obstacle
 from snows.method.units import Group, Units, removable
+from snows.process import is_out_of_memory
 
 
 class PruneError(InputError):
@@ -161,9 +162,9 @@ def try_window(window: Window, curved: bool) -> str | None:
         linear, vector = Linearization(window, weight, inputs), noise(weight)
         moved, cotangents = linear.push(vector), [noise(y) for y in linear.outputs]
         pulled = linear.pull(cotangents)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # any operation may refuse, with any error of its own
+        if is_out_of_memory(error):
+            raise
         return f"its window cannot be differentiated ({first_line(error)}); a smaller K, or another update than snows, may do"
     if not finite([*moved, pulled]):
         return "its window has a derivative that is NaN or infinite; a smaller K may do"
@@ -281,9 +282,9 @@ def check_fit(model: nn.Module, images: Tensor) -> None:
     shape = tuple(images.shape[1:])
     try:
         output = model(images)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # any layer may refuse, with any error of its own
+        if is_out_of_memory(error):
+            raise
         raise PruneError(
             f"The network cannot run on images of shape {shape}: {first_line(error)}. Give images of the size and "
             "channels that it was made for."
@@ -321,6 +322,8 @@ def channels_last_if_faster(module: nn.Module, images: Tensor) -> torch.memory_f
         return torch.contiguous_format
     try:
         module(images[:2].contiguous(memory_format=torch.channels_last))
-    except RuntimeError:  # it asks for strides, as `view` after a convolution does
+    except RuntimeError as error:  # it asks for strides, as `view` after a convolution does
+        if is_out_of_memory(error):
+            raise
         return torch.contiguous_format
     return torch.channels_last

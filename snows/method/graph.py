@@ -43,6 +43,7 @@ from snows.method.operations import (
 )
 from snows.method.places import MapPlaces, SoftmaxUse, map_places, softmax_axis, softmax_uses
 from snows.method.tracing import evaluating, exporting
+from snows.process import is_out_of_memory
 
 
 class ExportError(InputError):
@@ -186,6 +187,8 @@ class NetworkGraph:
                 # An empty table makes in-place operations functional and leaves everything else whole.
                 program = program.run_decompositions({})
         except Exception as error:  # the exporter raises dozens of unrelated types, from any layer
+            if is_out_of_memory(error):
+                raise
             raise ExportError(
                 f"This network cannot be exported to a graph ({first_line(error)}). Networks whose Python code branches on the "
                 "values or the number of images (`len(x)`; `x.shape[0]` is fine) cannot be followed; rewrite that part, or "
@@ -195,7 +198,9 @@ class NetworkGraph:
         if layout is None and graph.layout is not torch.contiguous_format:
             try:
                 graph.run(example)
-            except RuntimeError:  # an operation that asks for the module's own strides
+            except RuntimeError as error:  # an operation that asks for the module's own strides
+                if is_out_of_memory(error):
+                    raise
                 graph = cls(program, torch.contiguous_format)
         graph._check_answers(module)
         return graph

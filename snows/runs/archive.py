@@ -149,6 +149,7 @@ def _import(store: RunStore, entries: list[Entry], folder: str, taken: Collectio
             with entry.open() as source, target.open("xb") as copy:
                 shutil.copyfileobj(source, copy, CHUNK)
         _read_through(Run(scratch))
+        os.sync()
         try:
             scratch.rename(place)
         except OSError:  # another import was faster

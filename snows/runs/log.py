@@ -65,11 +65,11 @@ class Log:
         before, self.last = self.last, event
         if isinstance(event, Queued):
             if self._since is not None and before is not None:  # what went before was interrupted
-                self._worked += before.time - self._since
+                self._worked = self.elapsed(before.time)
             self._since, self.current, self.together, self.phase = None, None, None, "load"
             self.lost = event.lost + 1
             return
-        if self._since is None:
+        if self._since is None and not isinstance(event, Note):  # that of a damaged line may have no time
             self._since = event.time
         match event:
             case RunStarted():
@@ -95,7 +95,7 @@ class Log:
             case Note():
                 self.notes.append(event.message)
             case RunFinished() | RunFailed() | RunCancelled():
-                self._worked, self._since, self.current = self._worked + event.time - self._since, None, None
+                self._worked, self._since, self.current = self.elapsed(event.time), None, None
 
     # --- which layers, and which record of each ---
 
@@ -176,21 +176,22 @@ class Log:
         return self.share if self.together is None else self.together[0] / self.together[1]
 
     def elapsed(self, now: float) -> float:
-        """Seconds of work; waiting in line and the pauses before a resume do not count. `now`: seconds since the epoch."""
-        return self._worked + (0.0 if self._since is None else now - self._since)
+        """Seconds of work; waiting in line and the pauses before a resume do not count. `now`: seconds since the epoch, by a
+        clock that may have been set back meanwhile, or be another machine's."""
+        return self._worked + (0.0 if self._since is None else max(now - self._since, 0.0))
 
     def left(self, now: float) -> float | None:
         """Seconds for the rest of the phase; None until a first part of it has been timed."""
         if isinstance(self.last, Measured) and self.last.done:
-            return max((self.last.time - self.phase_since) / self.fraction - (now - self.phase_since), 0.0)
+            return max((self.last.time - self.phase_since) / self.fraction - max(now - self.phase_since, 0.0), 0.0)
         if self.together is not None and self.last is not None:
             timed = [done.seconds for done in self.passes.values()]
             done, epochs = self.together
-            return max((epochs - done) * sum(timed) / len(timed) - (now - self.last.time), 0.0) if timed else None
+            return max((epochs - done) * sum(timed) / len(timed) - max(now - self.last.time, 0.0), 0.0) if timed else None
         timed = [e.seconds for e in self.records.values() if self.started and e.time >= self.started.time]
         if not timed or self.phase != "prune":
             return None
-        in_work = now - self.current.time if self.current else 0.0
+        in_work = max(now - self.current.time, 0.0) if self.current else 0.0
         return max((self.total - self.done) * sum(timed) / len(timed) - in_work, 0.0)
 
 

@@ -8,6 +8,7 @@ weights and the metrics. Sites that an earlier worker finished are taken over, s
 `plan` says beforehand what a config would do, and about how long it would take.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,17 +20,23 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from snows import events
-from snows.config import Cancelled, InputError, PruneConfig
+from snows.config import Cancelled, InputError, PruneConfig, first_line
 from snows.measures import metrics
 from snows.method import joint
 from snows.method.coverage import channels_last_if_faster, resolve_device
 from snows.method.pruner import prune, working_copy
-from snows.process import give_back_memory
+from snows.process import give_back_memory, is_out_of_memory
 from snows.runs.log import Log
-from snows.runs.store import Run, RunError
+from snows.runs.store import DeviceLostError, Run, RunError
 from snows.sources import data, models
 
 EVALUATION_BATCH = 250
+# After these no operation of the process succeeds on that device: a card that hung, was reset or fell off its bus, or a kernel
+# that went astray. With "CUDA error:" before it, which operations refused for their input have not.
+_LOST = re.compile(
+    r"CUDA error: (.*launch failure|.*launch timed out|.*illegal memory access|.*uncorrectable ECC"
+    r"|.*device.* (lost|unavailable)|.*misaligned address|.*hardware stack error|device-side assert|unknown error)"
+)
 
 
 def execute(run: Run, device: str | None = None) -> events.RunFinished:
@@ -37,13 +44,19 @@ def execute(run: Run, device: str | None = None) -> events.RunFinished:
 
     `device`: the worker's, instead of the config's, which may leave it open.
     Raises `Cancelled` where somebody asked to stop, `InputError` for a config that cannot be done, `RunError` for a device or a
-    disk that refuses.
+    disk that refuses, `DeviceLostError` for a device that only another process can use.
     """
     try:
         return _execute(run, device)
-    except torch.OutOfMemoryError as error:
-        remedy = "Use a smaller batch size, a smaller K or fewer images"
-        raise RunError(f"The device ran out of memory. {remedy}; finished layers are kept.") from error
+    except (RuntimeError, MemoryError, SafetensorError) as error:
+        if _LOST.search(str(error)):
+            what = f"The device was lost ({first_line(error)}), and this process cannot use it any more"
+            raise DeviceLostError(f"{what}. Start the program again and resume the run; finished layers are kept.") from error
+        if is_out_of_memory(error):
+            where = "The device" if isinstance(error, torch.OutOfMemoryError) else "The computer"
+            remedy = "Use a smaller batch size, a smaller K or fewer images"
+            raise RunError(f"{where} ran out of memory. {remedy}; finished layers are kept.") from error
+        raise
     finally:
         give_back_memory()
 

@@ -16,12 +16,14 @@
     .trash/TIME/RUN           a deleted run, until `purge`; TIME in nanoseconds
     .import/TIME              a run or an upload on its way in, see `archive` and `uploads`
     .uploads/HASH/NAME        pictures or a checkpoint that somebody brought, see `uploads`
+    .slurm/                   what SLURM's jobs were given and said, see `clusters`
     .visitors/OWNER           what belongs to an owner beside the runs: such uploads, saved views; see `app.work.public`
 
 The contract is *append* and *read from an offset*. A last line without its line end is not there yet: a reader leaves it for
 the next call, and the next writer cuts it off. Files other than the event log are written beside their place and renamed, so a
-reader sees all of one or none of it. Any number of readers, in any process, need no lock. Do not put the folder on a file
-system without atomic rename.
+reader sees all of one or none of it. A file's content is on the disk before it gets its name, and a layer's file and its name
+are before its record; records that the next worker goes by are there when `append` returns. Any number of readers, in any
+process, need no lock. Do not put the folder on a file system without atomic rename.
 
 A run has one writer: whoever has its lock, which the operating system gives to one and takes back from the dead. It writes the
 run's life: that it is queued, what is done, how it ended. Nobody else writes any of this; whoever wants a run to end asks
@@ -57,7 +59,19 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 
 from snows.config import AnyPath, Cancelled, InputError, RunConfig, as_path
-from snows.events import Event, Queued, RunCancelled, RunFailed, RunFinished, from_json, to_json
+from snows.events import (
+    BudgetChosen,
+    Event,
+    Note,
+    Queued,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    SiteFinished,
+    from_json,
+    to_json,
+)
 from snows.runs import line, lock
 from snows.runs.line import Line, Place
 from snows.runs.log import ENDINGS, Log
@@ -69,7 +83,10 @@ ACTIVE = ("queued", "running")
 RESERVE_BYTES = 16_384
 # So many workers in a row may be lost on a run without a layer finished. It may be what ended them, and shall not end them all.
 MOST_LOST = 3
+# What the next worker goes by. The rest of a log may be lost with the power.
+_LASTING = (RunStarted, BudgetChosen, SiteFinished, *ENDINGS)
 _TAIL_BYTES = 4096
+_DAMAGED_LINE = "A line of this run's log (events.jsonl) is damaged and was passed over: what it told is missing here."
 _METRICS = TypeAdapter(dict[str, float | None])
 # How long a deleted run can be had back.
 TRASH_SECONDS = 7 * 24 * 3600.0
@@ -81,6 +98,10 @@ class RunError(RuntimeError):
 
 class StoreError(RunError):
     """The disk refused: the message says which file, why, and what to do."""
+
+
+class DeviceLostError(RunError):
+    """The device is gone for this whole process: only another one can go on, from the finished layers. The message says so."""
 
 
 class RunTakenError(InputError):
@@ -131,10 +152,11 @@ def _disk(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever else reads or writes it. Raises `OSError`."""
+    """Write a file whole or not at all, whoever else reads or writes it, and where the power fails. Raises `OSError`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         scratch.write_bytes(content)
+        _onto_disk(scratch)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -143,6 +165,19 @@ def write_whole(path: Path, content: bytes) -> None:
 def _write(path: Path, content: bytes) -> None:
     with _disk(path):
         write_whole(path, content)
+
+
+def _onto_disk(*paths: Path) -> None:
+    """Return once the disk has a file's content, or the names in a folder. Raises `OSError`."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems write the names of a folder at once
+                raise
+        finally:
+            os.close(descriptor)
 
 
 Execute = Callable[["Run"], RunFinished]
@@ -177,7 +212,7 @@ class Run:
         """When the run was made, in seconds since the epoch."""
         with suppress(FileNotFoundError, ValueError, TypeError), (self.path / "events.jsonl").open("rb") as file:
             line = file.readline()
-            if line.endswith(b"\n") and (first := from_json(line)) is not None:
+            if line.endswith(b"\n") and (first := from_json(line)) is not None and _is_a_time(first.time):
                 return first.time  # unlike a file's own time, it is the same wherever the run is copied to
         return (self.path / "config.json").stat().st_mtime
 
@@ -206,9 +241,14 @@ class Run:
         with _disk(path), path.open("ab+") as file:
             _cut_torn_line(file)
             file.write(lines)
+            if any(isinstance(event, _LASTING) for event in new):
+                file.flush()
+                os.fsync(file.fileno())
+            if any(isinstance(event, RunStarted) for event in new):  # what layers are about to be kept in
+                _onto_disk(self.path, self.path.parent)
 
     def events(self, offset: int = 0) -> tuple[list[Event], int]:
-        """The whole events from byte `offset` on, and the offset to ask for next."""
+        """The whole events from byte `offset` on, and the offset to ask for next. A damaged line is a note that says so."""
         try:
             with (self.path / "events.jsonl").open("rb") as file:
                 file.seek(offset)
@@ -216,8 +256,7 @@ class Run:
         except FileNotFoundError:
             return [], 0
         end = content.rfind(b"\n") + 1
-        parsed = map(from_json, content[:end].split(b"\n")[:-1])
-        return [e for e in parsed if e is not None], offset + end
+        return list(_readable(content[:end].split(b"\n")[:-1])), offset + end
 
     def log(self, known: Log | None = None) -> Log:
         """What the events say. `known`, which an earlier call gave, is read on from where it stands, and returned."""
@@ -244,9 +283,8 @@ class Run:
                     file.seek(max(0, size - tail))
                     lines = file.read(min(size, tail)).split(b"\n")[:-1]
                     # The first line may have begun before the tail did.
-                    for line in reversed(lines if tail >= size else lines[1:]):
-                        if (event := from_json(line)) is not None:
-                            return event
+                    if events := list(_readable(lines if tail >= size else lines[1:])):
+                        return events[-1]
                     if tail >= size:
                         return None
                     tail *= 8  # a long line, or events of another version
@@ -274,7 +312,7 @@ class Run:
         longer there.
         """
         with self._to_queue() as hold:
-            _write(self.path / "reserve", bytes(RESERVE_BYTES))
+            self._reserve()
             self.append(Queued())
             self._leave_line()
         return hold
@@ -325,6 +363,16 @@ class Run:
             raise
         hold.__exit__()
         return None
+
+    def _reserve(self) -> None:
+        reserve = self.path / "reserve"
+        with _disk(reserve):
+            try:
+                reserve.write_bytes(bytes(RESERVE_BYTES))
+            except OSError:
+                with suppress(OSError):
+                    reserve.unlink(missing_ok=True)
+                raise
 
     def in_line(self) -> bool:
         """Whether this run was handed to the workers and has not ended."""
@@ -408,10 +456,13 @@ class Run:
         """A finished site. `weight` and `mask` (bool, True = kept) share the parameter's shape."""
         from safetensors.torch import save
 
-        with _disk(self.path / "sites"):
-            (self.path / "sites").mkdir(exist_ok=True)
+        folder = self.path / "sites"
+        with _disk(folder):
+            folder.mkdir(exist_ok=True)
         tensors = {"weight": weight.detach().cpu().contiguous(), "mask": mask.cpu().contiguous()}
-        _write(self.path / "sites" / f"{index:04d}.safetensors", save(tensors))
+        _write(folder / f"{index:04d}.safetensors", save(tensors))
+        with _disk(folder):
+            _onto_disk(folder, self.path)  # before its record says that it is there
 
     def load_site(self, index: int) -> tuple["Tensor", "Tensor"] | None:
         from safetensors.torch import load_file
@@ -428,12 +479,17 @@ class Run:
         from safetensors.torch import save_file
 
         with _disk(self._joint_path):
+            scratch = self._joint_path.with_name(".joint.safetensors")
             try:  # three times the weights: without a copy in between, and whole or not at all as `_write` does it
-                save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, self._joint_path)
+                save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, scratch)
+                _onto_disk(scratch)
+                scratch.replace(self._joint_path)
             except SafetensorError as error:
                 said = re.search(r"os error (\d+)", str(error))
                 number = int(said[1]) if said else errno.EIO
                 raise OSError(number, os.strerror(number)) from error
+            finally:
+                scratch.unlink(missing_ok=True)
 
     def load_joint(self) -> dict[str, "Tensor"] | None:
         """What `save_joint` wrote last; None where there is nothing. Raises `SafetensorError` for what the disk damaged."""
@@ -481,6 +537,8 @@ class Run:
 
         # A copy each: safetensors refuses two names for one storage, which is what tied weights are.
         _write(self.weights_path, save({k: v.detach().to("cpu", copy=True).contiguous() for k, v in state_dict.items()}))
+        with _disk(self.path):
+            _onto_disk(self.path)
 
     @property
     def weights_path(self) -> Path:
@@ -490,6 +548,8 @@ class Run:
         """Write what was measured and return it as written: what is not finite has no number in JSON, and is None."""
         finite = _finite(metrics)
         _write(self.path / "metrics.json", json.dumps(finite, indent=2, allow_nan=False).encode())
+        with _disk(self.path):
+            _onto_disk(self.path)
         return finite
 
     def metrics(self) -> dict[str, float | None] | None:
@@ -532,7 +592,7 @@ class Hold:
 
         `execute` appends what it does, obeys `run.stop_requested`, and returns the end; what it raises is how the run ended. A
         worker that is to put it back writes that the run is queued, again. Raises `StoreError` where not even the end can be
-        written.
+        written, and `DeviceLostError` where the run stays in line for a worker that has its device.
         """
         try:
             if self.run.stop_requested():  # while it waited
@@ -542,6 +602,9 @@ class Hold:
             # A process that ends takes the engine down around its workers, so what fails then is for the next one to try.
             if self.run.stopping() and not self.run.cancel_requested():
                 return self._put_back()
+            if isinstance(error, DeviceLostError) and self.run.in_line():  # for another process, as if this one had been lost
+                self.run.append(Note(message=str(error)))
+                raise
             return self.cancel() if isinstance(error, Cancelled) else self._end(_failure(error))
 
     def cancel(self) -> Event:
@@ -571,7 +634,13 @@ class Hold:
         if type(last) in ENDINGS:  # its worker was lost after it had said so
             self.run._leave_line()
             return False
-        _write(self.run.path / "reserve", bytes(RESERVE_BYTES))
+        try:
+            self.run.config()
+        except ValueError as error:  # a worker that stumbled over it would leave it to the next one, and that one too
+            what = "The settings of this run (config.json) cannot be read: they are damaged, or of another version"
+            self._end(RunFailed(message=f"{what}. Start it again as a new run.", detail=str(error), bad_input=True))
+            return False
+        self.run._reserve()
         if not isinstance(last, Queued):
             lost = self.run.log().lost
             if lost >= MOST_LOST:
@@ -603,6 +672,24 @@ def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
     # What a run did that is from before there was this setting.
     absent = {name: value for name, value in _BEFORE.items() if name not in config.prune.model_fields_set}
     return config.model_copy(update={"prune": config.prune.model_copy(update=absent)}) if absent else config
+
+
+def _readable(whole_lines: Sequence[bytes]) -> Iterator[Event]:
+    """The events of whole lines, without those of another version."""
+    time = 0.0
+    for content in whole_lines:
+        try:
+            event = from_json(content)
+        except (ValueError, RecursionError):  # a disk or a person did this; the rest of the run is still to be seen
+            event = Note(time=time, message=_DAMAGED_LINE)
+        if event is not None:
+            time = event.time
+            yield event
+
+
+def _is_a_time(seconds: float) -> bool:
+    """Whether a calendar has a day for it."""
+    return 0 <= seconds < 2**33
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from snows.config import InputError
 from snows.packed import PackedError, is_packed, read_packed
+from snows.process import is_out_of_memory
 from snows.sources.unpack import not_weights
 
 # Counts of training steps; evaluation never reads them and exporters drop them.
@@ -75,6 +76,9 @@ def read(path: Path, module: nn.Module) -> dict[str, Tensor]:
     except PackedError as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # a damaged file makes the readers raise anything at all
+        if is_out_of_memory(error):
+            remedy = "Close other programs, or try it where there is more"
+            raise CheckpointError(f"{path} cannot be read: the computer ran out of memory. {remedy}.") from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint; it is damaged or not one at all ({type(error).__name__})."
         ) from error
@@ -104,6 +108,8 @@ def _content(path: Path, most_values: int) -> object:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 fault = error
     raise CheckpointError(
         f"{path} is damaged or holds more than tensors and settings, which is not safe to load ({type(fault).__name__}). "

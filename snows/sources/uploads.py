@@ -218,6 +218,7 @@ def _copy(source: Any, target: Path, size: int, digest: Any) -> None:
 def _settle(root: Path, scratch: Path, digest: str) -> Path:
     (content,) = scratch.iterdir()
     place = root / ".uploads" / digest[:16]
+    os.sync()  # what has its place is believed to be whole, after a power cut as well; at once, for there may be thousands
     while True:
         with suppress(OSError):
             scratch.rename(place)

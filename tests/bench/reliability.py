@@ -1,234 +1,29 @@
-"""What sharing a store costs, and whether anything is lost: workers side by side, two after one run, workers killed.
+"""Figures for trust: what sharing a store costs, and what becomes of runs where something gives way under them.
 
-Each measurement starts workers as processes of their own over an empty store in a temporary folder. An overhead is what a
-worker spends between two runs and in writing a run's life, so all but the work itself: the pretended work appends events, the
-real one prunes four layers of the bundled ResNet. One line of `assets/bench/reliability.jsonl` a measurement; what is on file
-is not measured again.
+One line of `assets/bench/reliability.jsonl` a measurement (`workers`, `faults`, `mutations`, `screens`); what is on file is not
+measured again.
 """
 
-import math
-import multiprocessing
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
-from snows.config import PruneConfig, RunConfig
-from snows.events import Phase, Queued, RunFinished, RunStarted
+from snows.config import RunConfig
+from snows.events import RunFinished
 from snows.runs import runner
-from snows.runs.executors import Worker
-from snows.runs.store import Run, RunStore
+from snows.runs.store import Run
+from tests.bench import faults, mutations, screens
 from tests.bench.readme import put
 from tests.bench.records import add, read
 from tests.bench.speed import machine
+from tests.bench.workers import PRETENDED, claim_seconds, killed, one_writer, overhead, pretend, small
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "assets" / "bench" / "reliability.jsonl"
-PRETENDED = RunConfig(prune=PruneConfig(device="cpu"))
-EVENTS = 20
-PRUNED = ("layer1.0.conv1", "layer2.0.downsample.0", "layer3.1.conv2", "fc")
+RESULTS = Path(__file__).parents[2] / "assets" / "bench" / "reliability.jsonl"
 GOAL_MS = 50
-
-
-def small() -> RunConfig:
-    """A real run of seconds: four layers from all over the network, on a few images."""
-    prune = {"pattern": "2:4", "k_steps": 3, "prune_classifier": True, "device": "cpu", "batch_size": 8}
-    names = ["conv1", *(f"layer{i}.{j}.conv{k}" for i in (1, 2, 3) for j in (0, 1, 2) for k in (1, 2))]
-    names += ["layer2.0.downsample.0", "layer3.0.downsample.0"]
-    overrides = {name: "dense" for name in names if name not in PRUNED}
-    return RunConfig.model_validate(
-        {"num_calibration": 32, "num_held_back": 0, "num_evaluation": 100, "prune": {**prune, "overrides": overrides}}
-    )
-
-
-def pretend(run: Run) -> RunFinished:
-    for number in range(EVENTS):
-        run.append(Phase(name=str(number)))
-    return RunFinished(metrics={})
-
-
-def _processes() -> Any:
-    """Processes that have imported the engine, each by a fork of one that computes nothing, so that a start takes no
-    seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    return context
-
-
-def _start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
-    process = _processes().Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
-
-
-def _work(root: Path, execute: Callable[[Run], RunFinished], say: Any = None, start: Any = None) -> None:
-    """A worker until nothing is in line. Says how many runs it did, and how long it took for each beside the work itself.
-    Where there are several, they begin once all are there."""
-    torch.set_num_threads(1)
-    if start is not None:
-        start.wait()
-    working = 0.0
-
-    def timed(run: Run) -> RunFinished:
-        nonlocal working
-        before = time.perf_counter()
-        try:
-            return execute(run)
-        finally:
-            working += time.perf_counter() - before
-
-    worker, count, began = Worker(RunStore(root), "cpu"), 0, time.perf_counter()
-    ended = began
-    while (hold := worker.next(until_empty=True)) is not None:
-        with hold:
-            hold.work(timed)
-        count, ended = count + 1, time.perf_counter()
-    if say is not None:
-        say.put((count, ended - began - working))
-
-
-@dataclass(frozen=True)
-class Overhead:
-    """Seconds: of a run to come into the line, and of a worker beside the work on it."""
-
-    queued: float
-    worked: float
-    by_worker: list[int]
-
-
-def overhead(root: Path, config: RunConfig, execute: Callable[[Run], RunFinished], runs: int, workers: int = 2) -> Overhead:
-    """Let workers do so many runs of a config. Every one of them has then finished, once."""
-    store = RunStore(root)
-    comparison = store.create_comparison([config] * runs)
-    before = time.perf_counter()
-    store.enqueue(comparison.runs(), comparison.id)
-    queued = time.perf_counter() - before
-    say, start = _processes().Queue(), _processes().Barrier(workers)
-    started = [_start(_work, root, execute, say, start) for _ in range(workers)]
-    did = [say.get() for _ in started]
-    for process in started:
-        process.join()
-    assert [run.state() for run in comparison.runs()] == ["finished"] * runs
-    assert sum(count for count, _ in did) == runs
-    return Overhead(queued / runs, sum(seconds for _, seconds in did) / runs, [count for count, _ in did])
-
-
-def claim_seconds(root: Path, others: int, tries: int = 200) -> float:
-    """Seconds to claim one of ten runs that wait, in a store with so many others that have ended."""
-    store = RunStore(root)
-    for _ in range(others):
-        store.create(PRETENDED).append(Queued(), RunFinished(metrics={}))
-    store.enqueue([store.create(PRETENDED) for _ in range(10)])
-    worker, before = Worker(store, "cpu"), time.perf_counter()
-    for _ in range(tries):
-        hold = worker.claim()
-        assert hold is not None
-        hold.__exit__()
-    return (time.perf_counter() - before) / tries
-
-
-# --- two after one run ---
-
-
-def _race(root: Path, start: Any, say: Any) -> None:
-    """Claim each run of a store at the same moment as another does, again while the other works."""
-    won = []
-    for run in RunStore(root).list():
-        start.wait()
-        moment = (
-            math.floor(100 * time.monotonic()) / 100 + 0.02
-        )  # which the other has most often as well, and neither sleeps till then
-        while time.monotonic() < moment:
-            pass
-        for _ in range(3):
-            if (hold := run.claim()) is not None:
-                with hold:
-                    hold.work(pretend)
-                won.append(run.id)
-        start.wait()
-    say.put(won)
-
-
-def one_writer(root: Path, tries: int) -> list[int]:
-    """Have two processes claim the same run so many times at once; how many tries each won. Every run was done once, by one."""
-    store = RunStore(root)
-    runs = [store.create(PRETENDED) for _ in range(tries)]
-    store.enqueue(runs)
-    context = _processes()
-    start, say = context.Barrier(2), context.Queue()
-    racing = [_start(_race, root, start, say) for _ in range(2)]
-    won = [say.get() for _ in racing]
-    for process in racing:
-        process.join()
-    assert sorted(won[0] + won[1]) == sorted(run.id for run in runs)
-    for run in runs:
-        written = [event.name if isinstance(event, Phase) else type(event).__name__ for event in run.events()[0]]
-        assert written == ["Queued", *map(str, range(EVENTS)), "RunFinished"], written
-    return [len(ids) for ids in won]
-
-
-# --- killed ---
-
-
-@dataclass(frozen=True)
-class Killed:
-    """A run whose worker was killed after so many events with so many layers finished, of which the next one lost some."""
-
-    after: int
-    done: int
-    lost: int
-    same: bool
-
-
-def killed(root: Path, kills: int, seed: int = 0) -> list[Killed]:
-    """Kill the worker of a small real run at random moments, a run each, and let another one finish it.
-
-    Moments are drawn among a run's events, so that they lie in all its parts however busy the machine is. `same`: whether its
-    weights are, bit for bit, those of a run that was left alone, and its metrics but for the time.
-    """
-    chance, store = random.Random(seed), RunStore(root)
-    whole = store.create(small())
-    store.enqueue([whole])
-    _start(_work, root, runner.execute).join()
-    assert whole.state() == "finished", whole.last()
-    events, outcomes = len(whole.events()[0]), list[Killed]()
-    while len(outcomes) < kills:
-        run, after = store.create(small()), chance.randrange(1, events)
-        store.enqueue([run])
-        worker = _start(_work, root, runner.execute)
-        while len(run.events()[0]) < after:
-            assert worker.is_alive(), run.last()
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.05))
-        worker.kill()
-        worker.join()
-        if run.state() == "finished":  # too late
-            continue
-        before = run.events()[0]
-        done = run.log().done
-        _start(_work, root, runner.execute).join()
-        assert run.state() == "finished", run.last()
-        (started,) = (event for event in run.events()[0][len(before) :] if isinstance(event, RunStarted))
-        outcomes.append(Killed(len(before), done, done - started.resumed, _results(run) == _results(whole)))
-    return outcomes
-
-
-def _results(run: Run) -> tuple[dict[str, bytes], dict[str, float | None]]:
-    weights = {name: weight.numpy().tobytes() for name, weight in load_file(run.weights_path).items()}
-    return weights, {name: value for name, value in (run.metrics() or {}).items() if name != "seconds"}
-
-
-# --- the table ---
 
 
 def measure(*, fresh: bool) -> None:
@@ -262,12 +57,82 @@ def _kills(root: Path, kills: int = 20) -> dict[str, Any]:
     return {"kills": len(outcomes), "done": [outcome.done for outcome in outcomes], "lost": lost, "same": same}
 
 
+def _crowd(root: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for runs, workers in CROWDS:
+        took = overhead(root / f"{runs}-{workers}", PRETENDED, pretend, runs, workers)
+        figures[f"{runs}-{workers}"] = {"queued_ms": 1e3 * took.queued, "worked_ms": 1e3 * took.worked}
+    return {"crowds": figures}
+
+
+def _power(root: Path, pretended: int = 200, real: int = 5) -> dict[str, Any]:
+    cuts = [
+        *faults.power_cuts(root / "pretended", pretended),
+        *faults.power_cuts(root / "real", real, small(), runner.execute, 1),
+    ]
+    done, lost = sum(cut.done for cut in cuts), sum(cut.lost for cut in cuts)
+    return {"cuts": len(cuts), "real": real, "done": done, "lost": lost, "same": sum(cut.same for cut in cuts)}
+
+
+def _disk(root: Path) -> dict[str, Any]:
+    full = faults.full_disks(root)
+    return {"limits": full.limits, "said": dict(full.said), "unharmed": full.unharmed}
+
+
+def _memory(root: Path) -> dict[str, Any]:
+    return vars(faults.no_memory(root, MEGABYTES)) | {"runs": len(MEGABYTES)}
+
+
+def _clock(root: Path, runs: int = 5) -> dict[str, Any]:
+    return {"runs": runs, "same": faults.wrong_clocks(root, runs)}
+
+
+def _app(root: Path, kills: int = 5) -> dict[str, Any]:
+    outcomes = faults.app_kills(root, kills, screens.says_that_it_waits)
+    figures = {name: sum(getattr(outcome, name) for outcome in outcomes) for name in ("done", "lost", "same", "left")}
+    return {"kills": kills, **figures}
+
+
+def _mutations(root: Path) -> dict[str, Any]:
+    return {"kinds": {kind: {"count": count, **vars(mutations.mutate(kind, count))} for kind, count in MUTATIONS.items()}}
+
+
+def _reruns(root: Path, count: int = 100) -> dict[str, Any]:
+    return {"count": count, "pages": screens.reruns(root, count)}
+
+
+def _many(root: Path) -> dict[str, Any]:
+    return {"seconds": {str(runs): screens.rerun_seconds(root / str(runs), runs, 5) for runs in (50, 5000)}}
+
+
+def _hostile(root: Path) -> dict[str, Any]:
+    tried, wrong = screens.hostile(root)
+    return {"tried": tried, "wrong": wrong}
+
+
+# How many there are of each: what is shown by screens and done by a worker takes longer.
+MUTATIONS = {
+    **{"checkpoint": 1000, "mask": 1000, "run archive": 500, "picture archive": 500, "picture": 1000},
+    **{"config": 100, "event log": 100},
+}
+MEGABYTES = [*range(0, 200, 20)]
+CROWDS = ((1000, 2), (1000, 64), (10_000, 64))
 _JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pretended": partial(_overhead, lambda: PRETENDED, pretend, 1000),
     "real": partial(_overhead, small, runner.execute, 20),
     "claims": _claims,
     "races": _races,
     "kills": _kills,
+    "app": _app,
+    "power": _power,
+    "disk": _disk,
+    "memory": _memory,
+    "mutations": _mutations,
+    "clock": _clock,
+    "reruns": _reruns,
+    "many": _many,
+    "hostile": _hostile,
+    "crowd": _crowd,
 }
 
 
@@ -291,6 +156,108 @@ def write_table() -> None:
             "the same bit for bit"
         )
         rows.append((f"kill -9 of a worker at {record['kills']} random moments, resumed by another", "none, all", measured))
+    for what, row in _ROWS.items():
+        if (record := on_file.get(what)) is not None:
+            rows.append(row(record))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     machines = "; ".join(dict.fromkeys(f"{record['machine']}, {record['date']}" for record in on_file.values()))
     put("reliability", "\n".join([lines[0], "|---|---|---|", *lines[1:], "", f"Measured on {machines}."]))
+
+
+Row = tuple[str, str, str]
+
+
+def _crowd_row(record: dict[str, Any]) -> Row:
+    said = []
+    for crowd, took in record["crowds"].items():
+        runs, workers = map(int, crowd.split("-"))
+        said.append(
+            f"{runs:,} runs, {workers} workers: {took['worked_ms']:.0f} ms, and {took['queued_ms']:.0f} ms to be put in line"
+        )
+    return "Many workers on one folder, runs that only write events: a worker's time beside a run", "", "; ".join(said)
+
+
+def _app_row(record: dict[str, Any]) -> Row:
+    kills = record["kills"]
+    lost = f"{record['lost']} of {record['done']} finished layers lost, {record['same']} of {3 * kills} results the same"
+    upload = f"what was left of the upload went with the next tidying, {record['left']} of {kills}"
+    what = f"kill -9 of the app, {kills} times: a run in work, two waiting, an upload half in"
+    return what, "none, all", f"{lost}; the pages said what waited; {upload}"
+
+
+def _power_row(record: dict[str, Any]) -> Row:
+    lost = f"{record['lost']} of {record['done']} finished layers lost, no folder that could not be opened"
+    what = f"Power cut (files cut back to what was synced) at {record['cuts']} random moments, {record['real']} of a real run"
+    return what, "at most the layer in work lost", f"{lost}; {record['same']} of {record['cuts']} went on to the same result"
+
+
+def _disk_row(record: dict[str, Any]) -> Row:
+    measured = f"{sum(record['said'].values())} sentences, the same result each time after there was room"
+    return f"Disk full (tmpfs) after each page and each file, {record['limits']} limits", "a sentence; resumable", measured
+
+
+def _memory_row(record: dict[str, Any]) -> Row:
+    measured = (
+        f"{record['said']} failed in a sentence, {record['ended']} were ended by the system, {record['finished']} had enough; "
+        f"{record['same']} of {record['runs']} came to the same result, those that failed once there was memory"
+    )
+    return f"Out of memory: {record['runs']} runs with less address space than they take", "a sentence; resumable", measured
+
+
+def _mutations_row(record: dict[str, Any]) -> Row:
+    kinds = record["kinds"]
+    crashes, outside = (sum(len(of[what]) for of in kinds.values()) for what in ("crashes", "outside"))
+    over = sum(of["over_memory"] + of["over_time"] for of in kinds.values())
+    longest, grown = max(of["longest"] for of in kinds.values()), max(of["grown_mb"] for of in kinds.values())
+    counts = ", ".join(f"{kind} {of['count']:,}" for kind, of in kinds.items())
+    limits = f"{over} over a limit; the longest {longest:.1f} s, at most {grown:.0f} MB more"
+    measured = f"{crashes} crashes, {outside} writes outside, {limits}"
+    return f"Mutated files: {counts}", "no crash, nothing outside the folder, each within 5 s and 1 GiB", measured
+
+
+def _clock_row(record: dict[str, Any]) -> Row:
+    measured = f"none was taken for interrupted; {record['same']} of {record['runs']} results the same"
+    return (
+        "Clock set by up to a month, back and forward, and a worker suspended while an hour goes by",
+        "nothing interrupted",
+        measured,
+    )
+
+
+def _reruns_row(record: dict[str, Any]) -> Row:
+    pages = record["pages"]
+    page = max(pages, key=lambda name: pages[name]["memory"])
+    threads, files = (max(of[what] for of in pages.values()) for what in ("threads", "files"))
+    measured = f"at most {100 * pages[page]['memory']:.1f} % more memory ({page}); {threads} threads and {files} files more"
+    return f"{record['count']} reruns of each page, after half as many", "memory within 5 %, no thread or file more", measured
+
+
+def _many_row(record: dict[str, Any]) -> Row:
+    few, many = record["seconds"]["50"], record["seconds"]["5000"]
+    page = max((name for name in many if name != "all"), key=lambda name: many[name])
+    slowest = f"the slowest, {page}: {1e3 * few[page]:.0f} and {1e3 * many[page]:.0f} ms"
+    measured = f"{1e3 * few['all']:.0f} ms with 50, {1e3 * many['all']:.0f} ms with 5,000; {slowest}"
+    return "A page run again with 5,000 runs in the store, 95th percentile, without a browser", "below 500 ms", measured
+
+
+def _hostile_row(record: dict[str, Any]) -> Row:
+    measured = f"{len(record['wrong'])} of {record['tried']:,} were obeyed, or raised"
+    return (
+        "Hostile input into each page's fields and address (html, emoji, 10,000 characters, paths, NUL)",
+        "text, or a sentence",
+        measured,
+    )
+
+
+_ROWS: dict[str, Callable[[dict[str, Any]], Row]] = {
+    "crowd": _crowd_row,
+    "app": _app_row,
+    "power": _power_row,
+    "disk": _disk_row,
+    "memory": _memory_row,
+    "mutations": _mutations_row,
+    "clock": _clock_row,
+    "reruns": _reruns_row,
+    "many": _many_row,
+    "hostile": _hostile_row,
+}

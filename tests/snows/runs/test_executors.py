@@ -15,7 +15,7 @@ from snows.events import Event, JointEpoch, Phase, Queued, RunCancelled, RunFail
 from snows.runs import executors
 from snows.runs.executors import Worker, device_of, takes
 from snows.runs.store import MOST_LOST, Run, RunStore, RunTakenError, StoreError
-from tests.bench import reliability
+from tests.bench import workers
 
 CPU = RunConfig(prune=PruneConfig(device="cpu"))
 DONE = SiteFinished(
@@ -350,17 +350,17 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_of_two_processes_that_claim_a_run_at_once_one_gets_it(tmp_path: Path) -> None:
-    won = reliability.one_writer(tmp_path / "runs", tries=30)
+    won = workers.one_writer(tmp_path / "runs", tries=30)
     assert sum(won) == 30
 
 
 @pytest.mark.slow
 def test_two_workers_share_what_is_in_line(tmp_path: Path) -> None:
-    took = reliability.overhead(tmp_path / "runs", CPU, reliability.pretend, runs=40)
+    took = workers.overhead(tmp_path / "runs", CPU, workers.pretend, runs=40)
     assert min(took.by_worker) > 0
 
 
 @pytest.mark.slow
 def test_what_a_killed_worker_finished_is_kept_and_the_result_is_the_same(tmp_path: Path) -> None:
-    outcomes: list[Any] = reliability.killed(tmp_path / "runs", kills=3)
+    outcomes: list[Any] = workers.killed(tmp_path / "runs", kills=3)
     assert [(outcome.lost, outcome.same) for outcome in outcomes] == [(0, True)] * 3

@@ -1,0 +1,182 @@
+"""Runs in line that a cluster does: Ray's own two nodes on this machine, and submitit's executor on this machine."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snows.__main__ import main
+from snows.config import InputError, PruneConfig, RunConfig
+from snows.events import Queued, RunFinished, RunStarted
+from snows.runs import clusters, runner
+from snows.runs.clusters import Needs, needs
+from snows.runs.store import Run, RunError, RunStore
+from tests.bench.faults import work_through
+from tests.bench.workers import results_of, small
+
+
+def in_line(store: RunStore, count: int) -> list[Run]:
+    comparison = store.create_comparison([small()] * count)
+    store.enqueue(comparison.runs(), comparison.id)
+    return comparison.runs()
+
+
+def alone(store: RunStore) -> Any:
+    """The results of a run that was left alone."""
+    other = RunStore(store.root.with_name("alone"))
+    other.enqueue([other.create(small())])
+    work_through(other, runner.execute)
+    return results_of(other.list()[0])
+
+
+def layers_begun_with(run: Run) -> list[int]:
+    return [event.resumed for event in run.events()[0] if isinstance(event, RunStarted)]
+
+
+def test_what_a_run_needs_follows_its_estimate_and_its_device() -> None:
+    few = needs(small(), 2, has_cards=True)
+    assert few == Needs(2, 0, few.memory)
+    assert few.device == "cpu"
+    assert 50e6 < few.memory < 10e9
+    on = {
+        device: needs(RunConfig(prune=PruneConfig(device=device)), 1, has_cards=has_cards).device
+        for device, has_cards in (("auto", True), ("cuda", False), ("cuda:1", False))
+    }
+    assert set(on.values()) == {"cuda:0"}
+    assert needs(RunConfig(prune=PruneConfig(device="auto")), 1, has_cards=False).device == "cpu"
+    with pytest.raises(InputError, match="There is no model"):
+        needs(RunConfig(model="none"), 1, has_cards=False)
+
+
+def test_a_task_leaves_a_run_that_is_in_line_no_more(store: RunStore) -> None:
+    (run,) = in_line(store, 1)
+    run.cancel()
+    clusters.work_on(str(run.path), "cpu", 1)
+    assert [type(event).__name__ for event in run.events()[0]] == ["Queued", "RunCancelled"]
+
+
+@pytest.mark.parametrize("executor", ["ray", "slurm"])
+def test_a_package_that_is_not_there_is_named_before_anything_is_made(
+    executor: str, store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = {"ray": "ray", "slurm": "submitit"}[executor]
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["compare", "--executor", executor]) == 2
+    assert f"pip install {package}" in capsys.readouterr().err
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "interrupted"])
+def test_compare_leaves_its_runs_to_a_cluster_and_says_how_each_ended(
+    end: str, store: RunStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[int, str | None]] = []
+
+    def ends(run: Run) -> RunFinished:
+        if end == "failed" and run.config().prune.seed == 1:
+            raise RunError("The computer ran out of memory.")
+        return RunFinished(metrics={})
+
+    def cluster(runs: Sequence[Run], cores: int, address: str | None, look: Callable[[], None]) -> Iterator[Run]:
+        asked.append((cores, address))
+        assert [run.in_line() for run in runs] == [True] * 2
+        if end == "interrupted":
+            os.kill(os.getpid(), signal.SIGINT)
+            look()
+        for run in runs:
+            if (hold := run.claim()) is not None:
+                with hold:
+                    hold.work(ends)
+            yield run
+
+    monkeypatch.setattr(clusters, "check", lambda executor: None)
+    monkeypatch.setattr(clusters, "by_ray", cluster)
+    seeds = ["--method", "wanda", "--seed", "0", "1"]
+    code = main(["compare", *seeds, "--executor", "ray", "--cores", "3", "--address", "there"])
+    said, states = capsys.readouterr().err, {run.state() for run in store.list()}
+    assert asked == [(3, "there")]
+    assert (code, states) == {
+        "finished": (0, {"finished"}),
+        "failed": (1, {"finished", "failed"}),
+        "interrupted": (130, {"cancelled"}),
+    }[end]
+    assert "2 of 2: " in said
+    assert ("The computer ran out of memory." in said) == (end == "failed")
+    assert not any(run.in_line() for run in store.list())
+
+
+# --- Ray ---
+
+
+@pytest.fixture
+def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
+    """The address of a cluster of two nodes with a core each, and what ends the second one."""
+    pytest.importorskip("ray", reason="needs Ray: pip install ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # no lower than this test, or a busy machine lets it wait for ever
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "num_gpus": 0, "memory": 4_000_000_000, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    second = cluster.add_node(**node)
+    try:
+        yield cluster.address, lambda: cluster.remove_node(second, allow_graceful=False)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_node_of_ray_that_is_lost_loses_no_layer(ray_nodes: tuple[str, Any], store: RunStore) -> None:
+    address, lose = ray_nodes
+    whole, runs, is_lost = alone(store), in_line(store, 2), False
+
+    def look() -> None:
+        nonlocal is_lost
+        if not is_lost and sum(run.state() == "running" and run.log().done > 0 for run in runs) == 2:
+            is_lost = True
+            lose()
+
+    ended = list(clusters.by_ray(runs, 1, address, look))
+    assert is_lost, "no two runs were in work at once"
+    assert {run.id for run in ended} == {run.id for run in runs}
+    assert [results_of(run) == whole for run in runs] == [True] * 2
+    (lost,) = [run for run in runs if sum(isinstance(event, Queued) for event in run.events()[0]) > 1]
+    assert layers_begun_with(lost)[1] > 0
+    with pytest.raises(InputError, match=r"No node of the Ray cluster has what run .* needs: 9 cores"):
+        list(clusters.by_ray(in_line(store, 1), 9))
+
+
+# --- SLURM ---
+
+
+def test_without_slurm_there_is_a_sentence(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="sbatch is not on the path"):
+        list(clusters.by_slurm(in_line(store, 1), 1))
+
+
+@pytest.mark.slow
+def test_a_job_that_is_ended_at_its_time_limit_goes_on_where_it_was(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    whole, runs, ended = alone(store), in_line(store, 2), set[str]()
+    signalled = submitit.JobEnvironment._usr_sig()
+
+    def look() -> None:
+        for run in runs:
+            if run.id not in ended and run.log().done > 0 and run.state() == "running":
+                ended.add(run.id)
+                os.kill(int(run.holder().split()[1]), signalled)
+
+    assert {run.id for run in clusters.by_slurm(runs, 1, minutes=10, look=look, cluster="local")} == {run.id for run in runs}
+    assert [results_of(run) == whole for run in runs] == [True] * 2
+    assert ended, "no run was seen in work"
+    assert signal.Signals(signalled)
+    for run in runs:
+        assert (len(layers_begun_with(run)) == 2 and layers_begun_with(run)[1] > 0) == (run.id in ended)
