@@ -87,19 +87,20 @@ class TestTable:
 
     @pytest.mark.parametrize(
         ("name", "content"),
-        [
-            ("config.json", '{"unheard_of": 1}'),
-            ("label.json", "{"),
-            ("metrics.json", "{"),
-            ("events.jsonl", "{\n"),
-            ("events.jsonl", '{"kind": "Phase"}\n'),
-        ],
+        [("config.json", '{"unheard_of": 1}'), ("label.json", "{"), ("metrics.json", "{")],
     )
     def test_what_cannot_be_read_is_a_row(self, store: RunStore, name: str, content: str) -> None:
         run = helpers.write_run(store, "finished")
         (run.path / name).write_text(content)
         (row,) = runs.table([run]).to_dict("records")
         assert (row["id"], row["state"], row["network"]) == (run.id, runs.UNREADABLE, "")
+
+    @pytest.mark.parametrize("content", ["{\n", '{"kind": "Phase"}\n'])
+    def test_a_damaged_log_leaves_the_rest_of_the_row(self, store: RunStore, content: str) -> None:
+        run = helpers.write_run(store, "finished")
+        (run.path / "events.jsonl").write_text(content)
+        (row,) = runs.table([run]).to_dict("records")
+        assert (row["id"], row["state"], row["network"]) == (run.id, "interrupted", "resnet20-fashion")
 
     @pytest.mark.parametrize(
         ("given", "found"),
