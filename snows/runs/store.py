@@ -812,7 +812,9 @@ class RunStore:
         """Raises `KeyError` with a sentence."""
         comparisons_by_id = {comparison.id: comparison for comparison in self.comparisons()}
         if comparison_id not in comparisons_by_id:
-            raise KeyError(f"There is no comparison {comparison_id!r} in {self.root}; its runs may have been deleted.")
+            raise KeyError(
+                f"There is no comparison {comparison_id[:80]!r} among those kept here; its runs may have been deleted."
+            )
         return comparisons_by_id[comparison_id]
 
     def comparisons(self) -> Sequence[Comparison]:
@@ -824,8 +826,9 @@ class RunStore:
         """Raises `KeyError` with a sentence."""
         run = Run(self.root / run_id)
         is_id = bool(run_id) and not run_id.startswith(".") and not {"/", "\0"} & set(run_id)
-        if not is_id or not (run.path / "config.json").exists() or not self._shows(run):
-            raise KeyError(f"There is no run {run_id!r} among those kept here.")
+        # `os.path` says no to a name that no file can have, where a `Path` raises.
+        if not is_id or not os.path.exists(run.path / "config.json") or not self._shows(run):
+            raise KeyError(f"There is no run {run_id[:80]!r} among those kept here.")
         return run
 
     def list(self) -> list[Run]:

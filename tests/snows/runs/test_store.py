@@ -700,7 +700,7 @@ def test_folders_that_are_no_run_are_passed_over(store: RunStore, run: Run) -> N
     assert store.list() == [run]
 
 
-@pytest.mark.parametrize("run_id", ["absent", "", ".", "..", "../outside", "/etc", ".hidden"])
+@pytest.mark.parametrize("run_id", ["absent", "", ".", "..", "../outside", "/etc", ".hidden", "x" * 10_000, "\0", "\ud800"])
 def test_an_unknown_or_foreign_id_is_refused(store: RunStore, tmp_path: Path, run_id: str) -> None:
     store.create(RunConfig())
     for folder in (tmp_path / "outside", store.root / ".hidden", store.root):
