@@ -6,6 +6,7 @@ repeat the run. Choices are named by strings, never by objects, so that a form, 
 Every constraint is checked here, once. `explain` turns a failed check into a sentence for a person.
 """
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -53,8 +54,16 @@ AnyPath = str | os.PathLike[str]
 
 
 def as_path(given: AnyPath) -> Path:
-    """A path as a person gives it: text or a path, `~` for the home folder."""
-    return Path(given).expanduser()
+    """A path as a person gives it: text or a path, `~` for the home folder. Raises `InputError` for what is none."""
+    try:
+        path = Path(given).expanduser()
+        os.stat(path)
+    except (ValueError, RuntimeError) as error:  # a NUL in it; a home folder of nobody's
+        raise InputError(f"{str(given)[:60]!r} cannot be a path: {error}. Check it.") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{str(given)[:60]!r} … is too long for a path. Check it.") from None
+    return path
 
 
 class _Config(BaseModel):

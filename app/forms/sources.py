@@ -19,7 +19,7 @@ from app.charts import attention as attention_charts
 from app.forms.settings import LABELS
 from app.parts.finder import Option, finder
 from app.work import engine, fetching, public
-from snows.config import InputError, RunConfig
+from snows.config import InputError, RunConfig, as_path
 from snows.measures.names import size
 from snows.plans.presets import PRESETS, wanted
 from snows.sources.pictures import DataError, left_out_words
@@ -249,8 +249,8 @@ def preparation(config: RunConfig) -> None:
 
 def _changed(path: str | None) -> float:
     try:
-        return Path(path).expanduser().stat().st_mtime if path else 0.0
-    except OSError:
+        return as_path(path).stat().st_mtime if path else 0.0
+    except (OSError, InputError):
         return 0.0
 
 

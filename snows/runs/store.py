@@ -824,12 +824,11 @@ class RunStore:
 
     def get(self, run_id: str) -> Run:
         """Raises `KeyError` with a sentence."""
-        run = Run(self.root / run_id)
         is_id = bool(run_id) and not run_id.startswith(".") and not {"/", "\0"} & set(run_id)
         # `os.path` says no to a name that no file can have, where a `Path` raises.
-        if not is_id or not os.path.exists(run.path / "config.json") or not self._shows(run):
+        if not is_id or not os.path.exists(self.root / run_id / "config.json") or not self._shows(Run(self.root / run_id)):
             raise KeyError(f"There is no run {run_id[:80]!r} among those kept here.")
-        return run
+        return Run(self.root / run_id)
 
     def list(self) -> list[Run]:
         """Newest first."""

@@ -40,6 +40,7 @@ AS_IT_IS = {
     "selectbox": {"options", "raw_value", "placeholder"},
     "multiselect": {"options", "raw_values", "placeholder"},
     "text_input": {"default", "value", "placeholder"},
+    "text_area": {"default", "value", "placeholder"},
     "dataframe": {"columns", "alt", "placeholder"},
     "code": {"code_text"},
     "download_button": {"url"},
