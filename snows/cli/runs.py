@@ -95,14 +95,14 @@ def _report(run: Run, ending: events.Event, *, as_json: bool) -> int:
 
 
 @contextmanager
-def cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
-    """Ctrl-C asks the run to stop, and sets the event."""
+def _on_interrupt(steps: str, ask: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, calls `ask`, and says that the current `steps` are still done; once more, it stops at once."""
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupted.set()
-        run.request_cancel()
-        sys.stderr.write("\nStopping after the current step; press Ctrl-C again to stop at once.\n")
+        ask()
+        sys.stderr.write(f"\nStopping after the current {steps}; press Ctrl-C again to stop at once.\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -113,14 +113,16 @@ def cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
 
 
 @contextmanager
+def cancel_on_interrupt(run: Run) -> Iterator[threading.Event]:
+    """Ctrl-C asks the run to stop, and sets the event."""
+    with _on_interrupt("step", run.request_cancel) as interrupted:
+        yield interrupted
+
+
+@contextmanager
 def all_cancelled_on_interrupt(runs: Sequence[Run]) -> Iterator[tuple[Callable[[], None], threading.Event]]:
     """Ctrl-C sets the event; what is given with it, called from time to time, then asks each of the runs to stop, once."""
-    interrupted, is_asked = threading.Event(), False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        sys.stderr.write("\nStopping after the current steps; press Ctrl-C again to stop at once.\n")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_asked = False
 
     def look() -> None:
         nonlocal is_asked
@@ -130,11 +132,8 @@ def all_cancelled_on_interrupt(runs: Sequence[Run]) -> Iterator[tuple[Callable[[
                 if run.state() in ACTIVE:
                     run.cancel()
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
+    with _on_interrupt("steps") as interrupted:
         yield look, interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
