@@ -8,16 +8,22 @@ is its hash.
 import hashlib
 import re
 import secrets
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import streamlit as st
 
 from app.work import public
+from snows.measures.names import duration
 from snows.runs.store import default_root
 
 _COOKIE = "snows-visitor"
 _KEY = re.compile(r"[\w-]{43}")  # 256 bits, as `secrets.token_urlsafe` writes them
 _DAYS = 30
+IN_LINE = "Waiting for what other visitors have computed"
+Made = TypeVar("Made")
 # Two tabs that are opened at once, the first time, were given a key each: the later one takes over the earlier one's.
 _BROWSER = """
 export default function ({ data }) {
@@ -55,6 +61,51 @@ def _key() -> str:
     return st.session_state["visitor"]
 
 
+# --- what is theirs of the machine ---
+
+
+@st.cache_resource
+def _turns() -> public.Turns:
+    """The process's."""
+    return public.Turns()
+
+
+def turn() -> AbstractContextManager[None]:
+    """To be held while a page computes what takes a while, other than a run; see `public.Turns.on_page`. At once where the app
+    is not public."""
+    own = owner()
+    return nullcontext() if own is None else _turns().on_page(own)
+
+
+def in_turn(make: Callable[[], Made]) -> Callable[[], Made]:
+    """`make` as it may be called later and by any thread, in this session's user's turn."""
+    own, turns = owner(), _turns()
+
+    def made() -> Made:
+        with nullcontext() if own is None else turns.on_page(own):
+            return make()
+
+    return made
+
+
+def behind(make: Callable[[Callable[[], None]], Iterable[Made]]) -> Callable[[Callable[[], None]], Iterable[Made]]:
+    """`make`, of `app.work.making.Making`, in this session's user's turn; see `public.Turns.behind`."""
+    own = owner()
+    return make if own is None else _turns().behind(own, make)
+
+
+def waits() -> bool:
+    """Whether what this session's user has computed in the background waits for others'."""
+    own = owner()
+    return own is not None and _turns().waits(own)
+
+
+def refusal() -> str:
+    """Why this session's user may have nothing more computed now, in a sentence; empty where they may."""
+    own = owner()
+    return "" if own is None else _turns().refusal(own)
+
+
 # --- what is drawn ---
 
 
@@ -86,3 +137,11 @@ def limits() -> None:
     """What a visitor may do here; nothing where the app is not public."""
     if public.is_public():
         st.caption(f":material/groups: This app is open to everybody. {public.Limits.read()}")
+
+
+def computing() -> None:
+    """How much of what a visitor may have computed besides runs is left; nothing where the app is not public."""
+    if (own := owner()) is not None:
+        turns, most = _turns(), public.Limits.read().computing
+        left = f"{duration(seconds)} left" if (seconds := turns.seconds_left(own)) else "none left"
+        st.caption(f":material/groups: What you have computed, besides runs, may take {most} minutes in an hour: {left}.")

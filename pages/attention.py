@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import state, words
+from app import state, visitor, words
 from app.charts import attention as attention_charts
 from app.parts import gallery, live, panels
 from app.parts.own_pictures import (
@@ -99,7 +99,8 @@ def _similar(
 ) -> "Similarity":
     from snows.measures.attention import similarity
 
-    return similarity(_inspection.graph, _images, _inspection.parameters(stage))
+    with visitor.turn():
+        return similarity(_inspection.graph, _images, _inspection.parameters(stage))
 
 
 @st.cache_data(max_entries=24, show_spinner="Asking the networks about more images …")
@@ -108,7 +109,8 @@ def _answers(
 ) -> list[int]:
     from app.tables import attention as attention_tables
 
-    return attention_tables.answers(_inspection, _images, stage)
+    with visitor.turn():
+        return attention_tables.answers(_inspection, _images, stage)
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
@@ -606,7 +608,10 @@ def _page(run: Run, is_live: bool) -> None:
     chosen = [image for image in chosen_images() if offered is not None or image.startswith(OWN)]
     block_and_head = _maps(columns, questions, chosen)
     if questions.blocks and offered is not None:
-        _alike(columns, questions, block_and_head, is_live)
+        try:
+            _alike(columns, questions, block_and_head, is_live)
+        except InputError as error:
+            st.error(words.plain(str(error)), icon=":material/error:")
 
 
 run = panels.inspected_run(

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from plotly.graph_objects import Figure
 
-from app import state, words
+from app import state, visitor, words
 from app.charts import lessons as lesson_charts
 from app.charts import palette
 from app.charts import solver as solver_charts
@@ -378,6 +378,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
             help="The first of the run's own. More take longer and say more.",
         )
         all_asked = st.button("Run all four", type="primary", icon=":material/play_arrow:", key="check-all")
+    visitor.computing()
     results: dict[tuple[object, ...], pd.DataFrame] = st.session_state.setdefault("checks", {})
     places = [column.container(border=True) for _ in range(2) for column in st.columns(2)]
     for (name, check), place in zip(CHECKS.items(), places, strict=True):
@@ -388,7 +389,7 @@ def draw_checks(run: Run, config: RunConfig, site: str | None) -> None:
             slot = st.empty()
             if key not in results and (slot.button("Run", key=f"check-{name}", icon=":material/play_arrow:") or all_asked):
                 try:
-                    with slot, st.spinner(f"Computing on {images} images …", show_time=True):
+                    with slot, st.spinner(f"Computing on {images} images …", show_time=True), visitor.turn():
                         results[key] = check.compute(state.inspection(run).problem(site, images))
                 except InputError as error:
                     slot.error(words.plain(str(error)), icon=":material/error:")
@@ -455,13 +456,14 @@ def _draw_descents(run: Run, site: str | None, known: "dict[tuple[object, ...], 
         for other in known.values():
             other.stop()  # two at once would share the processor, and neither's seconds would be its own
         try:
-            known[key] = Making(partial(_descents_of, state.inspection(run), site, images, start))
+            known[key] = Making(visitor.behind(partial(_descents_of, state.inspection(run), site, images, start)))
         except InputError as error:
             st.error(words.plain(str(error)), icon=":material/error:")
             return
         st.rerun()
     if now is None:
         st.caption("Takes from some seconds to minutes, and can be cancelled.")
+        visitor.computing()
     else:
         _descents(now, site)
 
@@ -480,7 +482,7 @@ def _descents(now: "Making[Point]", site: str) -> None:
         bar, button = st.columns([6, 1], vertical_alignment="bottom")
         had = solver_tables.had_passes(points)
         text = f"{had:.0f} of {PASSES} passes each" if points else "Walking the images to the layer"
-        bar.progress(min(had / PASSES, 1.0), text=text)
+        bar.progress(min(had / PASSES, 1.0), text=visitor.IN_LINE if visitor.waits() else text)
         button.button("Cancel", icon=":material/close:", key="descent-stop", on_click=now.stop, disabled=now.stopped)
     elif now.error:
         st.error(words.plain(words.without_paths(now.error)), icon=":material/error:")

@@ -262,16 +262,18 @@ def details(run: Run) -> None:
                 st.page_link(state.page(page), label=title, icon=icon, query_params={"run": run.id})
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown("**Download**", width="content")
+            refusal = visitor.refusal()
             for file in take_along.downloads(run):
+                obstacle = file.obstacle or refusal
                 st.download_button(
                     file.label,
-                    file.content,
+                    visitor.in_turn(file.content),
                     file.file_name,
                     file.mime,
                     icon=":material/download:",
                     on_click="ignore",
-                    disabled=bool(file.obstacle),
-                    help=file.obstacle or file.help,
+                    disabled=bool(obstacle),
+                    help=obstacle or file.help,
                     key=f"download-{file.label}-{run.id}-{run_state}",
                 )
         st.markdown("**Run it again with one change**")

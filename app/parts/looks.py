@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from app import state, words
+from app import state, visitor, words
 from app.charts import attention as attention_charts
 from app.charts import compare as compare_charts
 from app.charts import palette
@@ -77,7 +77,8 @@ def _work(path: Path, created: float, _inspection: "Inspection") -> tuple[int, i
 
     from snows.measures import metrics
 
-    return metrics.multiply_adds(_inspection.graph, torch.zeros(1, *_inspection.model.input_size), _inspection.masks)
+    with visitor.turn():
+        return metrics.multiply_adds(_inspection.graph, torch.zeros(1, *_inspection.model.input_size), _inspection.masks)
 
 
 def with_work(entries: list[Entry]) -> list[Entry]:
@@ -98,7 +99,8 @@ def first_of(networks: Mapping[str, "Inspection"]) -> "Inspection":
 
 @st.cache_data(max_entries=24, show_spinner=False)
 def _seconds_an_image(path: Path, created: float, _inspection: "Inspection") -> float:
-    return answers.seconds_an_image(_inspection)
+    with visitor.turn():
+        return answers.seconds_an_image(_inspection)
 
 
 def affordable(first: "Inspection", passes: int, most: int, least: int = answers.LEAST_IMAGES) -> "Tensor":
@@ -111,7 +113,8 @@ def affordable(first: "Inspection", passes: int, most: int, least: int = answers
 def _logits(
     path: Path, created: float, stage: str, images_of: Path, count: int, _inspection: "Inspection", _images: "Tensor"
 ) -> Any:
-    return answers.logits(_inspection, stage, _images)
+    with visitor.turn():
+        return answers.logits(_inspection, stage, _images)
 
 
 def answer_view(entries: list[Entry]) -> None:
@@ -247,7 +250,8 @@ def _by_depth(
     images = first.images.evaluation[:count]
     sites = {site.name: site for inspection in _networks.values() for site in inspection.sites}
     tensors = {label: inspection.parameters("pruned") for label, inspection in _networks.items()}
-    return comparison.by_depth(first.graph, images, list(sites.values()), tensors)
+    with visitor.turn():
+        return comparison.by_depth(first.graph, images, list(sites.values()), tensors)
 
 
 def versions(entries: list[Entry]) -> tuple[tuple[str, Path, float], ...]:
@@ -291,7 +295,8 @@ def _similarity(
 ) -> "Similarity":
     from snows.measures.attention import similarity
 
-    return similarity(_inspection.graph, _images, _inspection.parameters("pruned"))
+    with visitor.turn():
+        return similarity(_inspection.graph, _images, _inspection.parameters("pruned"))
 
 
 def attention_view(entries: list[Entry]) -> None:
@@ -351,7 +356,8 @@ def _latencies(
         if inspection.final is not None:
             modules[label] = comparison.with_weights(first.model.module, inspection.final)
     placed = {label: module.to(device=device, memory_format=layout) for label, module in modules.items()}  # type: ignore[call-overload]
-    seconds = comparison.latencies(placed, images.to(device).contiguous(memory_format=layout), ROUNDS)
+    with visitor.turn():
+        seconds = comparison.latencies(placed, images.to(device).contiguous(memory_format=layout), ROUNDS)
     return seconds, torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from app import hand_on as hand_on_files
-from app import state, words
+from app import state, visitor, words
 from app.charts import compare as compare_charts
 from app.charts.palette import Mark
 from app.hand_on import Comparison
@@ -98,15 +98,18 @@ def draw(rows: list[Row], choices: DeltaGenerator, count_work: Callable[[], list
 
 def hand_on(comparison: Callable[[], Comparison], name: str) -> None:
     """A button that makes a folder of a comparison, to be passed on, and downloads it."""
+    is_public, refusal = public.is_public(), visitor.refusal()
     st.download_button(
         "Hand on",
-        lambda: hand_on_files.packed(hand_on_files.files(comparison(), draw=not public.is_public()), name),
+        visitor.in_turn(lambda: hand_on_files.packed(hand_on_files.files(comparison(), draw=not is_public), name)),
         f"{name}.zip",
         "application/zip",
         icon=":material/ios_share:",
         on_click="ignore",
         key="hand-on",
-        help="One folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, each also "
+        disabled=bool(refusal),
+        help=refusal
+        or "One folder that needs nothing else, for a thread or a paper: a page whose figures answer to the mouse, each also "
         "as SVG and PDF, the answers that changed, tables as CSV and LaTeX, every configuration, and what to type to do it "
         "again. Networks with weights are asked for their answers first, which takes a while.",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import state, words
+from app import state, visitor, words
 from app.tables import speed
 from app.work.making import Making
 from snows.config import RunConfig
@@ -76,16 +76,18 @@ def _draw(
     name = "expected" if before else "timed"
     if now is not None and now.active:
         done = len(now.pieces())
-        st.progress(done / speed.STEPS, text=f"Timing, {done} of {speed.STEPS}" if done else "Making both networks ready")
+        text = f"Timing, {done} of {speed.STEPS}" if done else "Making both networks ready"
+        st.progress(done / speed.STEPS, text=visitor.IN_LINE if visitor.waits() else text)
         st.button("Cancel", icon=":material/close:", key=f"{name}-stop", on_click=now.stop, disabled=now.stopped)
     elif st.button(label if now is None else "Time it again", icon=":material/timer:", key=f"{name}-begin"):
         for other in known.values():
             if other.active:  # two at once would share the processor, and neither's turns would be its own
                 other.stop()
-        known[key] = Making(make)
+        known[key] = Making(visitor.behind(make))
         st.rerun()
     if now is not None:
         _shown(now, before)
+    visitor.computing()
 
 
 def _shown(now: "Making[Timing]", before: bool) -> None:

@@ -6,20 +6,23 @@ owner alone (`RunStore(root, owner)`); what is beside the runs, such as uploads,
     RUNS/.visitors/OWNER/.uploads/HASH/NAME
 
 What a run may be is checked here, whatever a form, an address or a typed name says: it reads a file only from its owner's
-uploads, downloads nothing, and is small. `Keeper` ends what takes too long and removes what is old. Without `SNOWS_PUBLIC` none
-of this is in force: the app is one person's, or that of people who trust each other.
+uploads, downloads nothing, and is small. `Turns` gives what pages compute besides runs its turn and its share. `Keeper` ends
+what takes too long and removes what is old. Without `SNOWS_PUBLIC` none of this is in force: the app is one person's, or that
+of people who trust each other.
 """
 
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from snows.config import MASKS, MASKS_OF_UNITS, InputError, RunConfig
 from snows.measures.names import duration, size
@@ -36,6 +39,11 @@ IMAGES = "fashion-mnist"
 # How much longer than its limit, of the estimate, a run may take before it is ended. An estimate knows no busy machine.
 PATIENCE = 2
 _KEEP_SECONDS = 5.0
+# How long a page may wait until others' looks are done; what is computed in the background waits as long as it takes.
+_PAGE_SECONDS = 20.0
+_HOUR = 3600.0
+
+Piece = TypeVar("Piece")
 _PURGE_SECONDS = 60.0
 
 
@@ -57,6 +65,7 @@ class Limits:
     memory: int = 4  # of a run in GB, as estimated
     runs: int = 4  # of one visitor, in work or waiting
     line: int = 100  # runs of everybody, in work or waiting
+    computing: int = 10  # minutes in an hour, of what one visitor's pages compute besides runs
     uploads: int = 50  # MB of one visitor
     hours: int = 24  # until a run or an upload is removed
 
@@ -82,7 +91,8 @@ class Limits:
             f"A run may take {self.images:,} images, a network of {self.parameters:,} parameters, {self.memory} GB of memory "
             f"and {self.minutes} minutes by the estimate; after {self.longest} it is stopped. {self.runs} of your runs may "
             f"work or wait, and what you bring may have {self.uploads} MB. Only you see these, and after {self.hours} hours "
-            "they are removed."
+            f"they are removed. What else you have computed, such as timings, checks and files, may take {self.computing} "
+            "minutes in an hour."
         )
 
 
@@ -176,6 +186,114 @@ def room_for_uploads(of: Path) -> int:
     """How many bytes a visitor may still bring. `of`: the visitor's home."""
     taken = sum(path.stat().st_size for path in of.glob(".uploads/**/*") if path.is_file())
     return max(Limits.read().uploads * 1000**2 - taken, 0)
+
+
+# --- what pages compute besides runs ---
+
+
+class Turns:
+    """What visitors have computed besides their runs: one on a page and one in the background at a time, in the whole process,
+    and so many minutes in an hour of each visitor. For any thread.
+
+    Minutes are counted and not clicks, so that what is in a cache costs nothing, and a long look as much as it takes.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: a clock that only goes forward, seconds."""
+        self._now = now
+        self._changed = threading.Condition()
+        self._on_pages, self._behind = deque[tuple[str, object]](), deque[tuple[str, object]]()
+        self._spent: dict[str, deque[tuple[float, float]]] = {}  # by owner: when it ended, and the seconds it took
+
+    def seconds_left(self, owner: str) -> float:
+        """Of the visitor's minutes in this hour."""
+        with self._changed:
+            oldest = self._now() - _HOUR
+            for known, ended in list(self._spent.items()):
+                while ended and ended[0][0] < oldest:
+                    ended.popleft()
+                if not ended:
+                    del self._spent[known]
+            taken = sum(seconds for _, seconds in self._spent.get(owner, ()))
+        return max(60.0 * Limits.read().computing - taken, 0.0)
+
+    def refusal(self, owner: str) -> str:
+        """Why the visitor may have nothing more computed now, in a sentence; empty where they may."""
+        if self.seconds_left(owner) > 0:
+            return ""
+        return (
+            f"What you have had computed here, besides runs, took {Limits.read().computing} minutes in the last hour, which is "
+            "what a visitor may have. Try again later, or start a run, which is not counted."
+        )
+
+    def waits(self, owner: str) -> bool:
+        """Whether something that the visitor has computed in the background waits for its turn."""
+        with self._changed:
+            return any(of == owner for of, _ in list(self._behind)[1:])
+
+    @contextmanager
+    def on_page(self, owner: str) -> Iterator[None]:
+        """A turn for what somebody waits for before a page. Raises `InputError` where the visitor's minutes are used up, and
+        where others' looks do not end."""
+        deadline = self._now() + _PAGE_SECONDS
+
+        def check() -> None:
+            if self._now() > deadline:
+                raise InputError(
+                    "Other visitors have something computed just now, and here one waits for the other. Try again in a minute."
+                )
+
+        with self._turn(self._on_pages, owner, check):
+            yield
+
+    def behind(
+        self, owner: str, make: Callable[[Callable[[], None]], Iterable[Piece]]
+    ) -> Callable[[Callable[[], None]], Iterator[Piece]]:
+        """`make`, of `app.work.making.Making`, in a turn that waits for those before it, and ended with `InputError` where the
+        visitor's minutes are used up."""
+
+        def pieces(check: Callable[[], None]) -> Iterator[Piece]:
+            with self._turn(self._behind, owner, check):
+                begun, left = self._now(), self.seconds_left(owner)
+
+                def check_both() -> None:
+                    check()
+                    if self._now() - begun > left:
+                        raise InputError(
+                            f"It was ended: it took more than was left of the {Limits.read().computing} minutes that a visitor "
+                            "may have computed in an hour, besides runs. Try again later."
+                        )
+
+                yield from make(check_both)
+
+        return pieces
+
+    def _refuse(self, owner: str) -> None:
+        if refusal := self.refusal(owner):
+            raise InputError(refusal)
+
+    @contextmanager
+    def _turn(self, line: deque[tuple[str, object]], owner: str, check: Callable[[], None]) -> Iterator[None]:
+        mine = owner, object()
+        with self._changed:
+            self._refuse(owner)
+            line.append(mine)
+        try:
+            with self._changed:
+                while line[0] is not mine:
+                    check()
+                    self._changed.wait(0.1)
+                self._refuse(owner)  # what waited with it may have taken what was left
+            begun = self._now()
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._spent.setdefault(owner, deque()).append((self._now(), self._now() - begun))
+        finally:
+            with self._changed:
+                line.remove(mine)
+                self._changed.notify_all()
 
 
 # --- keeping it small ---

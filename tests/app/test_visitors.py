@@ -1,8 +1,9 @@
 """The app with `SNOWS_PUBLIC=1`: what visitors are offered, and that none sees or reads what is another's or the machine's."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from streamlit.testing.v1 import AppTest
 
 from app import visitor
 from app.work import public
-from snows.config import RunConfig
+from snows.config import InputError, RunConfig
+from snows.runs.latency import Timing
 from snows.runs.store import RunStore
 from snows.sources import models, uploads
 from tests.app import helpers
 from tests.app.conftest import ROOT, OpenPage
+from tests.app.tables import test_solver
+from tests.app.tables.test_speed import MEASURED, until
 from tests.app.test_pages import button, labelled, labels, text_of
 
 pytestmark = pytest.mark.slow
@@ -155,6 +159,121 @@ def test_a_start_over_the_limit_is_a_sentence(open_page: OpenPage, store: RunSto
     assert "a visitor may have 1" in text_of(app)
     button(visit(open_page, BERT, "prune"), "Start").click().run()
     assert len(store.list()) == 2
+
+
+class TestWhatIsComputedOnAClick:
+    """Each takes 45 s, by a clock of the test's; a visitor has one minute in an hour, so the third is refused."""
+
+    @pytest.fixture(autouse=True)
+    def turns(self, monkeypatch: pytest.MonkeyPatch) -> public.Turns:
+        monkeypatch.setenv("SNOWS_PUBLIC_COMPUTING", "1")
+        self.seconds, self.computed = 0.0, list[object]()
+        turns = public.Turns(lambda: self.seconds)
+        monkeypatch.setattr(visitor, "_turns", lambda: turns)
+        return turns
+
+    def compute(self, *what: object) -> Any:
+        self.computed.append(what)
+        self.seconds += 45
+        return test_solver.TestChecks.PROBLEM
+
+    REFUSAL = "took 1 minutes in the last hour, which is what a visitor may have"
+
+    @pytest.fixture
+    def recorded(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A run that everybody sees."""
+        run = helpers.write_run(store, "finished")
+        monkeypatch.setattr("app.state.recorded_runs", lambda: store)
+        return run.id
+
+    def test_checks_and_descents(self, open_page: OpenPage, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.state.inspection", lambda run: SimpleNamespace(problem=self.compute))
+        app = visit(open_page, ANNA, "convergence", run=recorded)
+        assert "may take 1 minutes in an hour: 1 min 00 s left" in text_of(app)
+        app.button("check-products").click().run()
+        assert "15 s left" in text_of(app.run())
+        app.button("check-valley").click().run()
+        assert len(self.computed) == 2
+        assert not app.error
+        app.button("check-solves").click().run()
+        assert self.REFUSAL in app.error[0].value
+        assert "none left" in text_of(app.run())
+
+        def descents(inspection: object, *what: object) -> Iterator[Any]:
+            self.compute(*what)
+            yield from test_solver.TestDescents.POINTS
+
+        monkeypatch.setattr("snows.measures.descents.descents", descents)
+        app.button("descent-begin").click().run()
+        until(app, lambda app: any(self.REFUSAL in error.value for error in app.error))
+        assert len(self.computed) == 2
+        # Another visitor has minutes of their own.
+        other = visit(open_page, BERT, "convergence", run=recorded)
+        other.button("check-solves").click().run()
+        assert not other.error
+        assert len(self.computed) == 3
+        # And after an hour there are new ones.
+        self.seconds += 3601
+        app.button("check-solves").click().run()
+        assert len(self.computed) == 4
+
+    def test_timings(self, open_page: OpenPage, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def timed(what: object, check: Callable[[], None]) -> Iterator[Timing]:
+            self.compute(what)
+            yield from MEASURED
+
+        monkeypatch.setattr("snows.runs.latency.of_run", timed)
+        monkeypatch.setattr("snows.runs.latency.expected", timed)
+        app = visit(open_page, ANNA, "prune", run=recorded)
+        app.session_state[f"speed-{recorded}"] = True
+        app.run()
+        for label in ("Time it", "Time it again"):
+            button(app, label).click().run()
+            until(app, lambda app: "Cancel" not in labels(app))
+        assert len(self.computed) == 2
+        form = visit(open_page, ANNA, "prune", pattern="width 50%")
+        assert "none left" in text_of(form)
+        button(form, "How much faster here?").click().run()
+        until(form, lambda app: any(self.REFUSAL in error.value for error in app.error))
+        assert len(self.computed) == 2
+
+    def test_files(self, open_page: OpenPage, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.take_along.exported", self.compute)
+        made: dict[str, Callable[[], object]] = {}
+        offer = st.download_button
+
+        def download_button(label: str, data: Any, *args: Any, **more: Any) -> bool:
+            made[label] = data
+            return offer(label, data, *args, **more)
+
+        monkeypatch.setattr(st, "download_button", download_button)
+
+        def downloads(app: AppTest) -> dict[str, bool]:
+            return {one.proto.label: one.proto.disabled for one in app.get("download_button")}
+
+        app = visit(open_page, ANNA, "runs", run=recorded)
+        assert not downloads(app)["Masks"]
+        made["Config"]()
+        made["ONNX"]()
+        made["For the hub"]()
+        with pytest.raises(InputError, match=self.REFUSAL):
+            made["Packed"]()
+        assert len(self.computed) == 2
+        again = visit(open_page, ANNA, "runs", run=recorded)
+        assert all(downloads(again).values())
+        assert self.REFUSAL in next(one.proto.help for one in again.get("download_button") if one.proto.label == "Masks")
+
+    def test_without_it_there_is_no_limit(
+        self, open_page: OpenPage, recorded: str, monkeypatch: pytest.MonkeyPatch, turns: public.Turns
+    ) -> None:
+        monkeypatch.setenv("SNOWS_PUBLIC", "0")
+        monkeypatch.setattr("app.state.inspection", lambda run: SimpleNamespace(problem=self.compute))
+        app = open_page("convergence", run=recorded)
+        app.button("check-all").click().run()
+        assert len(self.computed) == 4
+        assert not app.error
+        assert "minutes in an hour" not in text_of(app)
+        assert not turns._spent
 
 
 def test_saved_views_are_their_visitors(open_page: OpenPage) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from app.work import public
 from app.work.jobs import JobManager, works_here
+from app.work.making import Making
 from snows.config import InputError, RunConfig
 from snows.events import Queued
 from snows.runs.store import Run, RunStore
@@ -211,6 +214,145 @@ def test_uploads_count_together(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with again.open("rb") as file, pytest.raises(InputError, match="MB; a checkpoint may have"):
         uploads.keep_checkpoint(home, file, "again.safetensors", most_bytes=public.room_for_uploads(home))
     assert public.room_for_uploads(public.home(home.parent.parent, BERT)) == 1_000_000
+
+
+# --- what pages compute besides runs ---
+
+
+class Clock:
+    """Goes forward when it is told to, seconds."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def in_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_visitor_has_so_many_minutes_in_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNOWS_PUBLIC_COMPUTING", "2")
+    turns = public.Turns(clock := Clock())
+    for seconds in (70, 49, 30):  # what has begun is looked at to its end
+        with turns.on_page(ANNA):
+            clock.seconds += seconds
+    assert turns.seconds_left(ANNA) == 0
+    with pytest.raises(InputError, match="took 2 minutes in the last hour"), turns.on_page(ANNA):
+        pytest.fail("it was computed")
+    with turns.on_page(BERT):
+        clock.seconds += 5
+    assert turns.seconds_left(BERT) == 115
+    clock.seconds = 3600 + 71  # an hour after the first had ended
+    assert turns.seconds_left(ANNA) == 120 - 49 - 30
+    with turns.on_page(ANNA):
+        pass
+    clock.seconds += 3601
+    assert turns.seconds_left(ANNA) == 120
+    assert not turns._spent  # nothing is kept of who was here long ago
+
+
+def test_what_fails_took_its_time_too() -> None:
+    turns = public.Turns(clock := Clock())
+    with suppress(ZeroDivisionError), turns.on_page(ANNA):
+        clock.seconds += 30
+        raise ZeroDivisionError
+    assert turns.seconds_left(ANNA) == 60 * public.Limits().computing - 30
+    with turns.on_page(BERT):  # the turn was given back
+        pass
+
+
+def test_one_after_the_other_in_the_order_of_asking() -> None:
+    turns, order, at_work, most = public.Turns(), list[int](), list[int](), list[int]()
+    go_on = threading.Event()
+
+    def first(check: Callable[[], None]) -> Iterator[int]:
+        assert go_on.wait(20)
+        yield 0
+
+    def other(number: int) -> Callable[[Callable[[], None]], Iterator[int]]:
+        def pieces(check: Callable[[], None]) -> Iterator[int]:
+            at_work.append(number)
+            most.append(len(at_work))
+            time.sleep(0.01)
+            order.append(number)
+            at_work.remove(number)
+            yield number
+
+        return pieces
+
+    threads = [in_thread(lambda: list(turns.behind(ANNA, first)(lambda: None)))]
+    for number in range(1, 6):
+        until(lambda number=number: len(turns._behind) == number)
+        threads.append(in_thread(lambda number=number: list(turns.behind(BERT, other(number))(lambda: None))))
+    until(lambda: len(turns._behind) == 6)
+    assert (turns.waits(ANNA), turns.waits(BERT)) == (False, True)
+    with turns.on_page(BERT):  # a page does not wait for what takes minutes
+        pass
+    assert not order
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == [1, 2, 3, 4, 5]
+    assert max(most) == 1
+    assert not turns.waits(BERT)
+
+
+def test_a_page_does_not_wait_for_ever() -> None:
+    turns = public.Turns(clock := Clock())
+    with turns.on_page(ANNA):
+        refused: list[str] = []
+
+        def wait() -> None:
+            try:
+                with turns.on_page(BERT):
+                    refused.append("it was computed")
+            except InputError as error:
+                refused.append(str(error))
+
+        thread = in_thread(wait)
+        until(lambda: len(turns._on_pages) == 2)
+        assert not refused
+        clock.seconds += 30
+        thread.join(20)
+    assert refused[0].endswith("Try again in a minute.")
+    assert len(turns._on_pages) == 0
+
+
+def test_what_waits_in_the_background_can_be_cancelled_and_ends_with_the_minutes() -> None:
+    turns, go_on = public.Turns(clock := Clock()), threading.Event()
+
+    def long(check: Callable[[], None]) -> Iterator[int]:
+        yield 1
+        assert go_on.wait(20)
+        clock.seconds += 60 * public.Limits().computing + 1
+        check()
+        yield 2
+
+    before = Making(turns.behind(ANNA, long))
+    until(lambda: bool(before.pieces()))
+    behind = Making(turns.behind(BERT, long))
+    until(lambda: turns.waits(BERT))
+    behind.stop()
+    until(lambda: not behind.active)
+    assert (behind.pieces(), behind.error, turns.waits(BERT)) == ([], "", False)
+    go_on.set()
+    until(lambda: not before.active)
+    assert before.pieces() == [1]
+    assert "took more than was left of the 10 minutes" in before.error
+    again = Making(turns.behind(ANNA, long))
+    until(lambda: not again.active)
+    assert "took 10 minutes in the last hour" in again.error
 
 
 # --- the keeper ---
