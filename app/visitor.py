@@ -144,4 +144,4 @@ def computing() -> None:
     if (own := owner()) is not None:
         turns, most = _turns(), public.Limits.read().computing
         left = f"{duration(seconds)} left" if (seconds := turns.seconds_left(own)) else "none left"
-        st.caption(f":material/groups: What you have computed, besides runs, may take {most} minutes in an hour: {left}.")
+        st.caption(f":material/groups: What you have computed, besides runs, may take {most} min of an hour: {left}.")

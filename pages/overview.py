@@ -9,6 +9,7 @@ from app import state
 from app.forms import run as form
 from app.parts import panels, play
 from app.texts import text
+from app.work import public
 from snows.config import NM, PruneConfig, RunConfig
 
 DEMONSTRATION = RunConfig(model="resnet20-fashion", num_evaluation=2_000, prune=PruneConfig(pattern=NM(n=1, m=4)))
@@ -32,7 +33,7 @@ for column, name in zip(st.columns(len(CARDS)), CARDS, strict=True):
     with column.container(border=True, height="stretch"):
         title = text(f"start.{name}.title")
         st.page_link(state.page(name), label=f"**{title}**", icon=state.PAGES[name][1])
-        st.caption(text(f"start.{name}.about"))
+        st.caption(text("start.prune.about_public" if name == "prune" and public.is_public() else f"start.{name}.about"))
 
 st.header(text("start.recent"), anchor=False)
 panels.recent_runs()

@@ -91,8 +91,8 @@ class Limits:
             f"A run may take {self.images:,} images, a network of {self.parameters:,} parameters, {self.memory} GB of memory "
             f"and {self.minutes} minutes by the estimate; after {self.longest} it is stopped. {self.runs} of your runs may "
             f"work or wait, and what you bring may have {self.uploads} MB. Only you see these, and after {self.hours} hours "
-            f"they are removed. What else you have computed, such as timings, checks and files, may take {self.computing} "
-            "minutes in an hour."
+            f"they are removed. What else you have computed, such as timings, checks and files, may take {self.computing} min "
+            "of each hour."
         )
 
 
@@ -222,7 +222,7 @@ class Turns:
         if self.seconds_left(owner) > 0:
             return ""
         return (
-            f"What you have had computed here, besides runs, took {Limits.read().computing} minutes in the last hour, which is "
+            f"What you have had computed here, besides runs, took {Limits.read().computing} min of the last hour, which is "
             "what a visitor may have. Try again later, or start a run, which is not counted."
         )
 
@@ -260,8 +260,8 @@ class Turns:
                     check()
                     if self._now() - begun > left:
                         raise InputError(
-                            f"It was ended: it took more than was left of the {Limits.read().computing} minutes that a visitor "
-                            "may have computed in an hour, besides runs. Try again later."
+                            f"It was ended: it took more than was left of the {Limits.read().computing} min that a visitor may "
+                            "have computed in an hour, besides runs. Try again later."
                         )
 
                 yield from make(check_both)

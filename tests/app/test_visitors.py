@@ -177,7 +177,7 @@ class TestWhatIsComputedOnAClick:
         self.seconds += 45
         return test_solver.TestChecks.PROBLEM
 
-    REFUSAL = "took 1 minutes in the last hour, which is what a visitor may have"
+    REFUSAL = "took 1 min of the last hour, which is what a visitor may have"
 
     @pytest.fixture
     def recorded(self, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -189,7 +189,7 @@ class TestWhatIsComputedOnAClick:
     def test_checks_and_descents(self, open_page: OpenPage, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.state.inspection", lambda run: SimpleNamespace(problem=self.compute))
         app = visit(open_page, ANNA, "convergence", run=recorded)
-        assert "may take 1 minutes in an hour: 1 min 00 s left" in text_of(app)
+        assert "may take 1 min of an hour: 1 min 00 s left" in text_of(app)
         app.button("check-products").click().run()
         assert "15 s left" in text_of(app.run())
         app.button("check-valley").click().run()
@@ -272,7 +272,7 @@ class TestWhatIsComputedOnAClick:
         app.button("check-all").click().run()
         assert len(self.computed) == 4
         assert not app.error
-        assert "minutes in an hour" not in text_of(app)
+        assert "min of an hour" not in text_of(app)
         assert not turns._spent
 
 

@@ -3,12 +3,24 @@
 import argparse
 import sys
 
-from tests.bench import budgets, imagenet, large, quality, reliability, responsiveness, speed, structured, text, unlabelled
+from tests.bench import (
+    budgets,
+    imagenet,
+    large,
+    quality,
+    reliability,
+    responsiveness,
+    speed,
+    structured,
+    text,
+    unlabelled,
+    visitors,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    others = ["responsiveness", "reliability"]
+    others = ["responsiveness", "reliability", "visitors"]
     parts = ["quality", "budgets", "structured", "unlabelled", "text", "imagenet", "large", *speed.PARTS, *others]
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--models", nargs="+", default=quality.MODELS, choices=quality.MODELS)
@@ -47,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         elif part == "reliability":
             reliability.measure(fresh=given.fresh)
             reliability.write_table()
+        elif part == "visitors":
+            visitors.measure(fresh=given.fresh)
+            visitors.write_table()
         else:
             speed.measure([part], fresh=given.fresh)
             speed.write_table()

@@ -1,5 +1,5 @@
 """Two visitors of a public app, each in a browser of their own: what one brings and starts is still there after a reload, and
-nowhere in the other's."""
+nowhere in the other's. And a small class of sessions without a browser, as `tests.bench visitors` has a large one."""
 
 import io
 import zipfile
@@ -69,3 +69,14 @@ def test_two_visitors(browser: Browser, store: RunStore, tmp_path: Path, monkeyp
         keys = [next(c["value"] for c in context.cookies() if c["name"] == "snows-visitor") for context in (anna, bert)]
         assert len(set(keys)) == 2
         assert not [path for path in store.root.rglob("*") if path.is_file() and keys[0].encode() in path.read_bytes()]
+
+
+def test_a_class_sees_what_is_everybodys_and_each_their_own() -> None:
+    from tests.bench import visitors
+
+    found = visitors.visit(3, 3, (0.0, 0.2), "num_calibration=16&num_evaluation=100&k_steps=0", forgotten=0)
+    assert found.strange == []
+    assert found.own >= 2 * found.runs  # each run's own visitor was sent its id, and the name of what they had brought
+    assert found.runs >= 3
+    assert sorted(map(len, found.clicks.values())) == [3, 3, 3]
+    assert found.levels["after"].threads <= found.levels["peak"].threads
