@@ -46,8 +46,8 @@ def warm_up(is_public: bool) -> None:
 
 
 warm_up(public.is_public())
+frame.dress()
 visitor.admit()
-st.logo(str(ROOT / "assets/logo.svg"), size="large")
 page = frame.navigation()
 state.read_address(page.url_path)
 frame.draw()

@@ -114,7 +114,8 @@ def admit() -> None:
     if not signs_in() or st.user.is_logged_in:
         return
     st.title("SNOWS Explorer", anchor=False)
-    st.markdown("This app is for people whom its operator knows.")
+    st.markdown("Take weights out of an image network, refit those that stay, and see what it still knows.")
+    st.caption("This app is for people whom its operator knows.")
     st.button("Sign in", type="primary", icon=":material/login:", on_click=st.login)
     st.stop()
 

@@ -41,6 +41,8 @@ from snows.measures.names import duration_range, size
 from snows.method import cards
 
 if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
     from snows.runs.estimate import Plan
 
 PATTERNS = ("2:4", "1:4", "4:8", "1:8", "1:16", "50%", "70%", "90%", "70% global", "90% global", "width 50%")
@@ -435,10 +437,11 @@ def _window(plan: "Plan", choice: Any) -> None:
 def _bar(config: RunConfig | None, plan: "Plan | None", problem: str) -> None:
     """What will be done, what it takes, and Start; or why it cannot start."""
     told, button = st.columns([5, 1], vertical_alignment="center", gap="medium")
+    refused = st.container()  # a sentence has no room below the button
     with button:
         # Fields stand before it in the order of the keyboard, and what a run showed; one need not pass them.
         disabled = bool(problem) or config is None
-        start_button("Start", config, width="stretch", disabled=disabled, key="start", shortcut="Ctrl+Enter")
+        start_button("Start", config, refused, width="stretch", disabled=disabled, key="start", shortcut="Ctrl+Enter")
     with told:
         if problem:
             # The remedy stands in the card that it is about.
@@ -468,12 +471,12 @@ def _told(config: RunConfig, plan: "Plan") -> None:
         st.caption(" ".join(notes))
 
 
-def start_button(label: str, config: RunConfig | None, **more: Any) -> None:
-    """A button that queues a run and goes to watch it."""
+def start_button(label: str, config: RunConfig | None, refused: "DeltaGenerator | None" = None, **more: Any) -> None:
+    """A button that queues a run and goes to watch it. `refused`: where it is said why not; else below the button."""
     if st.button(label, type="primary", icon=":material/play_arrow:", **more) and config is not None:
         try:
             run_id = state.jobs().submit(config)
         except (InputError, RuntimeError) as error:
-            st.error(words.plain(str(error)), icon=":material/error:")
+            (refused or st).error(words.plain(str(error)), icon=":material/error:")
         else:
             state.open_run(run_id)

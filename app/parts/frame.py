@@ -7,6 +7,7 @@ from app.parts import live
 from app.tables import runs
 from snows.plans.words import name_of
 
+_LOGO = str(state.ROOT / "assets/logo.svg")
 _POLL_SECONDS = 2.0  # while a run is active; where none is, the next click looks again
 
 # Streamlit shows pages outside of lists before all lists, so the order of work is the style's; `reading-flow` takes the
@@ -70,9 +71,14 @@ def navigation() -> "st.Page":
     return st.navigation(menu, position="top")
 
 
+def dress() -> None:
+    """The logo, and how everything looks: before a sign-in, too."""
+    st.logo(_LOGO, size="large")
+    st.html(_STYLE + (_DARK_STYLE if st.context.theme.type == "dark" else ""))
+
+
 def draw() -> None:
     """All but the menu: the pill at its right, the history, and the drawer that closes."""
-    st.html(_STYLE + (_DARK_STYLE if st.context.theme.type == "dark" else ""))
     with st.container(key="frame"):
         live.prepare()
         visitor.remember()

@@ -175,8 +175,8 @@ def check_room(own: RunStore, count: int) -> None:
     active = sum(run.state() in ACTIVE for run in own.list())
     if active + count > limits.runs:
         raise InputError(
-            f"{active} of your runs work or wait, and a visitor may have {limits.runs}: {count} more are too many. Wait until "
-            "they have ended, or cancel some."
+            f"{active} of your runs work or wait, and a visitor may have {limits.runs}: {count} more would be too many. Wait "
+            "until they have ended, or cancel some."
         )
     if len(RunStore(own.root).line().places()) + count > limits.line:
         raise InputError(f"{limits.line} runs wait already, of all visitors together. Try again later.")
