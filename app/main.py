@@ -15,13 +15,14 @@ import streamlit as st  # noqa: E402
 from app import state, texts, visitor  # noqa: E402
 from app.parts import frame  # noqa: E402
 from app.work import engine, public  # noqa: E402
+from snows.bundled import ASSETS  # noqa: E402
 from snows.config import RunConfig  # noqa: E402
 from snows.process import prepare  # noqa: E402
 from snows.runs.executors import device_of  # noqa: E402
 
 prepare()
 texts.locale = lambda: st.context.locale
-st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), layout="wide")
+st.set_page_config(page_title="SNOWS", page_icon=str(ASSETS / "icon.png"), layout="wide")
 
 
 @st.cache_resource
@@ -47,7 +48,7 @@ def warm_up(is_public: bool) -> None:
 
 warm_up(public.is_public())
 visitor.admit()
-st.logo(str(ROOT / "assets/logo.svg"), size="large")
+st.logo(str(ASSETS / "logo.svg"), size="large")
 page = frame.navigation()
 state.read_address(page.url_path)
 frame.draw()

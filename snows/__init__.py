@@ -9,6 +9,8 @@ Names are loaded when first used, so that `import snows` is instant and reading 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "1.0.0"
+
 if TYPE_CHECKING:
     from snows.config import (
         NM,

@@ -28,10 +28,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from snows.bundled import ASSETS
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.sources import named_sets
 from snows.sources.downloads import Report
-from snows.sources.models import ASSETS, FASHION_CLASSES, LoadedModel, has_names
+from snows.sources.models import FASHION_CLASSES, LoadedModel, has_names
 from snows.sources.pictures import (
     Arrangement,
     DataError,

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from snows.bundled import ASSETS
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.sources import checkpoints, downloads
 from snows.sources.downloads import Report
 from snows.sources.pictures import check_enlarged
 
-ASSETS = Path(__file__).parents[2] / "assets"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
