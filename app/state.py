@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
-from pydantic import ValidationError
 
 from app import visitor
 from app.forms import settings
@@ -363,7 +362,7 @@ def config_of(run: Run) -> RunConfig | None:
     """What the run was told to do; None if this version cannot read it."""
     try:
         return run.config()
-    except ValidationError:
+    except ValueError:
         return None
 
 

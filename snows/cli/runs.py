@@ -217,7 +217,7 @@ def list_command(given: argparse.Namespace) -> int:
             try:
                 name, metrics = run_name(as_called(run)), run.metrics() or {}
             except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
-                rows.append((run.id, "unreadable", *"---"))
+                rows.append((run.id, "unreadable", "-", "-", run.unreadable() or "-"))
                 continue
             rows.append((run.id, run.state(), *(said(measure, metrics) for measure in measured), name))
         sys.stdout.write(table(rows))
