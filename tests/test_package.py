@@ -78,6 +78,13 @@ def test_a_checkout_finds_its_own() -> None:
     assert (bundled.EXPLORER.parent / ".streamlit" / "config.toml").exists()
 
 
+def test_the_changelog_has_this_version_first() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(snows.__version__)} — \d{{4}}-\d\d-\d\d", headings[1])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", snows.__version__)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel: pip install -r requirements-dev.txt")
