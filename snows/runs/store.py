@@ -735,7 +735,22 @@ class Comparison:
 
 @dataclass(frozen=True, init=False)
 class RunStore:
-    """All runs under one folder; or, with an `owner`, only those that were made for that owner, as if there were no others."""
+    """All runs under one folder; or, with an `owner`, only those that were made for that owner, as if there were no others.
+
+    What the shell and the app share: `default_root()` is `$SNOWS_RUNS`, or `~/.snows/runs`. A `Run` is a handle on a folder,
+    whose `config`, `state`, `metrics`, `log` and `masks` (bool, in each parameter's shape, True = kept) read the disk; the
+    folder's files are in this module's head. Every method that writes raises `StoreError`, with a sentence, where the disk
+    refuses; `get` raises `KeyError` for an id that is not there.
+
+    >>> import tempfile
+    >>> store = snows.RunStore(tempfile.mkdtemp())
+    >>> run = store.create(snows.RunConfig(model="vit-fashion"))
+    >>> store.get(run.id).config().model, run.state(), run.metrics()
+    ('vit-fashion', 'interrupted', None)
+    >>> store.delete(run.id)
+    >>> store.list()
+    []
+    """
 
     root: Path
     owner: str | None
