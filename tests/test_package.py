@@ -10,13 +10,17 @@ import tomllib
 import urllib.error
 import urllib.request
 import zipfile
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import snows
 from snows import bundled
 from snows.cli import explorer
+from tests.bench.dependencies import Locked, locked
 from tests.test_rooms import STANDARD, files, packages
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +80,36 @@ def test_a_checkout_finds_its_own() -> None:
     assert bundled.EXPLORER.exists()
     # Streamlit looks beside the script that it is given, wherever it was started.
     assert (bundled.EXPLORER.parent / ".streamlit" / "config.toml").exists()
+
+
+def test_the_lock_pins_what_is_pinned_and_all_that_this_needs() -> None:
+    packages = locked()
+    for package in (one for versions in packages.values() for one in versions):
+        assert re.fullmatch(r"==[\w.]+", str(package.requirement.specifier))
+        assert package.hashes
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in package.hashes)
+    pinned = {canonicalize_name(name): [f"=={version}"] for name, version in pins("requirements.txt").items()}
+    assert {name: [str(one.requirement.specifier) for one in packages[name]] for name in pinned} == pinned
+    # On this machine one version of each is meant, and as far as it is installed, all that it needs is among them.
+    here = {name: version for name, versions in packages.items() if (version := version_here(versions)) is not None}
+    for name in here:
+        for need in needed_by(name):
+            assert need.specifier.contains(here[canonicalize_name(need.name)], prereleases=True), f"{name} needs {need}"
+
+
+def version_here(versions: list[Locked]) -> str | None:
+    meant = [one.requirement for one in versions if one.requirement.marker is None or one.requirement.marker.evaluate()]
+    assert len(meant) <= 1
+    return str(meant[0].specifier).removeprefix("==") if meant else None
+
+
+def needed_by(name: str) -> list[Requirement]:
+    """What an installed package needs here, without its extras."""
+    try:
+        needs = [Requirement(text) for text in requires(name) or []]
+    except PackageNotFoundError:
+        return []
+    return [need for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
 def test_the_changelog_has_this_version_first() -> None:
