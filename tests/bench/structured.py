@@ -2,8 +2,7 @@
 over seeds; Torch-Pruning's one-shot result beside them; and how much faster a ViT-B/16 of half the width is here.
 
 A measurement is one line of `assets/bench/structured.jsonl` and is not repeated. Fitted on 512 images, judged on the first
-5,000 test images. Nothing is exchanged after a choice, so that a row is about the rule that it names, save in the row that
-says so.
+5,000 test images.
 """
 
 import copy
@@ -44,10 +43,8 @@ FITS: dict[str, dict[str, Any]] = {
     "SNOWS K=3, joint fit": {"joint": "network"},
 }
 TORCH_PRUNING, NO_FIT, JOINT = "Torch-Pruning", *list(FITS)[::3]
-EXCHANGED = "obc, then exchanged"  # without a fit nothing makes up for what is gone, so that nothing is exchanged
 CELLS = [
     *((choice, fit) for choice in CHOICES for fit in FITS if fit != JOINT or choice == "obc"),
-    *((EXCHANGED, fit) for fit in FITS if fit != NO_FIT),
     (TORCH_PRUNING, NO_FIT),
 ]
 
@@ -81,8 +78,7 @@ def _measure_model(name: str, seed: int, missing: list[tuple[str, str]]) -> None
         if choice == TORCH_PRUNING:
             smaller = torch_pruned(model.module, one[:1], work // 2)
         else:
-            how = {"mask": "obc", "refine": "layer"} if choice == EXCHANGED else {"mask": choice, "refine": "none"}
-            config = PruneConfig.model_validate(PATTERNS[name] | FITS[fit] | how | {"seed": seed})
+            config = PruneConfig.model_validate(PATTERNS[name] | FITS[fit] | {"mask": choice, "seed": seed})
             smaller = prune(model.module, images.calibration, config).model
         cpu_seconds = time.process_time() - started
         given = logits(smaller, images.evaluation, PruneConfig(), torch.device("cpu"))
