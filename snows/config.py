@@ -457,8 +457,11 @@ class PruneConfig(_Config):
 
     @property
     def refinement(self) -> Literal["none", "layer", "window"]:
-        """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, and a mask from a
-        file is what its owner wants."""
+        """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, a mask from a file
+        is what its owner wants, and whole units stay as chosen."""
+        pruned = [pattern for pattern in (self.pattern, *self.overrides.values()) if not isinstance(pattern, Dense)]
+        if pruned and all(isinstance(pattern, Structured) for pattern in pruned):
+            return "none"
         if self.update not in ("least-squares", "snows") or self.mask_from_file or self.refine == "none":
             return "none"
         return self.refine if self.update == "snows" else "layer"

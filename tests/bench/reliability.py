@@ -1,7 +1,7 @@
 """Figures for trust: what sharing a store costs, and what becomes of runs where something gives way under them.
 
-One line of `assets/bench/reliability.jsonl` a measurement (`workers`, `faults`, `mutations`, `screens`, `dependencies`); what is
-on file is not measured again.
+One line of `assets/bench/reliability.jsonl` a measurement (`workers`, `faults`, `mutations`, `screens`, `dependencies`); what
+is on file is not measured again.
 """
 
 import sys
