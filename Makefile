@@ -11,7 +11,7 @@ SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick portable lint bench photographs gpu browser clean
+.PHONY: help run test quick portable lint bench docs lock sbom audit photographs gpu browser clean
 
 help:
 	@echo "make run    open the app"
@@ -19,6 +19,10 @@ help:
 	@echo "make test   run every test (PYTEST_ARGS='-k graph' chooses some), and the numerical ones on an older processor's kernels"
 	@echo "make lint   check format, lint and types"
 	@echo "make bench  measure the quality table and the speed"
+	@echo "make docs   write the API reference from the docstrings, into docs/"
+	@echo "make lock   pin what requirements.txt needs in turn, with hashes, in requirements.lock"
+	@echo "make sbom   write a bill of materials (CycloneDX) of requirements.lock, into sbom.json"
+	@echo "make audit  look for known faults of what requirements.lock pins; needs PyPI's advisories"
 	@echo "make photographs  download what the benchmark on photographs reads"
 	@echo "make gpu    test and measure on an NVIDIA card, in at most eight minutes, without a network"
 	@echo "make clean  remove the virtual environment and caches"
@@ -53,6 +57,23 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp photographs
 	$(BIN)/python -m tests.bench
+
+# pdoc looks for a name in the module itself, where it is once it was used.
+docs: $(VENV)/dev.stamp
+	$(BIN)/python -c "import pathlib, pdoc, snows; vars(snows).update({name: getattr(snows, name) for name in snows.__all__}); pdoc.pdoc('snows', output_directory=pathlib.Path('docs'))"
+
+# For every system and Python from 3.11 on. What is in the file already stays, unless requirements.txt says otherwise.
+lock: $(VENV)/dev.stamp
+	$(BIN)/uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes --quiet \
+	  --custom-compile-command "make lock" --output-file requirements.lock
+
+sbom: $(VENV)/dev.stamp
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file sbom.json
+
+# What the service knows nothing of is a failure, too.
+audit: $(VENV)/dev.stamp
+	$(BIN)/pip-audit --requirement requirements.lock --require-hashes --disable-pip --strict
 
 # Networks with ImageNet weights and photographs, for the benchmark alone: they are read from the packages, not installed.
 photographs: | $(BIN)/python

@@ -35,6 +35,7 @@ from app.charts import compare as charts
 from app.tables import compare
 from app.tables.compare import Entry, Measured
 from app.work import answers
+from snows.bundled import ASSETS
 from snows.cli.flags import command
 from snows.config import InputError, RunConfig, as_path
 from snows.measures.names import MEASURES
@@ -48,9 +49,8 @@ if TYPE_CHECKING:
 
 TITLE = "Which method, which K, for this network?"
 RECORDED = "recorded"
-_ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # The licence of a set of images that is on record here; of others nobody said.
-_LICENCES = {"fashion-mnist": _ASSETS / "LICENSE-fashion-mnist.txt"}
+_LICENCES = {"fashion-mnist": ASSETS / "LICENSE-fashion-mnist.txt"}
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "plotly")
 # As `document.html` draws a figure that is saved.
 _INK, _GRID = "#16222E", {"gridcolor": "rgba(128, 136, 146, 0.22)", "zerolinecolor": "rgba(128, 136, 146, 0.22)"}

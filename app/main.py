@@ -15,13 +15,14 @@ import streamlit as st  # noqa: E402
 from app import state, texts, visitor  # noqa: E402
 from app.parts import frame  # noqa: E402
 from app.work import engine, public  # noqa: E402
+from snows.bundled import ASSETS  # noqa: E402
 from snows.config import RunConfig  # noqa: E402
 from snows.process import prepare  # noqa: E402
 from snows.runs.executors import device_of  # noqa: E402
 
 prepare()
 texts.locale = lambda: st.context.locale
-st.set_page_config(page_title="SNOWS", page_icon=str(ROOT / "assets/icon.png"), layout="wide")
+st.set_page_config(page_title="SNOWS", page_icon=str(ASSETS / "icon.png"), layout="wide")
 
 
 @st.cache_resource

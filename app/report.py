@@ -24,7 +24,7 @@ from app.charts import layers as layer_charts
 from app.tables import layers
 from app.tables import run as run_tables
 from app.tables import solver as solver_tables
-from snows.config import RunConfig, as_path, explain
+from snows.config import InputError, RunConfig, as_path, explain
 from snows.events import Event, RunFailed
 from snows.measures.names import MEASURES, duration, number, said
 from snows.plans.words import name_of
@@ -201,6 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         cause = "a file in its folder was written by another version, or is damaged"
         return fail(f"Run {given.run} cannot be read: {cause}. {explain(error)}", BAD_INPUT)
+    except InputError as error:
+        return fail(f"Run {given.run} cannot be read. {error}", BAD_INPUT)
     except ValueError as error:
         return fail(f"Run {given.run} cannot be read: {error}. A file in its folder is damaged.", BAD_INPUT)
     except OSError as error:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
-from pydantic import ValidationError
 
 from app import visitor
 from app.forms import settings
 from app.work import public
 from app.work.jobs import JobManager, works_here
 from app.work.planning import Planner
+from snows.bundled import ASSETS, HOME
 from snows.config import RunConfig
 from snows.events import Event
 from snows.runs.log import Log
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from snows.runs.estimate import Plan
     from snows.runs.inspection import Inspection
 
-ROOT = Path(__file__).resolve().parent.parent
 # The runs that come with the app. Nobody can change or delete them.
-RECORDED = RunStore(ROOT / "assets" / "runs")
+RECORDED = RunStore(ASSETS / "runs")
 
 # The pages in the order of work, with their title and icon; the file and the address are the name.
 PAGES = {
@@ -63,7 +62,7 @@ Choice = TypeVar("Choice", str, bool, list[str])
 def page(name: str) -> "st.Page":
     """The app's page of that name."""
     title, icon = PAGES[name]
-    return st.Page(ROOT / f"pages/{name}.py", title=title, icon=icon, url_path=name, default=name == "overview")
+    return st.Page(HOME / f"pages/{name}.py", title=title, icon=icon, url_path=name, default=name == "overview")
 
 
 @st.cache_resource
@@ -363,7 +362,7 @@ def config_of(run: Run) -> RunConfig | None:
     """What the run was told to do; None if this version cannot read it."""
     try:
         return run.config()
-    except ValidationError:
+    except ValueError:
         return None
 
 

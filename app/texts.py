@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "assets" / "texts"
+from snows.bundled import ASSETS
+
+FOLDER = ASSETS / "texts"
 _ENGLISH = "en"
 
 

@@ -240,7 +240,8 @@ def details(run: Run) -> None:
     try:
         config, labels, run_state = run.config(), run.labels(), run.state()
     except ValueError:
-        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
+        problem = run.unreadable() or f"What run {run.id} is called (label.json) cannot be read, so it is not shown."
+        st.error(words.plain(problem), icon=":material/error:")
         with st.container(horizontal=True):
             if not recorded:
                 delete_button([run])

@@ -3,11 +3,17 @@
     import snows
     result = snows.prune(model, images, snows.PruneConfig(pattern="2:4"))
 
+The names below are what later versions keep (README, Versions); every example takes `import snows` and `import torch` for
+granted. The method is that of Lucas and Mazumder (ICLR 2025, arXiv 2411.18376). Whatever cannot be used raises a `ValueError`,
+mostly an `InputError`, whose message says what happened, why, and what to do.
+
 Names are loaded when first used, so that `import snows` is instant and reading a run never needs torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+__version__ = "1.0.0"
 
 if TYPE_CHECKING:
     from snows.config import (

@@ -1,4 +1,4 @@
-"""The engine from a shell: `python -m snows prune | compare | study | work | methods | list | show | descend | export |
+"""The engine from a shell: `python -m snows prune | compare | study | work | app | methods | list | show | descend | export |
 coverage | models | images | presets | fetch | train | bundle-data | bundle-levels | bundle-budgets`. What draws a figure is
 the app's, as `app.report` is.
 
@@ -16,7 +16,9 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
+from snows import __version__
 from snows.cli.comparisons import compare_command, methods_command, slug, study_command
+from snows.cli.explorer import app_command
 from snows.cli.exports import export_command
 from snows.cli.flags import (
     PRUNE_FLAGS,
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m snows", description="Prune a network in one shot, and see what it does.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"snows {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, function: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
@@ -179,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     ends.add_argument("--once", action="store_true", help="End after one run, or at once where none waits.")
     until_empty = "End when nothing is in line any more; while other workers are at work, one of them may yet be lost."
     ends.add_argument("--until-empty", action="store_true", help=until_empty)
+
+    explorer = command("app", app_command, "Open the app in a browser.")
+    explorer.add_argument("flags", nargs="*", metavar="FLAG", help="Of Streamlit, after --: app -- --server.port 8502")
 
     methods = command("methods", methods_command, "List the methods there are to compare: idea, reference, cost.")
     methods.add_argument("--json", action="store_true", help="Print one line of JSON a method.")
@@ -272,11 +278,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """`main` for whoever typed it: `python -m snows`, or `snows` where it is installed."""
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FINISHED
-    sys.exit(code)
+        return FINISHED
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

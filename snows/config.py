@@ -33,6 +33,12 @@ class InputError(ValueError):
     """The input is at fault, not the program. The message says what happened, why, and what to do.
 
     `in_shell`: what to type for it in a shell. It is said there alone; a browser has fields and buttons.
+
+    >>> try:
+    ...     snows.load_model("resnet20-fashoin")
+    ... except snows.InputError as error:
+    ...     print(str(error).partition(" Models are")[0])
+    There is no model 'resnet20-fashoin'. Did you mean resnet20-fashion or resnet20-cifar10 or resnet50-cifar100?
     """
 
     def __init__(self, message: str = "", *, in_shell: str = "") -> None:
@@ -71,7 +77,16 @@ class _Config(BaseModel):
 
 
 class NM(_Config):
-    """Keep `n` of every `m` consecutive weights along the input axis (2:4 keeps two of four)."""
+    """Keep `n` of every `m` consecutive weights along the input axis (2:4 keeps two of four).
+
+    For a weight (out, in) or (out, in, *kernel) a group is `m` neighbouring inputs of one output at one kernel position, the
+    layout of sparse tensor cores (Mishra et al. 2021, arXiv 2104.08378). Raises `ValidationError` (a `ValueError`) unless
+    0 < n < m <= 1024. A layer whose inputs `m` does not divide stays dense, with the reason in `PruneResult.skipped`.
+
+    >>> pattern = snows.NM(n=2, m=4)
+    >>> str(pattern), pattern.density
+    ('2:4', 0.5)
+    """
 
     kind: Literal["nm"] = "nm"
     n: int = Field(ge=1)
@@ -97,7 +112,13 @@ class Unstructured(_Config):
     """Remove the share `sparsity` of the weights with the lowest scores, wherever they lie.
 
     `scope="layer"` removes that share from each layer; `"global"` ranks all layers' scores together, removing at most the share
-    `layer_cap` of any one layer, so that no layer is emptied.
+    `layer_cap` of any one layer, so that no layer is emptied. Both lie between 0 and 1. Raises `ValidationError` (a
+    `ValueError`) for others, and for a cap below the sparsity.
+
+    >>> str(snows.Unstructured(sparsity=0.75)), snows.Unstructured(sparsity=0.75).density
+    ('75%', 0.25)
+    >>> str(snows.Unstructured(sparsity=0.7, scope="global"))
+    '70% global'
     """
 
     kind: Literal["unstructured"] = "unstructured"
@@ -123,7 +144,11 @@ class Unstructured(_Config):
 
 
 class Dense(_Config):
-    """Leave the layer as it is."""
+    """Leave the layer as it is: of use in `PruneConfig.overrides`, by the parameter's name.
+
+    >>> snows.PruneConfig(pattern="1:8", overrides={"fc.weight": snows.Dense()}).overrides["fc.weight"].density
+    1.0
+    """
 
     kind: Literal["dense"] = "dense"
 
@@ -140,6 +165,11 @@ class Structured(_Config):
 
     A unit is an output channel of a layer inside a block, or a hidden unit of an MLP (`channels`), or an attention head
     (`heads`), with whatever reads it; `what="width"` means all of these. What all blocks share, the residual stream, stays.
+    Raises `ValidationError` (a `ValueError`) unless `removed` lies between 0 and 1. Only the masks magnitude, taylor and random
+    choose units; Taylor scores are those of Molchanov et al. 2017 (arXiv 1611.06440), without labels.
+
+    >>> str(snows.Structured(what="heads", removed=0.5)), snows.Structured(removed=0.25).density
+    ('heads 50%', 0.75)
     """
 
     kind: Literal["structured"] = "structured"
@@ -159,8 +189,15 @@ Pattern = Annotated[LayerPattern, Field(discriminator="kind")]
 
 
 def parse_pattern(text: str) -> LayerPattern:
-    """`"2:4"`, `"70%"`, `"70% global"`, `"width 50%"` or `"dense"` to a pattern. Raises `ValueError` with the accepted
-    forms."""
+    """`"2:4"`, `"70%"`, `"70% global"`, `"width 50%"` or `"dense"` to a pattern. Raises `ValueError` with the accepted forms.
+
+    Letters and spaces in `text` may be as they like. `PruneConfig` does the same, so this is for a pattern by itself.
+
+    >>> snows.parse_pattern("2:4")
+    NM(kind='nm', n=2, m=4)
+    >>> str(snows.parse_pattern("70% global"))
+    '70% global'
+    """
     text = text.strip().lower()
     try:
         if match := re.fullmatch(r"(\d+)\s*:\s*(\d+)", text):
@@ -272,7 +309,17 @@ def parse_network_pattern(text: str) -> LayerPattern | Budget:
 
 
 class SolverConfig(_Config):
-    """Newton-CG settings. Each default names what it was chosen by; `description` is the sentence a form shows."""
+    """Settings of Newton-CG, which finds the values of a layer's kept weights (`update="snows"`).
+
+    Each field's sentence is the one a form shows. The outer loop is algorithm 7.1 of Nocedal & Wright (2006) with a fixed
+    relative tolerance `rtol`; `damping` and `min_decrease` are relative, too, to the curvature's mean diagonal and to the loss.
+    The published method (Lucas & Mazumder 2025) has the exact Hessian, no preconditioner, and starts at the masked weights.
+    Frozen; raises `ValidationError` (a `ValueError`) for values out of their range and for names that are no setting.
+
+    >>> as_published = snows.SolverConfig(curvature="hessian", preconditioner="none", start="masked")
+    >>> snows.PruneConfig(pattern="1:4", solver=as_published).solver.rtol
+    0.1
+    """
 
     curvature: Literal["gauss_newton", "hessian", "finite_difference"] = Field(
         "gauss_newton",
@@ -309,7 +356,19 @@ class SolverConfig(_Config):
 
 
 class PruneConfig(_Config):
-    """How to prune: which weights stay (`pattern`, `mask`) and what values they take (`update`, `k_steps`, `targets`)."""
+    """How to prune: which weights stay (`pattern`, `mask`) and what values they take (`update`, `k_steps`, `targets`).
+
+    Each field's sentence is the one a form shows; the defaults are SNOWS as the README's tables have it. What each mask and
+    update is, and from which paper, `python -m snows methods` says. `memory` is in GB, `ridge` in images, `k_steps` in
+    operations. Frozen; `model_dump_json` and `model_validate_json` write and read it. Raises `ValidationError` (a `ValueError`)
+    for values out of their range, names that are no setting, and settings that exclude each other.
+
+    >>> config = snows.PruneConfig(pattern="1:8", overrides={"layer1.0.conv1.weight": "2:4"}, k_steps=5)
+    >>> str(config.pattern), config.update, config.refinement
+    ('1:8', 'snows', 'window')
+    >>> snows.PruneConfig.model_validate_json(config.model_dump_json()) == config
+    True
+    """
 
     pattern: NetworkPattern = Field(
         NM(n=2, m=4),
@@ -398,8 +457,11 @@ class PruneConfig(_Config):
 
     @property
     def refinement(self) -> Literal["none", "layer", "window"]:
-        """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, and a mask from a
-        file is what its owner wants."""
+        """`refine` as far as it goes here: only what fits values refines a mask, only SNOWS has a window, a mask from a file
+        is what its owner wants, and whole units stay as chosen."""
+        pruned = [pattern for pattern in (self.pattern, *self.overrides.values()) if not isinstance(pattern, Dense)]
+        if pruned and all(isinstance(pattern, Structured) for pattern in pruned):
+            return "none"
         if self.update not in ("least-squares", "snows") or self.mask_from_file or self.refine == "none":
             return "none"
         return self.refine if self.update == "snows" else "layer"
@@ -485,7 +547,16 @@ class PruneConfig(_Config):
 
 
 class RunConfig(_Config):
-    """One run from names alone: which network, which images, and how to prune."""
+    """One run from names alone: which network, which images, and how to prune.
+
+    What a run folder keeps, and what a shell or a form makes; a script that has a module and images calls `prune`. Counts are
+    of images. Frozen; raises `ValidationError` (a `ValueError`) as `PruneConfig` does. Whether names stand for something is
+    seen when the run begins.
+
+    >>> config = snows.RunConfig(model="vit-fashion", num_calibration=256, prune=snows.PruneConfig(pattern="1:4"))
+    >>> config.data, str(config.prune.pattern)
+    ('fashion-mnist', '1:4')
+    """
 
     model: str = Field(
         "resnet20-fashion",

@@ -349,7 +349,8 @@ def _how_refitted() -> tuple[Any, Any]:
     )
     window = st.container(gap="small")
     with st.expander("More: mask refinement, joint fit, target, solver"):
-        refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS
+        of_units = _of_units(st.session_state["form.prune.pattern"])
+        refined = update in ("least-squares", "snows") and st.session_state["form.prune.mask"] in MASKS and not of_units
         _choice(
             "prune.refine",
             REFINEMENTS,

@@ -5,9 +5,10 @@ import streamlit as st
 from app import state, visitor, words
 from app.parts import live
 from app.tables import runs
+from snows.bundled import ASSETS
 from snows.plans.words import name_of
 
-_LOGO = str(state.ROOT / "assets/logo.svg")
+_LOGO = str(ASSETS / "logo.svg")
 _POLL_SECONDS = 2.0  # while a run is active; where none is, the next click looks again
 
 # Streamlit shows pages outside of lists before all lists, so the order of work is the style's; `reading-flow` takes the

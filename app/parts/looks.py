@@ -73,12 +73,8 @@ def opened(entries: list[Entry]) -> dict[str, "Inspection"]:
 
 @st.cache_data(max_entries=256, show_spinner="Counting multiply-adds …")
 def _work(path: Path, created: float, _inspection: "Inspection") -> tuple[int, int]:
-    import torch
-
-    from snows.measures import metrics
-
     with visitor.turn():
-        return metrics.multiply_adds(_inspection.graph, torch.zeros(1, *_inspection.model.input_size), _inspection.masks)
+        return _inspection.multiply_adds()
 
 
 def with_work(entries: list[Entry]) -> list[Entry]:
@@ -354,7 +350,7 @@ def _latencies(
     modules = {compare.DENSE: comparison.with_weights(first.model.module, first.model.module.state_dict())}
     for label, inspection in _networks.items():
         if inspection.final is not None:
-            modules[label] = comparison.with_weights(first.model.module, inspection.final)
+            modules[label] = inspection.network()
     placed = {label: module.to(device=device, memory_format=layout) for label, module in modules.items()}  # type: ignore[call-overload]
     with visitor.turn():
         seconds = comparison.latencies(placed, images.to(device).contiguous(memory_format=layout), ROUNDS)
@@ -371,9 +367,7 @@ def speed_view(entries: list[Entry]) -> None:
     seconds, device = _latencies(versions(entries), count, measured, networks)
     sizes, obstacles = {}, {}
     for label, inspection in networks.items():
-        weights = inspection.parameters("pruned") if inspection.final is None else inspection.final
-        size = metrics.size_bytes(weights, inspection.covered.patterns)
-        sizes[label] = (size.dense, size.packed, size.half)
+        sizes[label] = inspection.size()
         obstacles[label] = {
             s.name: two_of_four_obstacle(s.shape, inspection.covered.patterns[s.name]) for s in inspection.sites
         }
@@ -404,13 +398,14 @@ def speed_view(entries: list[Entry]) -> None:
     inspection = networks[label]
     file = chosen.run.weights_path.stat().st_size
     density = chosen.metrics.get("density") or metrics.density(inspection.masks)
-    st.markdown(compare.why_smaller(*sizes[label], file, str(chosen.config.prune.pattern), density))
-    work = metrics.multiply_adds(inspection.graph, inspection.images.evaluation[:1], inspection.masks)
+    st.markdown(compare.why_smaller(*sizes[label], file, str(chosen.config.prune.pattern), density, is_cut=inspection.is_cut))
+    dense, pruned = _work(chosen.run.path, chosen.run.created(), inspection)
     eligible = sum(reason is None for reason in obstacles[label].values())
     if label in seconds:
         st.markdown(
             compare.why_faster(
-                seconds[compare.DENSE], seconds[label], work.pruned / work.dense, eligible, len(inspection.sites), device
+                *(seconds[compare.DENSE], seconds[label], pruned / dense, eligible, len(inspection.sites), device),
+                is_cut=inspection.is_cut,
             )
         )
     with st.expander("Which layers suit 2:4 kernels", icon=":material/memory:"):

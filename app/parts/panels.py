@@ -77,7 +77,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
         st.rerun()  # once: the page is drawn anew, and polls no more
     config = state.config_of(run)
     if config is None:
-        st.error(f"Run {run.id} was written by another version of the app, so it cannot be shown.")
+        st.error(words.plain(run.unreadable()), icon=":material/error:")
         return
     progress = run_tables.progress(events, state.now_of(events, run_state))
     st.space("xxsmall")
@@ -415,7 +415,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
     if state.opened_run_id() != current:
         state.say("run", current)
     if state.config_of(runs[current]) is None:
-        st.error(f"Run {current} was written by another version of the app, so it cannot be shown.", icon=":material/error:")
+        st.error(words.plain(runs[current].unreadable()), icon=":material/error:")
         return None
     if state.is_recorded(runs[current]):
         st.caption(":material/inventory_2: A recorded run that came with the app; nothing was computed just now.")

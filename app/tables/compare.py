@@ -483,8 +483,15 @@ def sizes(by_network: Mapping[str, tuple[int, int, int]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "form", "bytes"])
 
 
-def why_smaller(dense: int, packed: int, half: int, file: int, pattern: str, density: float) -> str:
-    """Why a pruned model's file is, or is not, smaller."""
+def why_smaller(dense: int, packed: int, half: int, file: int, pattern: str, density: float, *, is_cut: bool = False) -> str:
+    """Why a pruned model's file is, or is not, smaller. `is_cut`: whether whole units were cut away."""
+    if is_cut:
+        return (
+            f"The run's own file holds {size(file)}: it has the dense network's shapes, with zeros where units were, so that "
+            f"any program can load it. Cut to size ({pattern}), as the ONNX file is, the network takes {size(packed)} "
+            f"({100 * packed / dense:.0f} % of {size(dense)}), with weights in half precision {size(half)}, "
+            f"{dense / half:.3g} times less than the dense network."
+        )
     return (
         f"The run's own file holds {size(file)}: every weight is written, the zeros too, so that any program can load it. "
         f"A packed file, of the kept values and the bits that say where they lie, takes {size(packed)} "
@@ -495,10 +502,19 @@ def why_smaller(dense: int, packed: int, half: int, file: int, pattern: str, den
     )
 
 
-def why_faster(dense: Sequence[float], pruned: Sequence[float], work: float, eligible: int, layers: int, device: str) -> str:
+def why_faster(
+    dense: Sequence[float],
+    pruned: Sequence[float],
+    work: float,
+    eligible: int,
+    layers: int,
+    device: str,
+    *,
+    is_cut: bool = False,
+) -> str:
     """Why a pruned model is, or is not, faster here. `dense`, `pruned`: seconds a batch. `work`: the share of the dense
     network's multiply-adds that are not with a zero. `eligible`: how many of the pruned `layers` suit 2:4 kernels. `device`:
-    `cpu`, or a GPU's name."""
+    `cpu`, or a GPU's name. `is_cut`: whether whole units were cut away."""
     before, after = float(np.median(dense)), float(np.median(pruned))
     noise = max(float(np.subtract(*np.percentile(seconds, [75, 25]))) for seconds in (dense, pruned))
     if abs(after - before) <= max(noise, 0.03 * before):
@@ -506,6 +522,11 @@ def why_faster(dense: Sequence[float], pruned: Sequence[float], work: float, eli
     else:
         word, more = "Faster" if after < before else "Slower", ""
     says = f"**{word} here**: {_milliseconds(after)} a batch, the dense network {_milliseconds(before)}{more}. "
+    if is_cut:
+        return says + (
+            f"Whole units are gone, so {100 * work:.0f} % of the multiplications are left to do, by the same dense kernels. "
+            "Narrower products run at a lower rate, and norms and softmax are not less in proportion."
+        )
     says += (
         "A zero takes part in the product like any other number: the kernels that ran are dense ones, and know nothing of the "
         f"mask. One that skipped zeros would have {100 * work:.0f} % of the multiplications to do. "

@@ -7,12 +7,12 @@ Pure functions of run folders and of `snows.plans.study`; no torch.
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from app import words
 from app.charts import palette
+from snows.bundled import ASSETS
 from snows.measures.names import MEASURES
 from snows.plans import study
 from snows.plans.comparisons import Row
@@ -21,7 +21,7 @@ from snows.plans.words import network_name
 from snows.runs.store import Comparison, Run, RunStore
 
 # The study that comes with the app: runs without their weights.
-RECORDED = RunStore(Path(__file__).resolve().parents[2] / "assets" / "study")
+RECORDED = RunStore(ASSETS / "study")
 
 
 # What is drawn against K, or the number of images.

@@ -11,15 +11,13 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snows.bundled import HOME
 from snows.config import InputError, RunConfig
 
 if TYPE_CHECKING:
     from snows.runs.estimate import Plan
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Planner:
@@ -54,7 +52,7 @@ class Planner:
         if self._connection is None or self._process is None or self._process.poll() is not None:
             ours, theirs = multiprocessing.Pipe()
             command = [sys.executable, "-m", "app.work.planning", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=HOME, stdin=subprocess.DEVNULL)
             theirs.close()  # so that its end shows here as the end of the pipe
             self._connection = ours
         return self._connection

@@ -216,8 +216,8 @@ def list_command(given: argparse.Namespace) -> int:
         for run in runs:
             try:
                 name, metrics = run_name(as_called(run)), run.metrics() or {}
-            except ValueError:  # written by another version, or damaged; the other runs are still worth seeing
-                rows.append((run.id, "unreadable", *"---"))
+            except ValueError as error:  # written by another version, or damaged; the other runs are still worth seeing
+                rows.append((run.id, "unreadable", "-", "-", str(error) if isinstance(error, InputError) else "-"))
                 continue
             rows.append((run.id, run.state(), *(said(measure, metrics) for measure in measured), name))
         sys.stdout.write(table(rows))

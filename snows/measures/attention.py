@@ -54,7 +54,16 @@ def attention_maps(
 ) -> AttentionMaps:
     """Where each block attends; empty for a network without attention.
 
-    `images` (N, C, height, width); `parameters` replace the module's own tensors by name, for a pruned network.
+    `images` (N, C, height, width) of the size of `graph`; `parameters` replace the module's own tensors by name, for a pruned
+    network. Maps are (N, heads, tokens, tokens), by module path in graph order, each row a softmax as it is (Vaswani et al.
+    2017, arXiv 1706.03762, equation 1), so that it sums to one; `missing` says what attends and has no map. `batch_size` bounds
+    memory alone. Raises `RuntimeError`, torch's own, for images of another size than `graph` was exported with.
+
+    >>> network = snows.load_model("vit-fashion")
+    >>> graph = snows.NetworkGraph.export(network.module, torch.zeros(2, *network.input_size))
+    >>> maps = snows.attention_maps(graph, torch.zeros(3, *network.input_size))
+    >>> list(maps)[0], next(iter(maps.values())).shape
+    ('blocks.0.attn', torch.Size([3, 3, 50, 50]))
     """
     blocks, missing = _blocks(graph)
     batches = [_maps(graph, blocks, batch, parameters) for batch in images.split(batch_size)]

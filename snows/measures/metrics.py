@@ -98,16 +98,23 @@ def multiply_adds(graph: NetworkGraph, image: Tensor, masks: Mapping[str, Tensor
 
 class Size(NamedTuple):
     """Bytes of a network's tensors: as they are; with pruned weights stored as kept values and their positions; and with all
-    weights, of two or more dimensions, in half precision besides. The last two are what `export.packed` writes."""
+    weights, of two or more dimensions, in half precision besides. The last two are what `export.packed` writes; of a network
+    that is cut to size they are its own tensors', and ONNX's."""
 
     dense: int
     packed: int
     half: int
 
 
-def size_bytes(state: Mapping[str, Tensor], patterns: Mapping[str, LayerPattern] | None = None) -> Size:
+def size_bytes(
+    state: Mapping[str, Tensor],
+    patterns: Mapping[str, LayerPattern] | None = None,
+    smaller: Mapping[str, Tensor] | None = None,
+) -> Size:
     """Sizes of `state`, whose tensors named in `patterns` are pruned, see `sparsity.packed_bytes`. Unstructured weights keep
-    what is not zero."""
+    what is not zero. `smaller`: the state of the same network with whole units cut away, which then is what is stored."""
+    if smaller is not None:
+        return size_bytes(smaller)._replace(dense=size_bytes(state).dense)
     dense = packed = half = 0
     for name, tensor in state.items():
         pattern, width = (patterns or {}).get(name, Dense()), tensor.element_size()

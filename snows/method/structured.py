@@ -20,9 +20,6 @@ from snows.method.rows import input_gram
 from snows.method.sparsity import from_matrix, keep_highest, to_matrix
 from snows.method.units import NO_UNITS, Group, Units
 
-_TRIED = 8  # units outside that are tried in the place of one inside, the most promising first
-_LEAST_GAIN = 1e-6  # of an exchange, as a share of what the layers' outputs are
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,8 +54,7 @@ def choose(
     device: torch.device,
     check: Callable[[], None] = lambda: None,
 ) -> Choice:
-    """The units of `covered.groups` that go, each group's share, by `config.mask`; with `config.refinement` some are exchanged
-    for others afterwards, where that lowers the reconstruction loss.
+    """The units of `covered.groups` that go, each group's share, by `config.mask`.
 
     magnitude: the root of the sum of the squares of all weights that make or read a unit (as in Fang et al., 2023, "DepGraph:
     Towards Any Structural Pruning"). random: uniform. taylor: see `taylor`. obc: see `remove`.
@@ -74,10 +70,8 @@ def choose(
         check()
         count = stay(group, pattern)
         columns = {name: group.matrix_columns(sites[name]).to(device) for name in group.columns}
-        by_reading = config.mask == "obc" or config.refinement != "none"
-        readings = [Reading(dense[name], grams[name], columns[name]) for name in columns] if by_reading else []
         if config.mask == "obc":
-            kept = remove(readings, count)
+            kept = remove([Reading(dense[name], grams[name], columns[name]) for name in columns], count)
         else:
             if config.mask == "magnitude":
                 squares = sum(dense[name].double().square().sum(0)[places].sum(1) for name, places in columns.items())
@@ -90,8 +84,6 @@ def choose(
                 generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
                 score = torch.rand(len(group), generator=generator, dtype=torch.float64).to(device)
             kept = keep_highest(score, count)
-        if config.refinement != "none":
-            kept = exchange(readings, kept, check)
         gone.append(group.numbers[~kept.cpu()])
     return _choice(graph, covered, torch.cat([NO_UNITS, *gone]), grams, fit=config.update != "none")
 
@@ -150,8 +142,8 @@ class Reading:
     The loss of a set of columns is  min over W' of  tr (W - W') G (W - W')^T  with W' zero outside of it, as a share of
     tr W G W^T: the optimal brain surgeon (Hassibi & Stork, 1993) over whole columns, which all rows share. The tableau holds,
     for the columns inside, the inverse of their part of G and the fitted weights; for those outside, G less what the inside
-    explains, and what is left to fit. A unit's columns B then gain, or cost, tr X_B^T T_BB^-1 X_B, and to take them in or out
-    is one principal pivot on them: the same for both, and its own inverse.
+    explains, and what is left to fit. A unit's columns B then cost tr X_B^T T_BB^-1 X_B, and to take them out is one principal
+    pivot on them, which is its own inverse.
 
     `weight` (R, P), `gram` (P, P), `columns` (U, c).
     """
@@ -161,35 +153,24 @@ class Reading:
         self.size = float(((weight @ gram) * weight).sum()) or 1.0
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         self.tableau, self.inputs = torch.cat([inverse, weight.T], 1), len(gram)
-        self.inside = torch.ones(len(columns), dtype=torch.bool, device=columns.device)
 
     def values(self) -> Tensor:
-        """What each unit costs to take out, or gains to take in, as a share of the output: (U,)."""
+        """What each unit costs to take out, as a share of the output; of one that is out, what it gained: (U,)."""
         own = self.tableau[self.columns[:, :, None], self.columns[:, None, :]]
         right = self.tableau[:, self.inputs :][self.columns]
         if own.shape[1] == 1:
             return right.square().sum((1, 2)) / own[:, 0, 0] / self.size
         return (right * torch.linalg.solve(own, right)).sum((1, 2)) / self.size
 
-    def pivot(self, units: Tensor) -> None:
-        """Take units (n,) out that are inside, or in that are outside."""
-        places = self.columns[units].flatten()
+    def pivot(self, unit: Tensor) -> None:
+        """Take a unit out that is inside, or in that is outside."""
+        places = self.columns[unit]
         inverse = torch.linalg.inv(self.tableau[places][:, places])
         row, column = inverse @ self.tableau[places], self.tableau[:, places].clone()
         self.tableau.addmm_(column, row, alpha=-1)
         self.tableau[places] = row
         self.tableau[:, places] = -column @ inverse
         self.tableau[places[:, None], places] = inverse
-        self.inside[units] ^= True
-
-
-def _values(readings: Sequence[Reading]) -> Tensor:
-    return torch.stack([reading.values() for reading in readings]).sum(0)
-
-
-def _pivot(readings: Sequence[Reading], units: Tensor) -> None:
-    for reading in readings:
-        reading.pivot(units)
 
 
 def remove(readings: Sequence[Reading], count: int) -> Tensor:
@@ -197,35 +178,11 @@ def remove(readings: Sequence[Reading], count: int) -> Tensor:
     Frantar & Alistarh (2022), "Optimal Brain Compression", section 4, over columns instead of weights."""
     kept = torch.ones(len(readings[0].columns), dtype=torch.bool, device=readings[0].columns.device)
     while int(kept.sum()) > count:
-        least = _values(readings).masked_fill(~kept, torch.inf).argmin()
-        _pivot(readings, least[None])
+        cost = torch.stack([reading.values() for reading in readings]).sum(0)
+        least = cost.masked_fill(~kept, torch.inf).argmin()
+        for reading in readings:
+            reading.pivot(least)
         kept[least] = False
-    return kept
-
-
-def exchange(readings: Sequence[Reading], kept: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
-    """The mask (U,) after exchanges of one unit for another, each of which lowers the loss: of the few units outside that
-    promise the most, the first that brings more than the one that then costs the least."""
-    kept = kept.clone()
-    for reading in readings:
-        if bool((reading.inside != kept).any()):
-            reading.pivot((reading.inside != kept).nonzero().squeeze(1))
-    for _ in range(10 * len(kept)):
-        check()
-        gains = _values(readings).masked_fill(kept, -torch.inf)
-        for unit in gains.argsort(descending=True)[: min(_TRIED, int((~kept).sum()))]:
-            _pivot(readings, unit[None])
-            kept[unit] = True
-            costs = _values(readings).masked_fill(~kept, torch.inf)
-            other = costs.argmin()
-            better = float(gains[unit] - costs[other]) > _LEAST_GAIN
-            out = other if better else unit
-            _pivot(readings, out[None])
-            kept[out] = False
-            if better:
-                break
-        else:
-            break
     return kept
 
 

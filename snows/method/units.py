@@ -631,7 +631,14 @@ def shrink(module: nn.Module, example: Tensor) -> nn.Module:
     `example` (B, C, H, W) are images of its size. The result is a `torch.fx.GraphModule`: plain PyTorch operations in eval
     mode (a batch norm keeps its statistics, nothing is dropped), its tensors under the names they had. It can be saved,
     exported and moved like any module. Raises `ExportError` for a network that cannot be followed, `UnitError` for one that
-    cannot be cut.
+    cannot be cut, both `InputError`.
+
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> with torch.no_grad():
+    ...     network[2].weight[:, :6] = 0  # nothing reads six of the eight hidden units
+    >>> smaller = snows.shrink(network, torch.randn(2, 4))
+    >>> {name: tuple(tensor.shape) for name, tensor in smaller.state_dict().items() if "weight" in name}
+    {'0.weight': (2, 4), '2.weight': (2, 2)}
     """
     graph = NetworkGraph.export(module, example, layout=torch.contiguous_format)
     units = Units(graph)

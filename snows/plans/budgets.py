@@ -6,9 +6,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from snows.bundled import ASSETS
 from snows.config import Budget, Dense, InputError, RunConfig
 from snows.events import BudgetLayer
-from snows.plans.levels import ASSETS
 
 FOLDER = ASSETS / "budgets"
 

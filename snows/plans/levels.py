@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snows.bundled import ASSETS
 from snows.config import InputError, RunConfig, parse_pattern
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from snows.sources.models import LoadedModel
 
-ASSETS = Path(__file__).parents[2] / "assets"
 FOLDER = ASSETS / "levels"
 DENSE = "dense"
 PATTERNS = ("2:4", "1:4", "1:8", "1:16")

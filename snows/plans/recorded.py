@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snows.bundled import ASSETS
 from snows.config import JOINTS, MASKS, REFINEMENTS, TARGETS, UPDATES, InputError, PruneConfig, RunConfig
 
-FOLDER = Path(__file__).parents[2] / "assets" / "bench"
+FOLDER = ASSETS / "bench"
 MEASUREMENTS, SIZES = "quality.jsonl", "sizes.jsonl"
 COMMAND = "make bench"
 

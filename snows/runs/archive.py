@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from snows.config import AnyPath, as_path, explain
+from snows.config import AnyPath, InputError, as_path, explain
 from snows.events import CGIteration, NewtonStep, SiteFinished, SiteStarted, from_json
 from snows.runs.log import Log
 from snows.runs.store import Run, RunStore, RunTakenError, new_id
@@ -210,6 +210,8 @@ def _is_of(log: Log, event: SiteStarted | SiteFinished) -> bool:
 def _valid(what: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except InputError as error:  # nothing is wrong with it, but that it is too new
+        raise ArchiveError(f"{what} cannot be read. {error}") from None
     except ValidationError as error:
         raise ArchiveError(f"{what} does not fit this version: {explain(error)}"[:500] + f" {_DAMAGED}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

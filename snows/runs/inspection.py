@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snows.config import InputError, PruneConfig
+from snows.measures import comparison, metrics
 from snows.measures.runtimes import Layer
 from snows.method.cascade import Cascade
 from snows.method.coverage import Coverage, coverage
@@ -104,6 +105,39 @@ class Inspection:
     def run_network(self, images: Tensor, stage: str, capture: Collection = ()) -> tuple[Tensor, dict]:
         """The network's output on preprocessed `images` (B, C, H, W), and the values at the `capture` nodes."""
         return self.graph.run(images, self.parameters(stage), capture)
+
+    def network(self) -> nn.Module:
+        """A finished run's network as it is to be computed, cut to size where whole units were cut away. A copy, in eval mode.
+
+        Raises `InspectionError` for a run that has not finished.
+        """
+        if self.final is None:
+            raise InspectionError(f"Run {self.run.id} has not finished, so its network is not there yet.")
+        masked = comparison.with_weights(self.model.module, self.final)
+        return shrink(masked, self._example) if self.is_cut else masked
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the run's network is smaller by its shapes."""
+        return self.final is not None and self.run.config().prune.structured
+
+    @property
+    def _example(self) -> Tensor:
+        return torch.zeros(2, *self.model.input_size)
+
+    def multiply_adds(self) -> metrics.MultiplyAdds:
+        """Of one image, in the dense network and in the pruned one. Where whole units are cut away they are counted in the
+        smaller network itself, for masks say nothing of the products inside attention."""
+        counted = metrics.multiply_adds(self.graph, self._example[:1], self.masks)
+        if not self.is_cut:
+            return counted
+        smaller = NetworkGraph.export(self.network(), self._example)
+        return counted._replace(pruned=metrics.multiply_adds(smaller, self._example[:1]).dense)
+
+    def size(self) -> metrics.Size:
+        """Bytes of the network, pruned as far as the run is."""
+        state = self.parameters("pruned") if self.final is None else self.final
+        return metrics.size_bytes(state, self.covered.patterns, self.network().state_dict() if self.is_cut else None)
 
     def finished(self, site: str) -> tuple[Tensor, Tensor, Tensor]:
         """A site's dense weight, its pruned weight, and its mask (bool, True = kept), in the parameter's shape.

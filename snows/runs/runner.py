@@ -98,9 +98,8 @@ def _execute(run: Run, worker_device: str | None) -> events.RunFinished:
     pruned_logits = logits(result.model, images.evaluation, config.prune, device, measured)
     masked_logits = logits(only_masked(model.module, result.masks), images.evaluation, config.prune, device, measured)
     pruned = {n: p for n, p in result.masked.named_parameters() if n in result.masks}
-    size = metrics.size_bytes(result.masked.state_dict(), result.patterns)
-    if result.model is not result.masked:  # its units are cut away: what is left is small by its shapes
-        size = size._replace(packed=metrics.size_bytes(result.model.state_dict()).dense)
+    smaller = None if result.model is result.masked else result.model.state_dict()  # its units are cut away
+    size = metrics.size_bytes(result.masked.state_dict(), result.patterns, smaller)
     for name, given in (("dense", dense_logits), ("pruned", pruned_logits)):
         if unanswered := int((metrics.answers(given) == metrics.NO_ANSWER).sum()):
             message = (

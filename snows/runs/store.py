@@ -1,6 +1,6 @@
 """`RunStore`: one folder a run, the only channel between a worker and a screen.
 
-    RUN/config.json           the RunConfig, written once
+    RUN/config.json           the RunConfig and the folder's form, see `formats`, written once
     RUN/events.jsonl          one event a line, append-only
     RUN/sites/NNNN.safetensors  a finished site's weight and mask; present means finished
     RUN/joint.safetensors     where the joint fit stands, while it is under way
@@ -72,7 +72,7 @@ from snows.events import (
     from_json,
     to_json,
 )
-from snows.runs import line, lock
+from snows.runs import formats, line, lock
 from snows.runs.line import Line, Place
 from snows.runs.log import ENDINGS, Log
 
@@ -204,9 +204,20 @@ class Run:
         return self.path.name
 
     def config(self) -> RunConfig:
+        """Raises `InputError` for a run of a newer version, and `ValidationError` for what is no config."""
         path = self.path / "config.json"
         there = path.stat()
         return _config(path, (there.st_ino, there.st_mtime_ns, there.st_size))
+
+    def unreadable(self) -> str:
+        """Why this version cannot read the run's settings, in a sentence; nothing where it can."""
+        try:
+            self.config()
+        except InputError as error:
+            return f"Run {self.id} cannot be shown. {error}"
+        except ValueError:
+            return f"Run {self.id} was written by another version of the app, or is damaged, so it cannot be shown."
+        return ""
 
     def created(self) -> float:
         """When the run was made, in seconds since the epoch."""
@@ -638,7 +649,8 @@ class Hold:
             self.run.config()
         except ValueError as error:  # a worker that stumbled over it would leave it to the next one, and that one too
             what = "The settings of this run (config.json) cannot be read: they are damaged, or of another version"
-            self._end(RunFailed(message=f"{what}. Start it again as a new run.", detail=str(error), bad_input=True))
+            message = str(error) if isinstance(error, InputError) else f"{what}. Start it again as a new run."
+            self._end(RunFailed(message=message, detail=str(error), bad_input=True))
             return False
         self.run._reserve()
         if not isinstance(last, Queued):
@@ -662,16 +674,10 @@ class Hold:
             self._lock.release()
 
 
-_BEFORE = {"refine": "none", "ridge": 0.0}
-
-
 @lru_cache(maxsize=4096)
 def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
     # Written once, and asked for by every list of runs, each second.
-    config = RunConfig.model_validate_json(path.read_text())
-    # What a run did that is from before there was this setting.
-    absent = {name: value for name, value in _BEFORE.items() if name not in config.prune.model_fields_set}
-    return config.model_copy(update={"prune": config.prune.model_copy(update=absent)}) if absent else config
+    return formats.read(path.read_text())
 
 
 def _readable(whole_lines: Sequence[bytes]) -> Iterator[Event]:
@@ -729,7 +735,22 @@ class Comparison:
 
 @dataclass(frozen=True, init=False)
 class RunStore:
-    """All runs under one folder; or, with an `owner`, only those that were made for that owner, as if there were no others."""
+    """All runs under one folder; or, with an `owner`, only those that were made for that owner, as if there were no others.
+
+    What the shell and the app share: `default_root()` is `$SNOWS_RUNS`, or `~/.snows/runs`. A `Run` is a handle on a folder,
+    whose `config`, `state`, `metrics`, `log` and `masks` (bool, in each parameter's shape, True = kept) read the disk; the
+    folder's files are in this module's head. Every method that writes raises `StoreError`, with a sentence, where the disk
+    refuses; `get` raises `KeyError` for an id that is not there.
+
+    >>> import tempfile
+    >>> store = snows.RunStore(tempfile.mkdtemp())
+    >>> run = store.create(snows.RunConfig(model="vit-fashion"))
+    >>> store.get(run.id).config().model, run.state(), run.metrics()
+    ('vit-fashion', 'interrupted', None)
+    >>> store.delete(run.id)
+    >>> store.list()
+    []
+    """
 
     root: Path
     owner: str | None
@@ -747,7 +768,7 @@ class RunStore:
         try:
             if self.owner is not None:
                 _write(run.path / "owner", self.owner.encode())
-            _write(run.path / "config.json", config.model_dump_json(indent=2).encode())
+            _write(run.path / "config.json", formats.written(config))
         except StoreError:
             shutil.rmtree(run.path, ignore_errors=True)
             raise

@@ -28,10 +28,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from snows.bundled import ASSETS
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.sources import named_sets
 from snows.sources.downloads import Report
-from snows.sources.models import ASSETS, FASHION_CLASSES, LoadedModel, has_names
+from snows.sources.models import FASHION_CLASSES, LoadedModel, has_names
 from snows.sources.pictures import (
     Arrangement,
     DataError,
@@ -136,8 +137,16 @@ def load(
     not use. The next `num_held_back` after those chosen to calibrate with are held back, fewer where there are no more, and
     change nothing of the others. `report` is told how a download goes and may raise to stop it.
 
+    Images are (N, C, H, W) float32 on the CPU, labels (N,) int64, see `Data`. Fashion-MNIST is bundled, from Xiao et al. 2017
+    (arXiv 1708.07747): 3,000 of its training images, and all 10,000 test images.
+
     Raises `DataError` for an unknown set, too few images, files that are not images, and images the model cannot take;
-    `DownloadError` for a set that cannot be fetched.
+    `DownloadError` for a set that cannot be fetched; both `InputError`.
+
+    >>> network = snows.load_model("resnet20-fashion")
+    >>> images = snows.load_data("fashion-mnist", network, num_calibration=16, num_evaluation=8, seed=0)
+    >>> images.calibration.shape, images.labels.shape
+    (torch.Size([16, 1, 32, 32]), torch.Size([8]))
     """
     name = os.fspath(name)
     if name in named_sets.SETS:

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from snows.bundled import ASSETS
 from snows.config import AnyPath, InputError, RunConfig, as_path
 from snows.sources import checkpoints, downloads
 from snows.sources.downloads import Report
 from snows.sources.pictures import check_enlarged
 
-ASSETS = Path(__file__).parents[2] / "assets"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -229,12 +229,21 @@ def load(
     """The network `name`, with its published weights or those of the file `checkpoint` (safetensors, or by `torch.save`).
 
     A checkpoint that was made with another number of classes, of channels or of pixels gets a network that is built so, as far
-    as timm and torchvision build it.
-    `pretrained=False` keeps random weights, the same ones every time. `class_names`: what its outputs mean, where the network
-    itself does not say. `report` is told how a download goes and may raise to stop it.
+    as timm and torchvision build it. Where `pretrained` is false it keeps random weights, the same ones every time.
+    `class_names`: what its outputs mean, where the network itself does not say. `report` is told how a download goes and may
+    raise to stop it.
+
+    The result's `module` is in eval mode, on the CPU, in float32; `input_size` is the (C, H, W) of one image, `preprocess`
+    makes a picture such an image, and `class_names` name the outputs, see `LoadedModel`. The bundled two come with cards beside
+    their weights that say how they were trained; ResNets are those of He et al. 2015 (arXiv 1512.03385), vision transformers
+    those of Dosovitskiy et al. 2020 (arXiv 2010.11929).
 
     Raises `CatalogueError` for an unknown name or weights that cannot be fetched, `CheckpointError` for a file that is missing,
-    corrupt, made for another network, or holds a NaN.
+    corrupt, made for another network, or holds a NaN; both `InputError`.
+
+    >>> network = snows.load_model("vit-fashion")
+    >>> network.input_size, network.class_names[:2]
+    ((1, 28, 28), ('T-shirt/top', 'Trouser'))
     """
     check_name(name)
     source, _, architecture = name.rpartition(":")

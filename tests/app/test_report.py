@@ -211,6 +211,12 @@ class TestShell:
         said = capsys.readouterr().err
         assert f"Run {damaged.id} cannot be read: a file in its folder was written by another version, or is damaged" in said
         assert "It is not JSON: EOF while parsing" in said
+        newer = helpers.write_run(store, "finished")
+        (newer.path / "config.json").write_text('{"format": 99}')
+        assert report.main([newer.id]) == 2
+        said = capsys.readouterr().err
+        assert f"Run {newer.id} cannot be read. It was written by a newer version" in said
+        assert "damaged" not in said
 
     @pytest.mark.slow
     def test_the_readmes_command_works(self, store: RunStore, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from snows.method.sparsity import keep_mask
 from tests.bench import imagenet
 from tests.bench.readme import put
 from tests.bench.records import add, read
-from tests.bench.speed import machine, peak_bytes
+from tests.bench.speed import machine, peak_bytes, phases, said
 from tests.bench.unlabelled import structured
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +48,15 @@ WORK: list[tuple[str, str, int, str, int | None]] = [
     ("ResNet-50", "resnet50", 128, "1:4", None),
     ("EfficientNet-Lite1", "tf_efficientnet_lite1", 256, "2:4", None),
     ("ViT-L/16", "vit_large_patch16_224", 128, "2:4", 1),
-    ("ViT-H/14", "vit_huge_patch14_224", 32, "2:4", 1),
+    ("ViT-H/14", "vit_huge_patch14_224", 32, "2:4", 4),
 ]
 UPDATES = ["sparsegpt", "least-squares", "snows"]
+# (what, timm's name, images, pattern, blocks) where SNOWS's time is told apart, on less of what takes long.
+PROFILED: list[tuple[str, str, int, str, int | None]] = [
+    ("ViT-B/16", "vit_base_patch16_224", 128, "2:4", 1),
+    ("ResNet-50", "resnet50", 64, "1:4", None),
+    ("ViT-H/14", "vit_huge_patch14_224", 32, "2:4", 1),
+]
 
 
 class _DoneError(Exception):
@@ -78,9 +84,9 @@ def forward_seconds(module: nn.Module, images: Tensor) -> float:
     return (time.perf_counter() - started) * len(images) / len(some)
 
 
-def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -> dict:
+def run(name: str, images: int, pattern: str, blocks: int | None, update: str, profile: bool = False) -> dict:
     """One measurement, in this process. Seconds by the clock; `passes` are forward passes of the same images through as much of
-    the network as was pruned."""
+    the network as was pruned. With `profile`, the share of each phase instead."""
     x = imagenet.crops(imagenet.CALIBRATION, images, SIDE, 0)
     module = network(name, x)
     forward = forward_seconds(module, x)
@@ -97,9 +103,15 @@ def run(name: str, images: int, pattern: str, blocks: int | None, update: str) -
                 raise _DoneError
 
     config = PruneConfig(pattern=parse_pattern(pattern), update=update)  # type: ignore[arg-type]
+
+    def pruned_so_far() -> None:
+        with suppress(_DoneError):
+            prune(module, x, config, on_event=on_event)
+
+    if profile:
+        return {"shares": phases(pruned_so_far)}
     before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    with suppress(_DoneError):
-        prune(module, x, config, on_event=on_event)
+    pruned_so_far()
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     shapes = {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -161,6 +173,10 @@ def measure(*, fresh: bool = False) -> None:
         settings += [
             {"name": name, "images": images, "pattern": pattern, "blocks": blocks, "update": update} for update in UPDATES
         ]
+    settings += [
+        {"name": name, "images": images, "pattern": pattern, "blocks": blocks, "update": "snows", "profile": True}
+        for _, name, images, pattern, blocks in PROFILED
+    ]
     for setting in settings:
         if any(setting.items() <= record.items() for record in known):
             continue
@@ -174,19 +190,23 @@ def measure(*, fresh: bool = False) -> None:
         add(RESULTS, setting | record | {"machine": machine(), "date": date.today().isoformat()})
 
 
+def _part(blocks: int | None) -> str:
+    return "all layers" if blocks is None else f"first {blocks} blocks" if blocks > 1 else "first block"
+
+
 def table(records: list[dict]) -> str:
     """Markdown: one line a measurement."""
     head = "| network | pruned | update | forward passes | times SparseGPT's | in the system | peak GB | held GB |"
     lines = [head, "|" + "---|" * 8]
     for title, name, images, pattern, blocks in WORK:
-        part = "all layers" if blocks is None else f"first {blocks} blocks" if blocks > 1 else "first block"
         mine = {
             r["update"]: r
             for r in records
             if (r["name"], r.get("images"), r.get("pattern"), r.get("blocks")) == (name, images, pattern, blocks)
+            and not r.get("profile")
         }
         for update in UPDATES:
-            first = f"| {title}, {images} images | {pattern}, {part} | {update} | "
+            first = f"| {title}, {images} images | {pattern}, {_part(blocks)} | {update} | "
             r = mine.get(update)
             if r is None or "error" in r:
                 lines.append(first + ("not measured" if r is None else r["error"]) + " | | | | |")
@@ -197,6 +217,11 @@ def table(records: list[dict]) -> str:
             share = r["system_seconds"] / (r["user_seconds"] + r["system_seconds"])
             sizes = f"{r['peak_mb'] / 1024:.1f} | {r['held_mb'] / 1024:.1f} |"
             lines.append(first + f"{r['passes']:.0f} | {times} | {100 * share:.0f} % | {sizes}")
+    lines += ["", "| where SNOWS's time goes | |", "|---|---|"]
+    for title, name, images, pattern, blocks in PROFILED:
+        shares = next((r["shares"] for r in records if r.get("profile") and (r["name"], r["images"]) == (name, images)), None)
+        what = f"{title}, {images} images, {pattern}, {_part(blocks)}"
+        lines.append(f"| {what} | {'not measured' if shares is None else said(shares)} |")
     return "\n".join(lines)
 
 

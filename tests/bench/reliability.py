@@ -1,7 +1,7 @@
 """Figures for trust: what sharing a store costs, and what becomes of runs where something gives way under them.
 
-One line of `assets/bench/reliability.jsonl` a measurement (`workers`, `faults`, `mutations`, `screens`); what is on file is not
-measured again.
+One line of `assets/bench/reliability.jsonl` a measurement (`workers`, `faults`, `mutations`, `screens`, `dependencies`); what
+is on file is not measured again.
 """
 
 import sys
@@ -16,7 +16,7 @@ from snows.config import RunConfig
 from snows.events import RunFinished
 from snows.runs import runner
 from snows.runs.store import Run
-from tests.bench import faults, mutations, screens
+from tests.bench import dependencies, faults, mutations, screens
 from tests.bench.readme import put
 from tests.bench.records import add, read
 from tests.bench.speed import machine
@@ -105,6 +105,13 @@ def _many(root: Path) -> dict[str, Any]:
     return {"seconds": {str(runs): screens.rerun_seconds(root / str(runs), runs, 5) for runs in (50, 5000)}}
 
 
+def _dependencies(root: Path) -> dict[str, Any]:
+    packages = [one for versions in dependencies.locked().values() for one in versions]
+    told, faults_known = dependencies.audited()
+    hashes = sum(len(one.hashes) for one in packages)
+    return {"packages": len(packages), "hashes": hashes, "told": told, "known": faults_known}
+
+
 def _hostile(root: Path) -> dict[str, Any]:
     tried, wrong = screens.hostile(root)
     return {"tried": tried, "wrong": wrong}
@@ -133,6 +140,7 @@ _JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "many": _many,
     "hostile": _hostile,
     "crowd": _crowd,
+    "dependencies": _dependencies,
 }
 
 
@@ -240,6 +248,15 @@ def _many_row(record: dict[str, Any]) -> Row:
     return "A page run again with 5,000 runs in the store, 95th percentile, without a browser", "below 500 ms", measured
 
 
+def _dependencies_row(record: dict[str, Any]) -> Row:
+    measured = f"{record['packages']} packages, {record['hashes']:,} hashes"
+    if record["told"]:
+        measured += f"; {record['known']} faults known of the {record['told']} that the advisories tell of"
+    else:
+        measured += "; the advisories could not be asked from this machine, so it was not audited"
+    return "Dependencies (`requirements.lock`, `pip-audit`)", "pinned with hashes; no fault known", measured
+
+
 def _hostile_row(record: dict[str, Any]) -> Row:
     measured = f"{len(record['wrong'])} of {record['tried']:,} were obeyed, or raised"
     return (
@@ -260,4 +277,5 @@ _ROWS: dict[str, Callable[[dict[str, Any]], Row]] = {
     "reruns": _reruns_row,
     "many": _many_row,
     "hostile": _hostile_row,
+    "dependencies": _dependencies_row,
 }

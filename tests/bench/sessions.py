@@ -64,6 +64,7 @@ class Session:
                 max_size=_LARGEST,
                 compression=None,
                 open_timeout=PATIENCE,
+                ping_interval=None,  # no browser asks whether the app is still there
             )
             self._tasks["reader"] = asyncio.create_task(self._read())
         self._query, self._page, self._page_hash = query, page, ""
@@ -220,9 +221,10 @@ class Session:
                     self._finished.set()
 
     async def _again(self, fragment: str, interval: float) -> None:
-        while True:
-            await asyncio.sleep(interval)
-            await self._rerun(fragment, is_automatic=True)
+        with suppress(ConnectionClosed):  # whoever clicks next is told
+            while True:
+                await asyncio.sleep(interval)
+                await self._rerun(fragment, is_automatic=True)
 
     def _stop(self, fragment: str) -> None:
         """Run a fragment no more by itself; every one where none is named."""

@@ -203,15 +203,25 @@ def profile() -> list[dict[str, Any]]:
         config = PruneConfig(pattern=PATTERN)
         whole = seconds(partial(prune, module, images, config), repeat=1)
         export = seconds(partial(NetworkGraph.export, module, images[:2])) / whole
-        profiler = cProfile.Profile(time.process_time)
-        profiler.runcall(prune, module, images, config)
-        entries = {entry.code: entry.totaltime for entry in profiler.getstats()}
-        rest = entries[prune.__code__] - _time_of(NetworkGraph.export, entries)
-        shares = {
-            phase: (1 - export) * sum(_time_of(f, entries) for f in functions) / rest for phase, functions in _PHASES.items()
-        } | {"export": export}
-        records.append({"model": name, "shares": shares | {"all else": 1 - sum(shares.values())}})
+        after = phases(partial(prune, module, images, config))
+        shares = {phase: (1 - export) * share for phase, share in after.items()} | {"export": export}
+        records.append({"model": name, "shares": shares})
     return records
+
+
+def phases(run: Callable[[], Any]) -> dict[str, float]:
+    """The share of each phase of a run's time in the processor, from when the network is exported."""
+    profiler = cProfile.Profile(time.process_time)
+    profiler.runcall(run)
+    entries = {entry.code: entry.totaltime for entry in profiler.getstats()}
+    rest = entries[prune.__code__] - _time_of(NetworkGraph.export, entries)
+    shares = {phase: sum(_time_of(f, entries) for f in functions) / rest for phase, functions in _PHASES.items()}
+    return shares | {"all else": 1 - sum(shares.values())}
+
+
+def said(shares: dict[str, float]) -> str:
+    """The phases as text, the longest first."""
+    return ", ".join(f"{phase} {100 * v:.0f} %" for phase, v in sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def _time_of(function: Any, entries: dict[Any, float]) -> float:
@@ -562,11 +572,7 @@ def _whole(records: list[dict]) -> str:
 
 
 def _profile(records: list[dict]) -> str:
-    return "; ".join(
-        f"{r['model']}: "
-        + ", ".join(f"{phase} {100 * v:.0f} %" for phase, v in sorted(r["shares"].items(), key=lambda item: -item[1]))
-        for r in records
-    )
+    return "; ".join(f"{r['model']}: {said(r['shares'])}" for r in records)
 
 
 def _allocation(records: list[dict]) -> str:

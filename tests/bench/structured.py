@@ -2,7 +2,7 @@
 over seeds; Torch-Pruning's one-shot result beside them; and how much faster a ViT-B/16 of half the width is here.
 
 A measurement is one line of `assets/bench/structured.jsonl` and is not repeated. Fitted on 512 images, judged on the first
-5,000 test images. Nothing is exchanged after a choice, so that a row is about the rule that it names.
+5,000 test images.
 """
 
 import copy
@@ -43,7 +43,10 @@ FITS: dict[str, dict[str, Any]] = {
     "SNOWS K=3, joint fit": {"joint": "network"},
 }
 TORCH_PRUNING, NO_FIT, JOINT = "Torch-Pruning", *list(FITS)[::3]
-CELLS = [(choice, fit) for choice in CHOICES for fit in FITS if fit != JOINT or choice == "obc"] + [(TORCH_PRUNING, NO_FIT)]
+CELLS = [
+    *((choice, fit) for choice in CHOICES for fit in FITS if fit != JOINT or choice == "obc"),
+    (TORCH_PRUNING, NO_FIT),
+]
 
 
 def measure(names: Sequence[str], seeds: Iterable[int], *, fresh: bool = False) -> None:
@@ -75,7 +78,7 @@ def _measure_model(name: str, seed: int, missing: list[tuple[str, str]]) -> None
         if choice == TORCH_PRUNING:
             smaller = torch_pruned(model.module, one[:1], work // 2)
         else:
-            config = PruneConfig.model_validate(PATTERNS[name] | FITS[fit] | {"mask": choice, "refine": "none", "seed": seed})
+            config = PruneConfig.model_validate(PATTERNS[name] | FITS[fit] | {"mask": choice, "seed": seed})
             smaller = prune(model.module, images.calibration, config).model
         cpu_seconds = time.process_time() - started
         given = logits(smaller, images.evaluation, PruneConfig(), torch.device("cpu"))
@@ -157,16 +160,14 @@ def table(records: list[dict]) -> str:
     lines = []
     for name in names:
         mine = [r for r in records if r["model"] == name]
-        cells = {
-            place: [r["accuracy"] for r in mine if (r["choice"], r["fit"]) == place] for place in CELLS if place[0] in CHOICES
-        } | {(TORCH_PRUNING, NO_FIT): [r["accuracy"] for r in mine if r["choice"] == TORCH_PRUNING]}
+        cells = {place: [r["accuracy"] for r in mine if (r["choice"], r["fit"]) == place] for place in CELLS}
         best = max((statistics.mean(v) for v in cells.values() if v), default=None)
         dense = statistics.mean(r["accuracy_dense"] for r in mine)
         shares = sorted({f"{100 * r['multiply_adds']:.1f}" for r in mine})
         kept = shares[0] if len(shares) == 1 else f"{shares[0]} to {shares[-1]}"
         lines += [f"**{name}**, dense {100 * dense:.1f} %, keeps {kept} % of its multiply-adds:", ""]
         lines += ["| units chosen by | " + " | ".join(FITS) + " |", "|" + "---|" * (1 + len(FITS))]
-        for choice in [*CHOICES, TORCH_PRUNING]:
+        for choice in dict.fromkeys(choice for choice, _ in CELLS):
             values = [cell(cells[choice, fit], best) if (choice, fit) in cells else "" for fit in FITS]
             lines.append("| " + " | ".join([choice, *values]) + " |")
         lines.append("")

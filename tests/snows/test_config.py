@@ -278,3 +278,19 @@ def test_a_structured_pattern_says_what_share_of_which_units_goes(text: str, wha
     assert PruneConfig.model_validate_json(PruneConfig(pattern=text).model_dump_json()).pattern == pattern
     with pytest.raises(ValueError, match="layers share"):
         Budget(share=0.5, patterns=(pattern,))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "overrides", "refinement"),
+    [
+        ("width 50%", {}, "none"),
+        ("width 50%", {"fc": "dense"}, "none"),
+        ("width 50%", {"fc": "2:4"}, "window"),
+        ("2:4", {"fc": "width 50%"}, "window"),
+        ("dense", {}, "window"),
+    ],
+)
+def test_whole_units_are_not_refined_and_other_layers_beside_them_are(
+    pattern: str, overrides: dict[str, str], refinement: str
+) -> None:
+    assert PruneConfig.model_validate({"pattern": pattern, "overrides": overrides}).refinement == refinement

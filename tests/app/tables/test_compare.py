@@ -259,6 +259,15 @@ class TestWhy:
         assert "takes 1.1 MB (55 % of 2 MB)" in words
         assert "half precision 560 kB, 3.57 times less" in words
 
+    def test_whole_units_are_gone_from_the_file_and_from_the_work(self) -> None:
+        words = compare.why_smaller(2_000_000, 1_040_000, 525_000, 2_010_000, "width 50%", 0.5, is_cut=True)
+        assert "zeros where units were" in words
+        assert "Cut to size (width 50%), as the ONNX file is, the network takes 1.04 MB (52 % of 2 MB)" in words
+        words = compare.why_faster([0.1] * 3, [0.06] * 3, 0.49, 0, 12, "cpu", is_cut=True)
+        assert words.startswith("**Faster here**: 60 ms a batch, the dense network 100 ms. ")
+        assert "49 % of the multiplications are left" in words
+        assert "A zero" not in words
+
 
 class TestBesideEachOther:
     @pytest.mark.slow

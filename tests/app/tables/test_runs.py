@@ -1,6 +1,7 @@
 """The table of runs, what can be had of one, and the page in every state."""
 
 import io
+import json
 import math
 import zipfile
 from contextlib import ExitStack
@@ -259,6 +260,18 @@ class TestPage:
         app = open_page("runs", run=foreign.id)
         assert "another version" in text_of(app)
         assert "Yes, delete" in labels(app)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("page", ["runs", "prune", "layers", "convergence", "attention", "compare", "study"])
+    def test_a_run_of_a_newer_version_is_a_sentence_on_each_page(self, open_page: OpenPage, store: RunStore, page: str) -> None:
+        helpers.write_run(store, "finished")
+        run = helpers.write_run(store, "finished")
+        path = run.path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99, "unheard_of": 1}))
+        app = open_page(page, run=run.id)
+        assert not app.exception
+        if page not in ("compare", "study"):  # which show what can be read
+            assert "newer version of this program: its folder has form 99" in text_of(app)
 
     def test_filters_by_words_state_tag_and_mark(self, open_page: OpenPage, store: RunStore) -> None:
         best, other = helpers.write_run(store, "finished", config=config("1:8")), helpers.write_run(store, "failed")

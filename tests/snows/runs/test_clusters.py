@@ -1,8 +1,13 @@
 """Runs in line that a cluster does: Ray's own two nodes on this machine, and submitit's executor on this machine."""
 
+import importlib
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,3 +185,103 @@ def test_a_job_that_is_ended_at_its_time_limit_goes_on_where_it_was(store: RunSt
     assert signal.Signals(signalled)
     for run in runs:
         assert (len(layers_begun_with(run)) == 2 and layers_begun_with(run)[1] > 0) == (run.id in ended)
+
+
+SLURM_CONF = """\
+ClusterName=snows
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+ReturnToService=2
+KillWait=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A SLURM of one node with two cores on this machine, from Debian's packages slurm-wlm and munge."""
+    pytest.importorskip("submitit", reason="needs submitit: pip install submitit")
+    if os.getuid() != 0 or not all(map(shutil.which, ("munged", "slurmctld", "slurmd", "sbatch"))):
+        pytest.skip("needs SLURM, and to be root: apt-get install slurm-wlm munge")
+    host = socket.gethostname().split(".")[0]
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(SLURM_CONF.format(host=host, folder=tmp_path, ports=free_ports(2)))
+    monkeypatch.setenv("SLURM_CONF", str(conf))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    for folder in ("state", "spool"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "munge.key").write_bytes(os.urandom(1024))
+    (tmp_path / "munge.key").chmod(0o600)
+    names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    munge = [f"--{flag}={tmp_path}/munge.{name}" for flag, name in names.items()]
+    daemons = [
+        subprocess.Popen([*command, *arguments])
+        for command, arguments in (
+            (["munged", "--foreground", "--force"], munge),
+            (["slurmctld", "-D"], []),
+            (["slurmd", "-D"], []),
+        )
+    ]
+    try:
+        until = time.monotonic() + 60
+        while "idle" not in (said := subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True)).stdout:
+            if time.monotonic() > until:
+                pytest.skip(
+                    f"SLURM did not start here: {said.stdout} {said.stderr} {(tmp_path / 'slurmd.log').read_text()[-500:]}"
+                )
+            time.sleep(0.5)
+        yield
+        subprocess.run(["scancel", "--user", "root"], check=True)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+            daemon.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_a_job_that_slurm_ends_at_its_limit_or_preempts_goes_on_where_it_was(store: RunStore) -> None:
+    whole, runs, ended = alone(store), in_line(store, 3), dict[str, str]()
+    signalled = importlib.import_module("submitit").JobEnvironment._usr_sig()
+
+    def look() -> None:
+        # As the limit does, and as somebody with a higher priority does.
+        for number, how in enumerate((["scancel", f"--signal={signalled.name}"], ["scontrol", "requeue"])):
+            run = runs[number]
+            if run.id not in ended and run.state() == "running" and run.log().done > 0:
+                listed = subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True)
+                job = next(job for job in listed.stdout.split() if job.endswith(f"_{number}"))
+                ended[run.id] = job
+                subprocess.run([*how, job], check=True)
+
+    assert {run.id for run in clusters.by_slurm(runs, 1, minutes=10, look=look)} == {run.id for run in runs}
+    assert [results_of(run) == whole for run in runs] == [True] * 3
+    assert set(ended) == {run.id for run in runs[:2]}, "a run was not seen in work"
+    assert layers_begun_with(runs[0])[1] > 0
+    assert len(layers_begun_with(runs[2])) == 1
+    # What is preempted has a second to end in, in which it may finish.
+    assert all(resumed > 0 for resumed in layers_begun_with(runs[1])[1:])

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from snows.runs.inspection import channel_errors, most_moved
+from snows.config import PruneConfig, RunConfig
+from snows.measures import metrics
+from snows.method.graph import NetworkGraph
+from snows.runs import runner
+from snows.runs.inspection import Inspection, InspectionError, channel_errors, most_moved
+from snows.runs.store import RunStore
 from tests.snows.helpers import CASE_IDS, CASES, assert_entries_close, captured_values, case
 from tests.snows.method.test_updates import site_problem
 
@@ -52,3 +57,31 @@ class TestMostMoved:
         after = before.clone()
         after[1, 2, 0, 1] = -7
         assert most_moved(before, after, torch.ones_like(before, dtype=torch.bool), 1).tolist() == [[1, 2, 0, 1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vit-fashion", "resnet20-fashion"])
+def test_a_network_that_was_cut_is_opened_in_its_own_sizes(model: str, store: RunStore) -> None:
+    config = PruneConfig.model_validate({"pattern": "width 50%", "update": "none"})
+    run = store.create(RunConfig(model=model, num_calibration=8, num_held_back=0, num_evaluation=20, prune=config))
+    with run.queue():
+        runner.execute(run)
+    opened = Inspection.open(run)
+    recorded = run.metrics()
+    assert opened.size() == tuple(recorded[f"{form}_bytes"] for form in ("dense", "packed", "half"))
+    network, images = opened.network(), opened.images.evaluation
+    smaller = NetworkGraph.export(network, images[:2])
+    counted = opened.multiply_adds()
+    assert counted.pruned == metrics.multiply_adds(smaller, images[:1]).dense < 0.6 * counted.dense
+    assert counted.dense == metrics.multiply_adds(opened.graph, images[:1]).dense
+    # Half precision halves what the smaller network has, not what the dense one had.
+    assert opened.size().half < 0.6 * opened.size().packed < 0.6 * opened.size().dense
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), opened.run_network(images, "pruned")[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_has_not_finished_has_no_network(store: RunStore) -> None:
+    run = store.create(RunConfig())
+    begun = Inspection(run, None, None, None, {}, {}, None)  # type: ignore[arg-type]
+    with pytest.raises(InspectionError, match=r"has not finished, so its network is not there yet\."):
+        begun.network()

@@ -715,16 +715,6 @@ def test_an_unknown_or_foreign_id_is_refused(store: RunStore, tmp_path: Path, ru
 # --- names, tags, marks ---
 
 
-@pytest.mark.parametrize(("setting", "then"), [("refine", "none"), ("ridge", 0)])
-def test_a_run_from_before_there_was_a_setting_says_what_it_did(run: Run, setting: str, then: object) -> None:
-    path = run.path / "config.json"
-    content = json.loads(path.read_text())
-    del content["prune"][setting]
-    path.write_text(json.dumps(content))
-    assert getattr(RunConfig().prune, setting) != then
-    assert getattr(run.config().prune, setting) == then
-
-
 def test_labels_come_back_and_leave_the_config_alone(run: Run) -> None:
     assert run.labels() == Labels()
     before = (run.path / "config.json").read_bytes()
