@@ -19,7 +19,7 @@ from app.tables import runs
 from app.work import views
 from snows.config import NM, RunConfig
 from snows.packed import read_packed
-from snows.runs import archive
+from snows.runs import archive, formats
 from snows.runs.store import Labels, Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import OpenPage
@@ -177,7 +177,7 @@ class TestDownloads:
         packed = tmp_path / "packed.safetensors"
         packed.write_bytes(files["Packed, float16"].content())
         assert torch.equal(read_packed(packed)["fc.weight"], weights["fc.weight"].half())
-        assert RunConfig.model_validate_json(files["Config"].content()) == run.config()
+        assert formats.read(files["Config"].content()) == run.config()
         assert files["Events"].content() == (run.path / "events.jsonl").read_bytes()
         assert b"1:4" in files["Report"].content()
         with_masks = load(files["Masks"].content())
