@@ -165,8 +165,8 @@ class Structured(_Config):
 
     A unit is an output channel of a layer inside a block, or a hidden unit of an MLP (`channels`), or an attention head
     (`heads`), with whatever reads it; `what="width"` means all of these. What all blocks share, the residual stream, stays.
-    Raises `ValidationError` (a `ValueError`) unless `removed` lies between 0 and 1. Only the masks magnitude, taylor and random
-    choose units; Taylor scores are those of Molchanov et al. 2017 (arXiv 1611.06440), without labels.
+    Raises `ValidationError` (a `ValueError`) unless `removed` lies between 0 and 1. Units are chosen by the masks magnitude,
+    obc, taylor and random; Taylor scores are those of Molchanov et al. 2017 (arXiv 1611.06440), without labels.
 
     >>> str(snows.Structured(what="heads", removed=0.5)), snows.Structured(removed=0.25).density
     ('heads 50%', 0.75)

@@ -2,13 +2,9 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
 import tomllib
-import urllib.error
-import urllib.request
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -21,6 +17,7 @@ import snows
 from snows import bundled
 from snows.cli import explorer
 from tests.bench.dependencies import Locked, locked
+from tests.e2e.conftest import answering, free_port
 from tests.test_rooms import STANDARD, files, packages
 
 ROOT = Path(__file__).parent.parent
@@ -173,25 +170,12 @@ def test_the_engine_works_where_it_is_installed(installed: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_app_starts_where_it_is_installed(installed: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "snows", "app", "--", "--server.port", str(port), "--server.headless", "true"]
     log_path, environment = tmp_path / "log", elsewhere(installed, tmp_path / "runs")
-    with log_path.open("wb") as log:
-        app = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health").close()
-                break
-            except urllib.error.URLError:
-                assert app.poll() is None, log_path.read_text()
-                assert time.monotonic() < deadline, log_path.read_text()
-                time.sleep(0.2)
+    with answering(command, tmp_path, environment, log_path, port, seconds=120) as address:
         # Its settings came along: it listens to this machine alone.
-        assert f"http://localhost:{port}" in log_path.read_text()
+        assert address in log_path.read_text()
         assert "External URL" not in log_path.read_text()
         # The first page, drawn without a browser from the files that were installed.
         code = (
@@ -203,6 +187,3 @@ def test_the_app_starts_where_it_is_installed(installed: Path, tmp_path: Path) -
             "os._exit(bool(app.exception) or not app.title)"
         )
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
-    finally:
-        app.terminate()
-        app.wait(30)

@@ -39,7 +39,7 @@ def read(content: str | bytes) -> RunConfig:
     record.pop("format", None)
     for older in range(form, CURRENT):
         record = _FROM[older](record)
-    return RunConfig.model_validate_json(json.dumps(record))
+    return RunConfig.model_validate(record)
 
 
 def _from_1(record: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ goes to `assets/bench/responsiveness.json`.
 
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from app.lessons.catalogue import LESSONS
 from snows.events import SiteStarted
 from snows.runs.store import Run, RunStore
-from tests.bench.speed import machine
+from tests.bench.speed import circumstances
 from tests.e2e.conftest import CHROMIUM, FLAGS, serve
 
 ROOT = Path(__file__).parents[2]
@@ -140,10 +138,7 @@ def measure(*, clicks: int = CLICKS, fresh: bool = False) -> None:
                     found[action.name]["under load"] = _times(browser, address, action, clicks, check)
         browser.close()
     record = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "load before": round(busy_before, 2),  # what else the machine was doing
+        **circumstances(busy_before),
         "clicks": clicks,
         "actions": {name: _summary(times) for name, times in found.items()},
         "all": _summary({state: [t for times in found.values() for t in times[state]] for state in ("idle", "under load")}),

@@ -54,6 +54,16 @@ def machine() -> str:
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} of {len(names) or 1} cores"
 
 
+def circumstances(busy_before: float) -> dict[str, object]:
+    """What a record of times says first. `busy_before`: the load by what else the machine was doing."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "python": platform.python_version(),
+        "load before": round(busy_before, 2),
+    }
+
+
 def seconds(work: Callable[[], object], repeat: int = 3) -> float:
     """The least CPU time of `repeat` calls, after one to warm up."""
     work()

@@ -10,7 +10,6 @@ the names of others' pictures and for others' runs. What was found goes to `asse
 import asyncio
 import json
 import os
-import platform
 import random
 import re
 import statistics
@@ -20,7 +19,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 from unittest import mock
@@ -29,7 +27,7 @@ from app.lessons.catalogue import LESSONS
 from snows.runs.store import ACTIVE, RunStore
 from tests.bench.readme import put
 from tests.bench.sessions import Session
-from tests.bench.speed import machine
+from tests.bench.speed import circumstances
 from tests.e2e.conftest import serve
 from tests.e2e.test_visitors import write_archive
 
@@ -80,10 +78,7 @@ def measure(*, fresh: bool = False) -> None:
     found = visit(VISITORS, CLICKS, THOUGHT, RUN, FORGOTTEN_SECONDS)
     every = [seconds for times in found.clicks.values() for seconds in times]
     record = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "python": platform.python_version(),
-        "load before": round(busy_before, 2),  # what else the machine was doing
+        **circumstances(busy_before),
         "visitors": VISITORS,
         "pause": THOUGHT,
         "clicks": _summary(every) | {"count": len(every)},

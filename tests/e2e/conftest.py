@@ -33,30 +33,42 @@ expect.set_options(timeout=PATIENCE)
 CHROMIUM = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
-def serve(runs: Path, log_path: Path, port: int | None = None) -> Iterator[str]:
-    """The app, served on a free port, or on `port`, over the runs in a folder; its address."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
+def answering(
+    command: list[str], folder: Path, environment: dict[str, str], log_path: Path, port: int, seconds: float = 60
+) -> Iterator[str]:
+    """An app's process, started in a folder, once it answers on `port`, within `seconds`; its address."""
     with log_path.open("wb") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"SNOWS_RUNS": str(runs)}, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 urllib.request.urlopen(f"http://localhost:{port}/_stcore/health").close()
                 break
             except urllib.error.URLError:
                 assert server.poll() is None, log_path.read_text()
-                assert time.monotonic() < deadline, "the app did not answer within a minute"
+                assert time.monotonic() < deadline, f"the app did not answer within {seconds} s: {log_path.read_text()}"
                 time.sleep(0.1)
         yield f"http://localhost:{port}"
     finally:
         server.terminate()
         server.wait(20)
+
+
+@contextmanager
+def serve(runs: Path, log_path: Path, port: int | None = None) -> Iterator[str]:
+    """The app, served on a free port, or on `port`, over the runs in a folder; its address."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.port", str(port), "--server.headless", "true"]
+    with answering(command, ROOT, os.environ | {"SNOWS_RUNS": str(runs)}, log_path, port) as address:
+        yield address
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from playwright.sync_api import Browser, expect
 
 from snows.runs.store import RunStore
 from tests.app import helpers
-from tests.e2e.conftest import serve
+from tests.e2e.conftest import free_port, serve
 
 pytestmark = pytest.mark.e2e
 
@@ -110,9 +109,7 @@ def test_who_signs_in_sees_what_is_theirs(
     browser: Browser, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_public: bool
 ) -> None:
     pytest.importorskip("authlib", reason="needs Authlib: install requirements.txt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     of_everybody = helpers.write_run(store, "finished")
     with provider() as oidc:
         settings = {
