@@ -67,7 +67,7 @@ class TestRecorded:
         for words in (
             f"{helpers.RECORDED_COUNT} measurements, recorded by make bench",
             "resnet20-fashion on fashion-mnist",
-            f"Of {helpers.RECORDED_METHODS} methods SNOWS, refined mask, K = 5 is best in accuracy, or level with the best",
+            f"Of {helpers.RECORDED_METHODS} methods SNOWS, joint fit, K = 3 is best in accuracy, or level with the best",
             "there are no networks to ask for their answers",
             "90.87 ± 0.23 % ★",
             f"{helpers.RECORDED_COUNT} commands",

@@ -403,7 +403,7 @@ class TestPage:
         app = open_compare(open_page)
         text = text_of(app)
         assert f"A recorded comparison that came with the app: {helpers.RECORDED_COUNT} measurements by `make bench`" in text
-        best = "**SNOWS, refined mask, K = 5** is best in accuracy, or level with the best, at all 6 patterns"
+        best = "**SNOWS, joint fit, K = 3** is best in accuracy, or level with the best, at all 6 patterns"
         assert f"Of {helpers.RECORDED_METHODS} methods {best}" in text
         assert labelled(app.selectbox, "Network").options == [
             "resnet20-fashion on fashion-mnist",
