@@ -6,6 +6,7 @@ What a form's fields hold is kept by `app.forms.run`: in the session, and on the
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,12 +130,6 @@ def plan(config: RunConfig) -> "Plan":
 def store() -> RunStore:
     """This user's runs."""
     return RunStore(default_root(), visitor.owner())
-
-
-def active_runs() -> list[tuple[Run, str]]:
-    """Of the newest fifty runs those that work or wait, with their state: those at work first, the oldest before the others."""
-    states = [(run, run.state()) for run in reversed(store().list()[:50])]
-    return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: pair[1] != "running")
 
 
 def recorded_runs() -> RunStore:
@@ -321,8 +316,9 @@ def open_run(run_id: str | None, page_name: str = "prune") -> None:
 
 def find_run(run_id: str) -> Run:
     """One of this user's runs, or one that came with the app. Raises `KeyError` with a sentence."""
-    recorded = {run.id: run for run in recorded_runs().list()}
-    return recorded[run_id] if run_id in recorded else store().get(run_id)
+    with suppress(KeyError):
+        return recorded_runs().get(run_id)
+    return store().get(run_id)
 
 
 def is_recorded(run: Run) -> bool:

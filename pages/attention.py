@@ -223,7 +223,7 @@ def _second_run(run: Run) -> Run | None:
     config = run.config()
     others = {
         other.id: other
-        for other in (*state.store().list()[:50], *state.recorded_runs().list())
+        for other in (*state.store().list(50), *state.recorded_runs().list())
         if other.id != run.id
         and (other_config := state.config_of(other)) is not None
         and (other_config.model, other_config.checkpoint) == (config.model, config.checkpoint)

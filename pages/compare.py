@@ -135,7 +135,7 @@ def heading(comparisons: Mapping[str, Comparison], marked: list[Run], now: Choic
 
 def pick_runs(now: Choice) -> None:
     """Choose the runs one by one. The address follows."""
-    own = [run for run in state.store().list()[:200] if run.state() == "finished"]
+    own = [run for run in state.store().list(200) if run.state() == "finished"]
     known = {run.id: run for run in (*own, *state.recorded_runs().list(), *now.runs)}
     chosen = [run.id for run in now.runs]
     picked = st.multiselect(

@@ -61,16 +61,24 @@ def show() -> None:
         every = runs.table(state.store().list(), state.recorded_runs().list())
         matching = runs.filtered(every, *filters(every))
         by, columns = layout()
-        states = matching["state"].map(runs.base_state).tolist()
-        st.fragment(run_every=1 if set(states) & set(ACTIVE) else None)(draw_table)(
-            matching["id"].tolist(), states, len(matching) < len(every), by, columns
-        )
+        most = len(matching) if st.session_state.get("runs-all") else runs.MOST
+        at_work = matching["state"].map(runs.base_state).isin(ACTIVE).any()
+        st.fragment(run_every=1 if at_work else None)(draw_table)(matching, len(matching) < len(every), by, columns, most)
+        if len(matching) > runs.MOST:
+            how_many_are_shown(len(matching))
     with chosen:
         ticked(state.asked_all("run"))
     trash()
 
 
 # --- the table ---
+
+
+def how_many_are_shown(matching: int) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        said = f"The newest {runs.MOST} of {matching:,} runs are shown; the filters above look through all of them."
+        st.caption(f"All {matching:,} runs are shown." if st.session_state.get("runs-all") else said, width="content")
+        st.toggle("Show all", key="runs-all", help="The table takes some seconds to draw, each time.")
 
 
 def filters(every: pd.DataFrame) -> tuple[str, list[str], list[str], bool]:
@@ -138,12 +146,8 @@ def keep(act: Callable[..., None], *what: Any) -> None:
     st.rerun()
 
 
-def draw_table(ids: list[str], states: list[str], filtered: bool, by: str, columns: list[str]) -> None:
-    existing = [run for run_id in ids if (run := find(run_id)) is not None]
-    own, recorded = [r for r in existing if not state.is_recorded(r)], [r for r in existing if state.is_recorded(r)]
-    table = runs.table(own, recorded)
-    if table["state"].map(runs.base_state).tolist() != states:
-        st.rerun()  # a run has begun or ended: the rest of the page says so too
+def draw_table(table: pd.DataFrame, filtered: bool, by: str, columns: list[str], most: int) -> None:
+    table = as_it_is_now(table)
     if table.empty:
         if filtered:
             st.info("No run is like that. Clear a filter above.", icon=":material/filter_alt_off:")
@@ -152,37 +156,49 @@ def draw_table(ids: list[str], states: list[str], filtered: bool, by: str, colum
             st.info(f"There is no run yet. Start one{other}", icon=":material/info:")
             st.page_link(state.page("prune"), label="Set up a run", icon=":material/ac_unit:")
         return
-    opened = state.asked_all("run")
+    opened, shown = state.asked_all("run"), set(table["id"].head(most))
     picked: list[str] = []
-    groups = runs.grouped(table, by)
-    for common, rows in groups:
+    for common, rows in runs.grouped(table, by):
         if common:
             best = (
                 f" · best accuracy {MEASURES['accuracy'].say(rows['accuracy'].max())}" if rows["accuracy"].notna().any() else ""
             )
             st.markdown(f"**{words.plain(common)}** · {words.counted(len(rows), 'run')}{best}")
-        picked += _draw_rows(rows, opened, common, [name for name in columns if name != by or name == "state"])
-    if set(picked) != {run_id for run_id in ids if run_id in opened}:
+        if not (drawn := rows[rows["id"].isin(shown)]).empty:
+            names = [name for name in columns if name != by or name == "state"]
+            picked += _draw_rows(drawn.reset_index(drop=True), opened, common, names)
+    if set(picked) != shown & set(opened):
         state.say("run", picked)
         st.rerun()
+
+
+def as_it_is_now(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with how far those at work are. Where one has begun or ended, the rest of the page is to say so too."""
+    before = table["state"][table["state"].map(runs.base_state).isin(ACTIVE)]
+    now = runs.table(run for run_id in table["id"][before.index] if (run := find(run_id)) is not None)["state"]
+    if now.map(runs.base_state).tolist() != before.map(runs.base_state).tolist():
+        st.rerun()
+    return table.assign(state=table["state"].where(~table.index.isin(before.index), now.set_axis(before.index)))
 
 
 def _draw_rows(rows: pd.DataFrame, opened: list[str], group: str, columns: list[str]) -> list[str]:
     """One table; the runs that are ticked in it."""
     ids = rows["id"].tolist()
     # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
-    places = st.dataframe(
-        panels.said(rows),
-        key=f"runs-{state.turn('run')}-{hash((group, *ids))}",
-        on_select="rerun",
-        selection_mode="multi-row",
-        selection_default={"selection": {"rows": [place for place, run_id in enumerate(ids) if run_id in opened]}},
-        hide_index=True,
-        column_order=[name for name in columns if name != "tags" or rows["tags"].map(bool).any()],
-        column_config=COLUMNS | panels.measure_columns(rows, WIDTHS),
-        placeholder="",
-        alt=f"Runs: {group}" if group else "All runs",
-    )["selection"]["rows"]
+    key = f"runs-{state.turn('run')}-{hash((group, *ids))}"
+    with pd.option_context("styler.render.max_elements", rows.size):  # beyond some, pandas wants to be told so
+        places = st.dataframe(
+            panels.said(rows),
+            key=key,
+            on_select="rerun",
+            selection_mode="multi-row",
+            selection_default={"selection": {"rows": [place for place, run_id in enumerate(ids) if run_id in opened]}},
+            hide_index=True,
+            column_order=[name for name in columns if name != "tags" or rows["tags"].map(bool).any()],
+            column_config=COLUMNS | panels.measure_columns(rows, WIDTHS),
+            placeholder="",
+            alt=f"Runs: {group}" if group else "All runs",
+        )["selection"]["rows"]
     return [ids[place] for place in places]
 
 

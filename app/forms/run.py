@@ -466,7 +466,7 @@ def _told(config: RunConfig, plan: "Plan") -> None:
     notes = []
     if plan.busy:
         notes.append("This machine is busy with other work, so it may well take longer.")
-    if active := len(state.active_runs()):
+    if active := len(state.store().active()):
         notes.append(f"{active} in work or waiting; this run would wait its turn.")
     if notes:
         st.caption(" ".join(notes))

@@ -84,12 +84,12 @@ def draw() -> None:
         live.prepare()
         visitor.remember()
         st.components.v2.component("history", js=_BROWSER, isolate_styles=False)(key="history", height=1)
-        if state.active_runs():
+        if state.store().active():
             st.fragment(run_every=_POLL_SECONDS)(_draw_pill)()
 
 
 def _draw_pill() -> None:
-    active = state.active_runs()
+    active = state.store().active()
     if not active:
         return
     run, run_state = active[0]

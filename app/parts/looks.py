@@ -385,7 +385,7 @@ def speed_view(entries: list[Entry]) -> None:
         if st.button("Measure again", icon=":material/refresh:"):
             st.session_state["compare-measured"] = measured + 1
             st.rerun()
-        if state.active_runs():
+        if state.store().active():
             st.caption(
                 ":material/info: A run is at work, which slows all of these down alike. Measure again when it has ended."
             )

@@ -380,7 +380,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
     one: `first` where that is there.
     None, with the reason shown, when the address names a run that is not there.
     """
-    own = [run for run in state.store().list()[:50] if next(run.finished_sites(), None) is not None]
+    own = [run for run in state.store().list(50) if next(run.finished_sites(), None) is not None]
     runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
     problem, wanted = "", state.opened_run_id() or state.inspected()
     if wanted is not None and wanted not in runs:
@@ -472,7 +472,7 @@ def measure_columns(table: pd.DataFrame, widths: Mapping[str, int] | None = None
 
 def run_picker(opened: Run | None) -> None:
     """Choose among this user's runs; the page's address follows."""
-    runs = {run.id: run for run in state.store().list()[:50]} | ({opened.id: opened} if opened else {})
+    runs = {run.id: run for run in state.store().list(50)} | ({opened.id: opened} if opened else {})
     if not runs:
         return
     current = opened.id if opened else ""
@@ -495,7 +495,7 @@ def when(run: Run) -> str:
 
 def recent_runs(limit: int = 8) -> None:
     """The newest runs, each with its state, its result and a link."""
-    runs = state.store().list()[:limit]
+    runs = state.store().list(limit)
     if not runs:
         st.caption("None yet. The demonstration would be the first.")
     for run in runs:

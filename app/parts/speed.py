@@ -113,6 +113,6 @@ def _shown(now: "Making[Timing]", before: bool) -> None:
         notes.append("Which units go changes no size, so they were chosen by chance.")
     if (missing := onnx_runtime_obstacle()) is not None:
         notes.append(missing)
-    if state.active_runs():
+    if state.store().active():
         notes.append("A run is at work, which makes the range wider.")
     st.caption(" ".join(notes))

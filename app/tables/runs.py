@@ -3,12 +3,13 @@
 Reads run folders and nothing else. A run that this version cannot read is still a row, so that it can be seen and deleted.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import pandas as pd
 
 from snows.config import RunConfig
+from snows.events import Event
 from snows.plans.words import as_called, method_name, network_name
 from snows.runs.log import Log
 from snows.runs.store import Run
@@ -38,6 +39,7 @@ COLUMNS = {
     "recorded": "bool",
 }
 UNREADABLE = "unreadable"
+MOST = 500  # runs in the table, before somebody asks for all
 _MEASURED = ("accuracy_masked", "agreement", "density", "seconds", "divergence", "packed_bytes", "num_products")
 GROUPS = ("network", "pattern", "method", "state")  # what runs can be put together by
 _WORDS = ("id", "name", "network", "pattern", "method", "state")
@@ -45,11 +47,23 @@ _WORDS = ("id", "name", "network", "pattern", "method", "state")
 
 def table(runs: Iterable[Run], recorded: Iterable[Run] = ()) -> pd.DataFrame:
     """One row a run, in the order given, those that come with the app last; columns as in `COLUMNS`, NaN where not measured."""
-    rows = [*(_row(run, False) for run in runs), *(_row(run, True) for run in recorded)]
+    rows = [_row(run) for run in runs] + [_row(run) | {"recorded": True} for run in recorded]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def _row(run: Run, recorded: bool) -> dict[str, object]:
+def _row(run: Run) -> dict[str, object]:
+    row, last = _written(run, run.version())
+    if row["state"] == UNREADABLE:
+        return row
+    state = run.state_after(last)
+    done = f", {sum(1 for _ in run.finished_sites())} done" if state == "running" else ""
+    return row | {"state": state + done}
+
+
+@lru_cache(maxsize=16_384)
+def _written(run: Run, version: tuple[object, ...]) -> tuple[dict[str, object], Event | None]:
+    """What a run's files say of it, and its last event, on which its state depends. Each list of runs asks for them again, and
+    most have ended long ago."""
     row: dict[str, object] = {
         "id": run.id,
         "compare": False,
@@ -60,22 +74,21 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "state": UNREADABLE,
         "made": pd.Timestamp.fromtimestamp(run.created()).floor("s"),
         "tags": [],
-        "recorded": recorded,
+        "recorded": False,
     }
     try:
         config, labels, metrics = as_called(run), run.labels(), run.metrics() or {}
-        state = run.state()
+        last = run.last()
     except (ValueError, TypeError):  # written by another version, or damaged
-        return row
-    done = f", {sum(1 for _ in run.finished_sites())} done" if state == "running" else ""
+        return row, None
     accuracy, dense = metrics.get("accuracy"), metrics.get("accuracy_dense")
-    return row | {
+    row |= {
         "compare": labels.compare,
         "name": config.name,
         "network": network_name(config),
         "pattern": str(config.prune.pattern),
         "method": method_name(config.prune),
-        "state": state + done,
+        "state": "",
         "accuracy": accuracy,
         "change": None if accuracy is None or dense is None else accuracy - dense,
         **{name: metrics.get(name) for name in _MEASURED},
@@ -84,6 +97,7 @@ def _row(run: Run, recorded: bool) -> dict[str, object]:
         "seed": config.prune.seed,
         "tags": list(labels.tags),
     }
+    return row, last
 
 
 def at_work(name: str, state: str, log: Log) -> str:
@@ -104,17 +118,18 @@ def filtered(
 ) -> pd.DataFrame:
     """The rows that hold every word of `words` somewhere, are in one of `states`, and have all `tags`; empty: any."""
 
-    def is_wanted(row: dict[Hashable, Any]) -> bool:
-        text = " ".join([*(row[name] for name in _WORDS), *row["tags"]]).lower()
+    def is_wanted(said: Sequence[str], state: str, labelled: Sequence[str], compare: bool) -> bool:
+        text = " ".join([*said, *labelled]).lower()
         return (
             all(word in text for word in words.lower().split())
-            and (not states or base_state(row["state"]) in states)
-            and set(tags) <= set(row["tags"])
-            and (row["compare"] or not marked)
+            and (not states or base_state(state) in states)
+            and set(tags) <= set(labelled)
+            and (compare or not marked)
         )
 
-    wanted = pd.Series([is_wanted(row) for row in table.to_dict("records")], table.index, bool)
-    return table[wanted].reset_index(drop=True)
+    said = zip(*(table[name].tolist() for name in _WORDS), strict=True)
+    wanted = list(map(is_wanted, said, table["state"].tolist(), table["tags"], table["compare"]))
+    return table[pd.Series(wanted, table.index, bool)].reset_index(drop=True)
 
 
 def grouped(table: pd.DataFrame, by: str = "") -> list[tuple[str, pd.DataFrame]]:

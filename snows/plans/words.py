@@ -21,6 +21,7 @@ from snows.runs.store import Run
 UPDATE_NAMES = {name: card.name for name, card in cards.UPDATES.items()}
 _COMMON_WORDS = ("magnitude", "random")  # no names
 _REFINED = {"none": "", "layer": "refined by layer", "window": "refined"}
+_KNOWN = {replace(method, has_ridge=True): name for name, method in METHODS.items()}
 # What may come after the layers, in its order.
 _BESIDES: dict[str, dict[object, str]] = {
     "joint": {"network": "joint fit", "answers": "joint fit to answers"},
@@ -54,12 +55,11 @@ def method_name(config: PruneConfig) -> str:
         joint=config.joint,
         repair=config.repair,
     )
-    known = {replace(one, has_ridge=True): name for name, one in METHODS.items()}
     said = {name: words for name, words in _BESIDES.items() if getattr(method, name) in words}
     # The name of all that it does, else of what it does without some of what comes after the layers, which is said behind it.
     rests = (rest for count in range(len(said) + 1) for rest in itertools.combinations(reversed(said), count))
     unsaid = {name: getattr(Method("", ""), name) for name in said}
-    named = ((known.get(replace(method, **{name: unsaid[name] for name in rest})), rest) for rest in rests)
+    named = ((_KNOWN.get(replace(method, **{name: unsaid[name] for name in rest})), rest) for rest in rests)
     name, rest = next(((name, rest) for name, rest in named if name), ("", tuple(said)))
     parts = [name]
     if not parts[0]:

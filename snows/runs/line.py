@@ -54,13 +54,16 @@ class Line:
 
     def places(self) -> dict[str, Place]:
         """The runs in line by their ids, the next first; those in work stand where they stood."""
-        try:
-            names = [name for name in os.listdir(self._folder) if not name.startswith(".")]
-        except FileNotFoundError:
-            names = []
-        known = {name: place for name in names if (place := self._known.get(name) or self._read(name)) is not None}
+        known = {name: place for name in self.names() if (place := self._known.get(name) or self._read(name)) is not None}
         self._known = dict(sorted(known.items(), key=_order))
         return self._known
+
+    def names(self) -> list[str]:
+        """The ids of the runs in line, in no order."""
+        try:
+            return [name for name in os.listdir(self._folder) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
 
     def _read(self, name: str) -> Place | None:
         try:

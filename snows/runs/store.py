@@ -52,6 +52,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -199,6 +200,14 @@ class Run:
         object.__setattr__(self, "path", as_path(path))
         object.__setattr__(self, "stopping", stopping)
 
+    @classmethod
+    def _in(cls, root: Path, name: str) -> "Run":
+        """The run of that name, which lies there: of thousands in a list, none is asked whether it can be a path."""
+        run = object.__new__(cls)
+        object.__setattr__(run, "path", root / name)
+        object.__setattr__(run, "stopping", _never)
+        return run
+
     @property
     def id(self) -> str:
         return self.path.name
@@ -206,8 +215,11 @@ class Run:
     def config(self) -> RunConfig:
         """Raises `InputError` for a run of a newer version, and `ValidationError` for what is no config."""
         path = self.path / "config.json"
-        there = path.stat()
-        return _config(path, (there.st_ino, there.st_mtime_ns, there.st_size))
+        return _config(path, _version(path))
+
+    def version(self) -> tuple[object, ...]:
+        """As long as it is the same, config, labels, metrics and events are. Whether somebody works on it may have changed."""
+        return tuple(_version(f"{self.path}/{name}") for name in ("config.json", "label.json", "metrics.json", "events.jsonl"))
 
     def unreadable(self) -> str:
         """Why this version cannot read the run's settings, in a sentence; nothing where it can."""
@@ -293,8 +305,11 @@ class Run:
                 while True:
                     file.seek(max(0, size - tail))
                     lines = file.read(min(size, tail)).split(b"\n")[:-1]
-                    # The first line may have begun before the tail did.
-                    if events := list(_readable(lines if tail >= size else lines[1:])):
+                    whole = lines if tail >= size else lines[1:]  # the first line may have begun before the tail did
+                    with suppress(ValueError, RecursionError):
+                        if whole and (event := from_json(whole[-1])) is not None:
+                            return event
+                    if events := list(_readable(whole)):
                         return events[-1]
                     if tail >= size:
                         return None
@@ -674,8 +689,17 @@ class Hold:
             self._lock.release()
 
 
+def _version(path: AnyPath) -> tuple[int, int, int] | None:
+    """Another one for another content; None for what is not there."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return there.st_ino, there.st_mtime_ns, there.st_size
+
+
 @lru_cache(maxsize=4096)
-def _config(path: Path, version: tuple[int, int, int]) -> RunConfig:
+def _config(path: Path, version: tuple[int, int, int] | None) -> RunConfig:
     # Written once, and asked for by every list of runs, each second.
     return formats.read(path.read_text())
 
@@ -851,13 +875,24 @@ class RunStore:
             raise KeyError(f"There is no run {run_id[:80]!r} among those kept here.")
         return Run(self.root / run_id)
 
-    def list(self) -> list[Run]:
-        """Newest first."""
-        if not self.root.exists():
+    def list(self, most: int | None = None) -> list[Run]:
+        """Newest first; no more than `most`, for which no other run is looked at."""
+        try:
+            names = sorted((name for name in os.listdir(self.root) if not name.startswith(".")), reverse=True)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        folders = (p for p in sorted(self.root.iterdir(), reverse=True) if not p.name.startswith("."))
-        runs = (Run(p) for p in folders if (p / "config.json").exists())
-        return [run for run in runs if self._shows(run)]
+        runs = (Run._in(self.root, name) for name in names if os.path.exists(f"{self.root}/{name}/config.json"))
+        return list(islice(filter(self._shows, runs), most))
+
+    def active(self, newest: int = 50) -> Sequence[tuple[Run, str]]:
+        """The runs that work or wait, with their state: those in line, and of the `newest` those that somebody keeps. Those at
+        work come first, the older before the newer."""
+        in_line = {name for name in self.line().names() if os.path.exists(f"{self.root}/{name}/config.json")}
+        held = [(run, run.state()) for run in self.list(newest) if run.id not in in_line]
+        # Of those in line that nobody has in hand there may be thousands, and what they wait for is known.
+        waiting = [run for name in in_line if self._shows(run := Run(self.root / name))]
+        states = [*held, *((run, run.state() if run.holder() else "queued") for run in waiting)]
+        return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: (pair[1] != "running", pair[0].id))
 
     def delete(self, run_id: str) -> None:
         """Remove a run for good. Raises `KeyError` for an unknown id, `RunTakenError` for an active run."""

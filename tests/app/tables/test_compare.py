@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow as pa
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -24,6 +25,7 @@ from snows.events import Event, RunFailed, RunFinished, RunStarted, SiteFinished
 from snows.measures.comparison import OUTPUT, Flip, Likeness, SignTest
 from snows.measures.names import MEASURES
 from snows.method import cards
+from snows.plans import recorded
 from snows.plans.comparisons import METHODS, USUAL, expand, summarize
 from snows.runs.inspection import Inspection, InspectionError
 from snows.runs.store import Comparison, Labels, Run, RunStore
@@ -412,6 +414,9 @@ class TestPage:
         table = app.dataframe[0].value
         assert table.columns.tolist() == ["Method", "2:4", "70%", "1:4", "1:8", "90%", "1:16"]
         assert len(table) == helpers.RECORDED_METHODS
+        _, texts = compare.beside_table(compare.rows([one for one in recorded.comparison() if "resnet" in one.config.model]))
+        said = pa.ipc.open_stream(app.dataframe[0].proto.arrow_data.styler.display_values).read_pandas()
+        assert said.drop(columns="Method").to_numpy().tolist() == texts.drop(columns="Method").astype(str).to_numpy().tolist()
         (figure,) = figures(app).values()
         assert figure["layout"]["xaxis"]["title"]["text"] == "Weights kept (%)"
         # No runs are behind it: nothing to look into, to cancel, or to open.

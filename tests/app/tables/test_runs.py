@@ -18,6 +18,7 @@ from app import state, take_along
 from app.tables import runs
 from app.work import views
 from snows.config import NM, RunConfig
+from snows.events import Phase
 from snows.packed import read_packed
 from snows.runs import archive, formats
 from snows.runs.store import Labels, Run, RunStore
@@ -150,6 +151,27 @@ class TestTable:
         assert whole[1] is table
         assert [common for common, _ in runs.grouped(table, "state")] == ["finished"]
 
+    def test_a_row_that_was_read_before_follows_its_run(self, store: RunStore, hold: ExitStack) -> None:
+        run = helpers.write_run(store, "interrupted")
+
+        def row() -> dict:
+            (row,) = runs.table([run]).to_dict("records")
+            return row
+
+        assert (row()["state"], row()["name"]) == ("interrupted", "")
+        run.save_labels(Labels(name="tried again", tags=("late",)))
+        assert (row()["name"], row()["tags"]) == ("tried again", ["late"])
+        held = hold.enter_context(run.queue())
+        assert row()["state"] == "queued"
+        run.append(Phase(name="prune"))
+        assert row()["state"] == "running, 0 done"
+        run.save_site(0, torch.ones(2), torch.ones(2, dtype=torch.bool))
+        assert row()["state"] == "running, 1 done"
+        run.save_metrics(helpers.METRICS)
+        assert row()["accuracy"] == pytest.approx(helpers.METRICS["accuracy"])
+        held.cancel()
+        assert row()["state"] == "cancelled"
+
     def test_no_runs_can_be_filtered(self) -> None:
         assert runs.filtered(runs.table([]), "x", ["failed"], ["y"], True).empty
 
@@ -229,8 +251,8 @@ class TestOneChange:
             runs.with_change(RunConfig(), path, value)
 
 
-def ids(app: AppTest) -> list[str]:
-    return app.dataframe[0].value["id"].tolist()
+def ids(app: AppTest, place: int = 0) -> list[str]:
+    return app.dataframe[place].value["id"].tolist()
 
 
 def text_input(app: AppTest, label: str):
@@ -246,6 +268,35 @@ class TestPage:
 
     def test_nothing_at_all(self, open_page: OpenPage) -> None:
         assert "There is no run yet" in text_of(open_page("runs"))
+
+    def test_of_many_the_newest_are_shown_and_all_where_asked_for(
+        self, open_page: OpenPage, store: RunStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = [helpers.write_run(store, name) for name in ("finished", "failed", "finished", "cancelled")]
+        app = open_page("runs")
+        assert len(ids(app)) == 4
+        assert "Show all" not in labels(app)
+        monkeypatch.setattr(runs, "MOST", 2)
+        app = open_page("runs", run=made[0].id)
+        assert ids(app) == [made[3].id, made[2].id]
+        assert "The newest 2 of 4 runs are shown" in text_of(app)
+        assert button(app, "Set it up")  # what the address names is looked into, shown or not
+        labelled(app.selectbox, "Group by").set_value("state").run()
+        assert [ids(app, place) for place in range(len(app.dataframe))] == [[made[3].id], [made[2].id]]
+        assert "**finished** · 2 runs" in text_of(app)
+        labelled(app.selectbox, "Group by").set_value("").run()
+        labelled(app.text_input, "Find").set_value("resnet20").run()  # all of them, still
+        labelled(app.toggle, "Show all").set_value(True).run()
+        assert set(ids(app)) == {run.id for run in made}
+        assert "All 4 runs are shown." in text_of(app)
+        labelled(app.pills, "State").set_value(["failed"]).run()
+        assert ids(app) == [made[1].id]
+        assert "Show all" not in labels(app)
+
+    def test_more_cells_than_pandas_styles_unasked(self, open_page: OpenPage, store: RunStore) -> None:
+        run = helpers.write_run(store, "finished")
+        with pd.option_context("styler.render.max_elements", 10):
+            assert ids(open_page("runs")) == [run.id]
 
     def test_lists_all_states_and_survives_what_cannot_be_read(
         self, open_page: OpenPage, store: RunStore, hold: ExitStack

@@ -654,6 +654,46 @@ def test_runs_are_listed_newest_first_and_found_by_id(store: RunStore, monkeypat
     assert not made[1].path.exists()
 
 
+def test_a_list_of_a_few_looks_at_no_other_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [store.create(RunConfig()) for _ in range(5)]
+    looked_at = []
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: looked_at.append(str(path)) or exists(path))
+    assert store.list(2) == made[:2:-1]
+    assert len(looked_at) == 2
+    assert RunStore(store.root, "somebody").list(2) == []  # a run that is another's does not count
+
+
+def test_the_run_at_work_is_found_however_many_wait_behind_it(store: RunStore) -> None:
+    runs = [store.create(RunConfig()) for _ in range(6)]
+    store.enqueue(runs[:5])
+    with runs[0].claim() as at_work, runs[5].queue():
+        at_work.run.append(Phase(name="prune"))
+        states = [(run, state) for run, state in store.active(newest=1)]
+        assert states == [(runs[0], "running"), *((run, "queued") for run in runs[1:])]
+        assert [run for run, _ in store.active(newest=0)] == runs[:5]  # but who keeps one has it among the newest
+    assert RunStore(store.root, "somebody").active() == []
+    runs[1].cancel()
+    assert [run for run, _ in store.active()] == [runs[0], *runs[2:5]]
+
+
+def test_what_is_written_makes_another_version(store: RunStore) -> None:
+    run = store.create(RunConfig())
+    versions = {run.version()}
+    for write in (
+        lambda: run.append(Queued()),
+        lambda: run.append(Queued()),
+        lambda: run.save_labels(Labels(name="a")),
+        lambda: run.save_labels(Labels(name="b")),
+        lambda: run.save_metrics({"accuracy": 0.5}),
+    ):
+        before = len(versions)
+        write()
+        versions.add(run.version())
+        assert len(versions) == before + 1
+    assert run.version() in versions
+
+
 CREATOR = """
 import random, sys
 from snows.runs import store
