@@ -44,6 +44,7 @@ class Session:
         self._elements: dict[tuple[int, ...], tuple[str, Any, str]] = {}
         self._finished: asyncio.Event = asyncio.Event()
         self._awaited = ""
+        self._is_overtaken = False
         self._urls: asyncio.Queue[Any] = asyncio.Queue()
         self._runs = 0
         self._kept: dict[str, tuple[int, ForwardMsg]] = {}  # by hash: in which run of the script it was last of use
@@ -135,7 +136,7 @@ class Session:
 
     async def _run(self, fragment: str = "") -> float:
         """Have the script, or the fragment, run, and return the seconds until it has."""
-        self._awaited = fragment
+        self._awaited, self._is_overtaken = fragment, False
         self._finished.clear()
         begun = time.perf_counter()
         await self._rerun(fragment)
@@ -184,7 +185,11 @@ class Session:
         match message.WhichOneof("type"):
             case "new_session":
                 self._session = message.new_session.initialize.session_id or self._session
-                if not message.metadata.run.fragment_ids:  # the whole script runs
+                fragments = message.metadata.run.fragment_ids
+                if self._is_overtaken and fragments and self._awaited not in fragments:
+                    self._finished.set()
+                self._is_overtaken = False
+                if not fragments:  # the whole script runs
                     self._runs += 1
                     self._elements.clear()
                     self._stop("")
@@ -215,6 +220,10 @@ class Session:
                 part = message.script_finished == ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY
                 if whole:
                     self._kept = {name: one for name, one in self._kept.items() if one[0] > self._runs - _KEPT_RUNS}
+                # So an end is called that was still to be sent when the next run began. What it ended is all there unless that
+                # run says it again.
+                early = message.script_finished == ForwardMsg.FINISHED_EARLY_FOR_RERUN
+                self._is_overtaken = early and self._awaited in message.metadata.run.fragment_ids
                 if message.script_finished == ForwardMsg.FINISHED_WITH_COMPILE_ERROR:
                     self._failure = "The script does not compile"
                 if whole or self._failure or (part and self._awaited in message.metadata.run.fragment_ids):
