@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
 import streamlit as st  # noqa: E402
 
 from app import state, texts, visitor  # noqa: E402
-from app.parts import frame  # noqa: E402
+from app.parts import delivery, frame  # noqa: E402
 from app.work import engine, public  # noqa: E402
 from snows.bundled import ASSETS  # noqa: E402
 from snows.config import RunConfig  # noqa: E402
@@ -28,6 +28,7 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ASSETS / "icon.png"), layou
 @st.cache_resource
 def warm_up(is_public: bool) -> None:
     """Import the engine while the first page is read; every run needs it."""
+    delivery.mend()
     planner, jobs = state.planner(), state.workers()
     if is_public:
         st.set_option("client.showErrorDetails", "none")  # a trace tells of the machine

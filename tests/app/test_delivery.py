@@ -1,0 +1,92 @@
+"""What a page says while the server is late, in a real session of Streamlit."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+from streamlit.proto.ClientState_pb2 import ClientState
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from streamlit.runtime import Runtime
+from streamlit.runtime.app_session import AppSession
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.script_data import ScriptData
+from streamlit.runtime.scriptrunner.script_cache import ScriptCache
+
+from app.parts import delivery
+
+SCRIPT = """
+import streamlit as st
+st.write("before")
+st.fragment(lambda: st.write("in the fragment"))()
+st.write("after")
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Runtime, "_instance", MagicMock())  # a session asks it to forget files of the last run
+    path = tmp_path / "page.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(AppSession, "_create_scriptrunner", AppSession._create_scriptrunner)  # as it was, afterwards
+    delivery.mend()
+    delivery.mend()  # a page that is run again asks for it again
+
+
+async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list[ForwardMsg]]:
+    """A page is opened again, and its fragment asked for before the server has heard a word of it."""
+    session = AppSession(ScriptData(str(page), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
+    session.request_rerun(ClientState())
+    await settled(session)
+    said = session.flush_browser_queue()
+    (fragment,) = {one.delta.fragment_id for one in said if one.delta.fragment_id}
+    session.request_rerun(ClientState())
+    time.sleep(1)  # it runs to its end, and whoever is to take over what it says does not come to it
+    session.request_rerun(ClientState(fragment_id=fragment, is_auto_rerun=True))
+    session.request_rerun(ClientState(fragment_id=fragment))
+    if is_closed:
+        session.shutdown()
+    await settled(session)
+    return session, session.flush_browser_queue()
+
+
+async def settled(session: AppSession) -> None:
+    for _ in range(50):
+        await asyncio.sleep(0.02)
+    assert session._scriptrunner is None
+
+
+def ends(said: list[ForwardMsg]) -> list[int]:
+    return [one.script_finished for one in said if one.WhichOneof("type") == "script_finished"]
+
+
+def texts(said: list[ForwardMsg]) -> list[str]:
+    return [one.delta.new_element.markdown.body for one in said if one.delta.new_element.markdown.body]
+
+
+def test_streamlit_by_itself_drops_a_part_of_the_page(page: Path) -> None:
+    """When this fails, Streamlit has mended it, and `delivery` can go."""
+    _, said = asyncio.run(late(page))
+    assert ends(said) == [ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY]
+    assert "after" not in texts(said)
+
+
+@pytest.mark.usefixtures("mended")
+def test_all_of_the_page_comes_and_then_the_fragment(page: Path) -> None:
+    _, said = asyncio.run(late(page))
+    first, *_, last = ends(said)
+    assert (first, last) == (ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY)
+    assert {"before", "after", "in the fragment"} <= set(texts(said))
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_session_that_was_closed_meanwhile_runs_nothing_more(page: Path) -> None:
+    _, said = asyncio.run(late(page, is_closed=True))
+    assert ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY not in ends(said)
