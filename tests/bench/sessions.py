@@ -39,7 +39,7 @@ class Session:
         self._cookies = {"snows-visitor": key}
         self._connection: ClientConnection | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._query = self._page = self._page_hash = self._session = ""
+        self._query = self._page = self._shown = self._page_hash = self._session = ""
         self._states: dict[str, WidgetState] = {}
         self._elements: dict[tuple[int, ...], tuple[str, Any, str]] = {}
         self._finished: asyncio.Event = asyncio.Event()
@@ -195,6 +195,8 @@ class Session:
                     self._stop("")
             case "navigation":
                 self._page_hash = message.navigation.page_script_hash
+                pages = {page.page_script_hash: page for page in message.navigation.app_pages}
+                self._shown = "" if pages[self._page_hash].is_default else pages[self._page_hash].url_pathname
             case "page_info_changed":
                 self._query = message.page_info_changed.query_string
             case "delta" if message.delta.WhichOneof("type") == "new_element":
@@ -216,7 +218,8 @@ class Session:
                 for urls in message.file_urls_response.file_urls:
                     self._urls.put_nowait(urls)
             case "script_finished":
-                whole = message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY
+                # The page before may come to its end after this one was asked for.
+                whole = message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY and self._shown == self._page
                 part = message.script_finished == ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY
                 if whole:
                     self._kept = {name: one for name, one in self._kept.items() if one[0] > self._runs - _KEPT_RUNS}
