@@ -1,6 +1,5 @@
 """The app's entry: `python -m streamlit run app/main.py`. The frame around every page, and nothing else."""
 
-import gc
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +14,7 @@ import streamlit as st  # noqa: E402
 from app import state, texts, visitor  # noqa: E402
 from app.parts import delivery, frame  # noqa: E402
 from app.work import engine, public  # noqa: E402
+from app.work.garbage import Collector  # noqa: E402
 from snows.bundled import ASSETS  # noqa: E402
 from snows.config import RunConfig  # noqa: E402
 from snows.process import prepare  # noqa: E402
@@ -26,10 +26,10 @@ st.set_page_config(page_title="SNOWS", page_icon=str(ASSETS / "icon.png"), layou
 
 
 @st.cache_resource
-def warm_up(is_public: bool) -> None:
+def warm_up(is_public: bool) -> Collector:
     """Import the engine while the first page is read; every run needs it."""
     delivery.mend()
-    planner, jobs = state.planner(), state.workers()
+    planner, jobs, collector = state.planner(), state.workers(), Collector()
     if is_public:
         st.set_option("client.showErrorDetails", "none")  # a trace tells of the machine
 
@@ -38,16 +38,15 @@ def warm_up(is_public: bool) -> None:
         engine.load()
         jobs.work_on(device_of(RunConfig()))  # what waits in line, from a shell or from before this app was started
         state.tidy()
-        # Streamlit collects all garbage after every script run; what torch and timm brought along need not be walked each time.
-        gc.collect()
-        gc.freeze()
+        collector.start()  # now that torch and timm are there
         if is_public:
             state.keep()
 
     threading.Thread(target=load, name="warm-up", daemon=True).start()
+    return collector
 
 
-warm_up(public.is_public())
+warm_up(public.is_public()).stir()
 frame.dress()
 visitor.admit()
 page = frame.navigation()

@@ -44,6 +44,9 @@ class Classes:
             return Counter(guess for (of, _), guess in self._guesses.get(code, {}).items() if of == lesson)
 
 
+_POLL_SECONDS = 4  # a class of thirty asks that often, each
+
+
 def is_code(asked: str | None) -> TypeGuard[str]:
     return asked is not None and _CODE.fullmatch(asked) is not None
 
@@ -64,7 +67,7 @@ def draw(lesson: str, guesses: Mapping[str, str], guess: str | None) -> None:
     visitor = st.session_state.setdefault("lesson-visitor", secrets.token_hex(8))
     if guess is not None:
         _classes().guess(code, lesson, visitor, guess)
-    st.fragment(run_every=2)(_draw_guesses)(code, lesson, guesses, guess is not None)
+    st.fragment(run_every=_POLL_SECONDS)(_draw_guesses)(code, lesson, guesses, guess is not None)
 
 
 def _draw_guesses(code: str, lesson: str, guesses: Mapping[str, str], shown: bool) -> None:

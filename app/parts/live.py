@@ -7,6 +7,7 @@ changes. Plotly's own script, from the installed package, is sent once by `prepa
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 
 import streamlit as st
 from plotly.graph_objects import Figure
@@ -105,9 +106,12 @@ _STYLE = """
 
 def prepare() -> None:
     """Bring Plotly to the browser. Call it once a page, outside of every fragment, so that it is sent once."""
-    st.components.v2.component("plotly_script", js=get_plotlyjs() + "\nexport default function () {}", isolate_styles=False)(
-        key="plotly_script", height=1
-    )
+    st.components.v2.component("plotly_script", js=_plotly(), isolate_styles=False)(key="plotly_script", height=1)
+
+
+@cache
+def _plotly() -> str:
+    return get_plotlyjs() + "\nexport default function () {}"
 
 
 def chart(figure: Figure, *, key: str, alt: str, on_click: Callable[[float, float], None] | None = None) -> None:

@@ -1,10 +1,11 @@
 """A class of thirty in a public app: how long a click takes, who sees what is whose, and what the app holds afterwards.
 
-The app is served with `SNOWS_PUBLIC=1` and its own worker, beside one of `python -m snows work`, so that two visitors' runs are
-computed all the while. Each visitor is a session of Streamlit's protocol (`sessions`): opens Start, then a lesson by the link
-of a class, and moves its controls, with a pause for thought before each. A click counts from its message to the one that says
-that all that follows has been sent; what a browser takes to draw it is not in it. All that a session is sent is searched for
-the names of others' pictures and for others' runs. What was found goes to `assets/bench/visitors.json`.
+The app is served as the README says for a class, with `SNOWS_PUBLIC=1` and `SNOWS_WORKERS=0`, beside two of
+`nice python -m snows work`, so that two visitors' runs are computed all the while. Each visitor is a session of Streamlit's
+protocol (`sessions`): opens Start, then a lesson by the link of a class, and moves its controls, with a pause before
+each one. A click counts from its message to the one that says that all that follows has been sent; what a browser takes to draw it
+is not in it. All that a session is sent is searched for the names of others' pictures and for others' runs. What was found goes
+to `assets/bench/visitors.json`.
 """
 
 import asyncio
@@ -137,22 +138,26 @@ def visit(count: int, clicks: int, thought: tuple[float, float], run: str, forgo
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(mock.patch.dict(os.environ, {"SNOWS_PUBLIC": "1", "SNOWS_WORKERS": "1"}))
+        stack.enter_context(mock.patch.dict(os.environ, {"SNOWS_PUBLIC": "1", "SNOWS_WORKERS": "0"}))
         store = RunStore(folder / "runs")
         address = stack.enter_context(serve(store.root, folder / "server.log"))
         return asyncio.run(_Class(address, store, folder, count, run).meet(clicks, thought, forgotten))
 
 
 @contextmanager
-def _worker(root: Path) -> Iterator[None]:
-    """Another worker beside the app's."""
-    command = [sys.executable, "-m", "snows", "work", "--root", str(root)]
-    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _workers(root: Path) -> Iterator[None]:
+    """So many workers as there are runs at work, beside the app."""
+    command = ["nice", sys.executable, "-m", "snows", "work", "--root", str(root)]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(AT_WORK)
+    ]
     try:
         yield
     finally:
-        worker.terminate()
-        worker.wait(60)
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(60)
 
 
 class _Class:
@@ -167,10 +172,10 @@ class _Class:
         self._is_over = False
 
     async def meet(self, clicks: int, thought: tuple[float, float], forgotten: float) -> Found:
-        await self._warm_up()
-        self._found.levels["before"] = Level.of(self._process)
-        watch = asyncio.create_task(self._watch())
-        with _worker(self._store.root):
+        with _workers(self._store.root):
+            await self._warm_up()
+            self._found.levels["before"] = Level.of(self._process)
+            watch = asyncio.create_task(self._watch())
             await self._learn(clicks, thought)
         self._compare_notes()
         await self._peep()
