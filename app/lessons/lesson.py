@@ -46,7 +46,7 @@ def draw(lesson: Lesson, number: int) -> None:
     if guess is None:
         st.caption(f":material/lightbulb: {text('lessons.choose')}")
     else:
-        lesson.draw(guess)
+        st.fragment(lesson.draw)(guess)  # what is moved there changes nothing outside of it
         st.header(text("lessons.question"), anchor=False)
         st.markdown(text(f"{lesson.name}.question"))
         with st.expander(text("lessons.answer"), icon=":material/check:"):
