@@ -51,7 +51,7 @@ def _races(root: Path) -> dict[str, Any]:
     return {"tries": 500, "won": one_writer(root, 500)}
 
 
-def _kills(root: Path, kills: int = 20) -> dict[str, Any]:
+def _kills(root: Path, kills: int = 200) -> dict[str, Any]:
     outcomes = killed(root, kills)
     lost, same = sum(outcome.lost for outcome in outcomes), sum(outcome.same for outcome in outcomes)
     return {"kills": len(outcomes), "done": [outcome.done for outcome in outcomes], "lost": lost, "same": same}
@@ -97,7 +97,7 @@ def _mutations(root: Path) -> dict[str, Any]:
     return {"kinds": {kind: {"count": count, **vars(mutations.mutate(kind, count))} for kind, count in MUTATIONS.items()}}
 
 
-def _reruns(root: Path, count: int = 100) -> dict[str, Any]:
+def _reruns(root: Path, count: int = 500) -> dict[str, Any]:
     return {"count": count, "pages": screens.reruns(root, count)}
 
 
