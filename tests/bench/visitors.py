@@ -2,10 +2,10 @@
 
 The app is served as the README says for a class, with `SNOWS_PUBLIC=1` and `SNOWS_WORKERS=0`, beside two of
 `nice python -m snows work`, so that two visitors' runs are computed all the while. Each visitor is a session of Streamlit's
-protocol (`sessions`): opens Start, then a lesson by the link of a class, and moves its controls, with a pause before
-each one. A click counts from its message to the one that says that all that follows has been sent; what a browser takes to draw it
-is not in it. All that a session is sent is searched for the names of others' pictures and for others' runs. What was found goes
-to `assets/bench/visitors.json`.
+protocol (`sessions`): opens Start, then a lesson by the link of a class, and moves its controls, with a pause before each one.
+A click counts from its message to the one that says that all that follows has been sent; what a browser takes to draw it is not
+in it. All that a session is sent is searched for the names of others' pictures and for others' runs. What was found goes to
+`assets/bench/visitors.json`.
 """
 
 import asyncio

@@ -157,6 +157,42 @@ def test_a_node_of_ray_that_is_lost_loses_no_layer(ray_nodes: tuple[str, Any], s
         list(clusters.by_ray(in_line(store, 1), 9))
 
 
+@pytest.mark.slow
+def test_a_comparison_is_done_by_workers_and_nodes_though_one_of_each_is_lost(
+    ray_nodes: tuple[str, Any], store: RunStore
+) -> None:
+    address, lose_node = ray_nodes
+    whole, runs = alone(store), in_line(store, 24)
+    command = [sys.executable, "-m", "snows", "work", "--device", "cpu", "--root", str(store.root), "--until-empty"]
+    workers = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    lost_worker, lost = f"process {workers[0].pid} ", dict[str, str]()  # by what became of it, the run that was in its hands
+
+    def look() -> None:
+        begun = {run.id: run.holder() for run in runs if run.state() == "running" and run.log().done > 0}
+        at_worker = next((name for name, holder in begun.items() if holder.startswith(lost_worker)), None)
+        if "worker" not in lost and at_worker is not None:
+            lost["worker"] = at_worker
+            workers[0].kill()
+        pids = {f"process {worker.pid} " for worker in workers}
+        at_nodes = [name for name, holder in begun.items() if not any(holder.startswith(pid) for pid in pids)]
+        if "node" not in lost and len(at_nodes) == 2:
+            lost["node"] = ", ".join(at_nodes)
+            lose_node()
+
+    try:
+        ended = {run.id for run in clusters.by_ray(runs, 1, address, look)}
+    finally:
+        workers[1].wait(300)
+        workers[0].kill()
+    assert set(lost) == {"worker", "node"}
+    assert ended == {run.id for run in runs}
+    assert [results_of(run) == whole for run in runs] == [True] * 24
+    again = [run.id for run in runs if sum(isinstance(event, Queued) for event in run.events()[0]) > 1]
+    assert lost["worker"] in again
+    assert len(again) == 2
+    assert all(layers_begun_with(run)[-1] > 0 for run in runs if run.id in again)
+
+
 # --- SLURM ---
 
 
