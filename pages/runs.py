@@ -185,20 +185,18 @@ def _draw_rows(rows: pd.DataFrame, opened: list[str], group: str, columns: list[
     """One table; the runs that are ticked in it."""
     ids = rows["id"].tolist()
     # Streamlit keeps ticks by their place in the table: another set of rows, or another address, is another table.
-    key = f"runs-{state.turn('run')}-{hash((group, *ids))}"
-    with pd.option_context("styler.render.max_elements", rows.size):  # beyond some, pandas wants to be told so
-        places = st.dataframe(
-            panels.said(rows),
-            key=key,
-            on_select="rerun",
-            selection_mode="multi-row",
-            selection_default={"selection": {"rows": [place for place, run_id in enumerate(ids) if run_id in opened]}},
-            hide_index=True,
-            column_order=[name for name in columns if name != "tags" or rows["tags"].map(bool).any()],
-            column_config=COLUMNS | panels.measure_columns(rows, WIDTHS),
-            placeholder="",
-            alt=f"Runs: {group}" if group else "All runs",
-        )["selection"]["rows"]
+    places = st.dataframe(
+        panels.said(rows),
+        key=f"runs-{state.turn('run')}-{hash((group, *ids))}",
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": [place for place, run_id in enumerate(ids) if run_id in opened]}},
+        hide_index=True,
+        column_order=[name for name in columns if name != "tags" or rows["tags"].map(bool).any()],
+        column_config=COLUMNS | panels.measure_columns(rows, WIDTHS),
+        placeholder="",
+        alt=f"Runs: {group}" if group else "All runs",
+    )["selection"]["rows"]
     return [ids[place] for place in places]
 
 

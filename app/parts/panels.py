@@ -447,6 +447,9 @@ def follow(run: Run, draw: Callable[[bool], None]) -> None:
 # --- tables of measures ---
 
 
+pd.set_option("styler.render.max_elements", 10_000_000)  # whoever wants to see all runs is shown all
+
+
 def said(table: pd.DataFrame) -> "Styler":
     """The table with each measure's values said as everywhere else, and why a finished run has none; they sort as numbers."""
     measures = [name for name in table.columns if name in MEASURES]

@@ -293,10 +293,9 @@ class TestPage:
         assert ids(app) == [made[1].id]
         assert "Show all" not in labels(app)
 
-    def test_more_cells_than_pandas_styles_unasked(self, open_page: OpenPage, store: RunStore) -> None:
-        run = helpers.write_run(store, "finished")
-        with pd.option_context("styler.render.max_elements", 10):
-            assert ids(open_page("runs")) == [run.id]
+    def test_a_table_of_all_runs_may_be_large(self, open_page: OpenPage) -> None:
+        open_page("runs")
+        assert pd.options.styler.render.max_elements > 50_000 * len(runs.COLUMNS)  # pandas styles 262,144 cells unasked
 
     def test_lists_all_states_and_survives_what_cannot_be_read(
         self, open_page: OpenPage, store: RunStore, hold: ExitStack
