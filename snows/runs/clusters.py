@@ -69,8 +69,9 @@ def _estimated_bytes(config: str) -> int:
     return estimate.plan(RunConfig.model_validate_json(config)).bytes
 
 
-def work_on(path: str, device: str, cores: int) -> None:
-    """The task: claim the run in that folder and work on it, once it is free; nothing where it is in line no more."""
+def work_on(path: str, device: str, cores: int) -> bool:
+    """The task: claim the run in that folder and work on it. Whether it is in line no more; one that is in another's hands
+    still is."""
     prepare()
     import torch
 
@@ -78,15 +79,16 @@ def work_on(path: str, device: str, cores: int) -> None:
 
     torch.set_num_threads(cores)
     run = Run(path)
-    while (hold := run.claim()) is None:
-        if not run.in_line():
-            return
-        time.sleep(LOOK_SECONDS)
+    if (hold := run.claim()) is None:
+        if run.in_line():
+            time.sleep(LOOK_SECONDS)
+        return not run.in_line()
     with hold:
         try:
             hold.work(partial(runner.execute, device=device))
         except DeviceLostError:
             os._exit(1)  # which the scheduler answers with another process
+    return True
 
 
 # --- Ray ---
@@ -108,7 +110,7 @@ def by_ray(
         except (ConnectionError, ValueError) as error:
             raise InputError(f"There is no Ray cluster at {address}: {error} Start one with: ray start --head") from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    task, waiting = ray.remote(work_on), dict[Any, Run]()
+    task, waiting = ray.remote(work_on), dict[Any, tuple[Run, Callable[[], Any]]]()
     for run in runs:
         need = needs(run.config(), cores, has_cards=any(node.get("GPU") for node in nodes))
         wanted = {"CPU": need.cores, "GPU": need.cards, "memory": need.memory}
@@ -117,14 +119,18 @@ def by_ray(
                 f"No node of the Ray cluster has what run {run.id} needs: {need.cores} cores, {need.cards} cards and "
                 f"{need.memory / 1e9:.1f} GB. Ask for fewer cores or a smaller batch size, or add such a node. It waits."
             )
-        options = {"num_cpus": need.cores, "num_gpus": need.cards, "memory": need.memory, "name": run.id}
         # Lost with their node as often as may be: a run on which workers are lost in a row ends by itself.
-        waiting[task.options(**options, max_retries=-1).remote(str(run.path.resolve()), need.device, cores)] = run
+        options = {"num_cpus": need.cores, "num_gpus": need.cards, "memory": need.memory, "name": run.id, "max_retries": -1}
+        begin: Callable[[], Any] = partial(task.options(**options).remote, str(run.path.resolve()), need.device, cores)
+        waiting[begin()] = run, begin
     while waiting:
         ended, _ = ray.wait(list(waiting), timeout=LOOK_SECONDS)
         for reference in ended:
-            ray.get(reference)
-            yield waiting.pop(reference)
+            run, begin = waiting.pop(reference)
+            if ray.get(reference):
+                yield run
+            else:  # a worker beside the cluster has it, and may be lost; until then the node does another
+                waiting[begin()] = run, begin
         look()
 
 
@@ -135,7 +141,8 @@ class SlurmTask:
     """`work_on` as submitit takes it: at its time limit, or when it is preempted, it is queued again as it is."""
 
     def __call__(self, path: str, device: str, cores: int) -> None:
-        work_on(path, device, cores)
+        while not work_on(path, device, cores):
+            pass
 
     def checkpoint(self, *arguments: Any) -> Any:
         return importlib.import_module("submitit").helpers.DelayedSubmission(self, *arguments)

@@ -105,9 +105,9 @@ def write_table() -> None:
     """The README's table, of what is on file."""
     record = json.loads(RESULTS.read_text())
     clicks, opened, levels = record["clicks"], record["pages opened"], record["levels"]
-    before, peak, after = (levels[when] for when in ("before", "peak", "after"))
+    before, peak, after, again = (levels[when] for when in ("before", "peak", "after", "again"))
     met = clicks["p95"] < GOAL_SECONDS
-    grown = after["memory"] / before["memory"] - 1
+    grown = again["memory"] / after["memory"] - 1
     pause = " to ".join(f"{seconds:g}" for seconds in record["pause"])
     lines = [
         "| what | goal | measured |",
@@ -117,10 +117,11 @@ def write_table() -> None:
         f"p99 {1000 * clicks['p99']:.0f} ms, worst {clicks['worst']:.1f} s |",
         f"| To open Start, or a lesson | | median {opened['median']:.1f} s, p95 {opened['p95']:.1f} s |",
         f"| Seen of another's upload or run | nothing | {len(record['strange words'])} of {record['own words']} names |",
-        f"| Memory of the app: before, at the peak, after all have gone | back within {100 * GOAL_GROWTH:.0f} % | "
-        f"{before['memory']:,.0f}, {peak['memory']:,.0f}, {after['memory']:,.0f} MB ({100 * grown:+.1f} %) |",
-        f"| Threads, file handles, likewise | none more | {before['threads']}, {peak['threads']}, {after['threads']}; "
-        f"{before['handles']}, {peak['handles']}, {after['handles']} |",
+        f"| Memory of the app: before, at the peak, after all have gone, after a second class | the second leaves no more than "
+        f"{100 * GOAL_GROWTH:.0f} % | {before['memory']:,.0f}, {peak['memory']:,.0f}, {after['memory']:,.0f}, "
+        f"{again['memory']:,.0f} MB ({100 * grown:+.1f} %) |",
+        f"| Threads, file handles, likewise | none more | {before['threads']}, {peak['threads']}, {after['threads']}, "
+        f"{again['threads']}; {before['handles']}, {peak['handles']}, {after['handles']}, {again['handles']} |",
         "",
         f"Measured on {record['machine']}, {record['date']}, with a load of {record['load before']:g} before.",
     ]
@@ -169,28 +170,31 @@ class _Class:
         self._addresses: dict[int, str] = {}  # what a visitor's address says of the pictures that were brought
         self._process = _listening(address)
         self._found = Found()
-        self._is_over = False
 
     async def meet(self, clicks: int, thought: tuple[float, float], forgotten: float) -> Found:
         with _workers(self._store.root):
             await self._warm_up()
             self._found.levels["before"] = Level.of(self._process)
             watch = asyncio.create_task(self._watch())
-            await self._learn(clicks, thought)
-        self._compare_notes()
-        await self._peep()
-        await self._leave()
-        watch.cancel()
-        await asyncio.sleep(forgotten)
-        passer_by = self._tab(0)
-        await passer_by.open()
-        await passer_by.close()
-        await asyncio.sleep(2)
-        self._found.levels["after"] = Level.of(self._process)
+            # What the first class leaves behind is in caches, which are full then: the second one shows whether there is more.
+            for after in ("after", "again"):
+                await self._learn(clicks, thought)
+                self._compare_notes()
+                if after == "again":
+                    await self._peep()
+                await self._leave()
+                await asyncio.sleep(forgotten)
+                passer_by = self._tab(0)
+                await passer_by.open()
+                await passer_by.close()
+                await asyncio.sleep(2)
+                self._found.levels[after] = Level.of(self._process)
+            watch.cancel()
         return self._found
 
     async def _learn(self, clicks: int, thought: tuple[float, float]) -> None:
         """All of them at once, while runs are computed."""
+        self._is_over = False
         runs = asyncio.create_task(self._keep_at_work())
         while sum(run.state() == "running" for run in self._store.list()) < AT_WORK and not runs.done():
             await asyncio.sleep(0.2)
@@ -288,6 +292,7 @@ class _Class:
     async def _leave(self) -> None:
         for _, tab in self._tabs:
             await tab.close()
+        self._tabs.clear()
         for run in self._store.list():
             if run.state() in ACTIVE:
                 run.cancel()

@@ -164,26 +164,29 @@ def test_a_comparison_is_done_by_workers_and_nodes_though_one_of_each_is_lost(
     address, lose_node = ray_nodes
     whole, runs = alone(store), in_line(store, 24)
     command = [sys.executable, "-m", "snows", "work", "--device", "cpu", "--root", str(store.root), "--until-empty"]
-    workers = [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    lost_worker, lost = f"process {workers[0].pid} ", dict[str, str]()  # by what became of it, the run that was in its hands
+    workers, lost = list[subprocess.Popen[bytes]](), dict[str, str]()  # what was lost, and the run that was in its hands
 
     def look() -> None:
-        begun = {run.id: run.holder() for run in runs if run.state() == "running" and run.log().done > 0}
-        at_worker = next((name for name, holder in begun.items() if holder.startswith(lost_worker)), None)
-        if "worker" not in lost and at_worker is not None:
-            lost["worker"] = at_worker
-            workers[0].kill()
-        pids = {f"process {worker.pid} " for worker in workers}
-        at_nodes = [name for name, holder in begun.items() if not any(holder.startswith(pid) for pid in pids)]
-        if "node" not in lost and len(at_nodes) == 2:
+        begun = {run.id: run.holder().split()[1] for run in runs if run.state() == "running" and run.log().done > 0}
+        if not workers and len(begun) == 2:  # both nodes are there, which took them longer than it takes a worker
+            workers.extend(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2))
+        pids = [str(worker.pid) for worker in workers]
+        for run_id, pid in begun.items():
+            if "worker" not in lost and pid in pids:
+                lost["worker"] = run_id
+                workers[pids.index(pid)].kill()
+        at_nodes = [run_id for run_id, pid in begun.items() if pid not in pids]
+        if "worker" in lost and "node" not in lost and len(at_nodes) == 2:
             lost["node"] = ", ".join(at_nodes)
             lose_node()
 
     try:
         ended = {run.id for run in clusters.by_ray(runs, 1, address, look)}
+        assert workers, "the nodes were never both at work"
+        assert sorted(worker.wait(300) for worker in workers) == [-signal.SIGKILL, 0]
     finally:
-        workers[1].wait(300)
-        workers[0].kill()
+        for worker in workers:
+            worker.kill()
     assert set(lost) == {"worker", "node"}
     assert ended == {run.id for run in runs}
     assert [results_of(run) == whole for run in runs] == [True] * 24
