@@ -107,7 +107,6 @@ def write_table() -> None:
     clicks, opened, levels = record["clicks"], record["pages opened"], record["levels"]
     before, peak, after, again = (levels[when] for when in ("before", "peak", "after", "again"))
     met = clicks["p95"] < GOAL_SECONDS
-    grown = again["memory"] / after["memory"] - 1
     pause = " to ".join(f"{seconds:g}" for seconds in record["pause"])
     lines = [
         "| what | goal | measured |",
@@ -117,15 +116,20 @@ def write_table() -> None:
         f"p99 {1000 * clicks['p99']:.0f} ms, worst {clicks['worst']:.1f} s |",
         f"| To open Start, or a lesson | | median {opened['median']:.1f} s, p95 {opened['p95']:.1f} s |",
         f"| Seen of another's upload or run | nothing | {len(record['strange words'])} of {record['own words']} names |",
-        f"| Memory of the app: before, at the peak, after all have gone, after a second class | the second leaves no more than "
-        f"{100 * GOAL_GROWTH:.0f} % | {before['memory']:,.0f}, {peak['memory']:,.0f}, {after['memory']:,.0f}, "
-        f"{again['memory']:,.0f} MB ({100 * grown:+.1f} %) |",
+        f"| Memory of the app: before, at the peak, after all have gone, after a second class | back within "
+        f"{100 * GOAL_GROWTH:.0f} % | {before['memory']:,.0f}, {peak['memory']:,.0f}, {after['memory']:,.0f} "
+        f"({_grown(before, after)}), {again['memory']:,.0f} MB ({_grown(after, again)}) |",
         f"| Threads, file handles, likewise | none more | {before['threads']}, {peak['threads']}, {after['threads']}, "
         f"{again['threads']}; {before['handles']}, {peak['handles']}, {after['handles']}, {again['handles']} |",
         "",
         f"Measured on {record['machine']}, {record['date']}, with a load of {record['load before']:g} before.",
     ]
     put("visitors", "\n".join(lines))
+
+
+def _grown(before: dict[str, float], after: dict[str, float]) -> str:
+    grown = after["memory"] / before["memory"] - 1
+    return f"{100 * grown:+.1f} %{'' if grown < GOAL_GROWTH else ', missed'}"
 
 
 # --- a class ---
