@@ -6,6 +6,7 @@ page, and its end. A page then stays half drawn until the next click. On a serve
 that follow a run ask for a fragment every second. Here such a request waits until all of the last run has been taken over.
 """
 
+from functools import wraps
 from typing import Any
 
 from streamlit.runtime.app_session import AppSession, AppSessionState
@@ -16,9 +17,10 @@ _SECONDS = 0.01
 def mend() -> None:
     """Let every session of this process, from now on, wait for the end of its last run."""
     create = AppSession._create_scriptrunner
-    if create.__module__ == __name__:
+    if hasattr(create, "__wrapped__"):  # it was told so before
         return
 
+    @wraps(create)
     def create_after_the_last(session: AppSession, rerun: Any) -> None:
         if session._state == AppSessionState.SHUTDOWN_REQUESTED:  # it was closed while this one waited
             return

@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import streamlit as st
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from app import state
@@ -42,6 +43,7 @@ HOSTILE = (
 
 
 def _open(page: str, run: str | None = None) -> AppTest:
+    config.set_option("runner.postScriptGC", False)  # as the app is served
     app = AppTest.from_file(str(ROOT / "app/main.py"), default_timeout=600)
     app.run()
     if run is not None:
