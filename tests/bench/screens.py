@@ -105,7 +105,7 @@ def _rerun(root: Path, page: str, count: int) -> dict[str, Any]:
     app = _open(page, _a_run(root))
 
     def used_after(runs: int) -> tuple[int, int, int]:
-        """What is used after so many runs; of memory, which goes up and down with the allocator, the least after the last few."""
+        """What is used after so many runs; of memory, which the allocator lets go up and down, the least after the last few."""
         looks = []
         for number in range(runs):
             app.run()
