@@ -124,5 +124,5 @@ def cg_ended(status: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 layer`, `21 layers`."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    """`1 layer`, `21 layers`, `5,000 runs`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
