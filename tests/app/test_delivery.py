@@ -53,7 +53,10 @@ async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list
     said = session.flush_browser_queue()
     (fragment,) = {one.delta.fragment_id for one in said if one.delta.fragment_id}
     session.request_rerun(ClientState())
-    time.sleep(1)  # it runs to its end, and whoever is to take over what it says does not come to it
+    until = time.monotonic() + 60
+    while session._scriptrunner._script_thread.is_alive():  # and whoever is to take over what it says does not come to it
+        assert time.monotonic() < until
+        time.sleep(0.01)
     session.request_rerun(ClientState(fragment_id=fragment, is_auto_rerun=True))
     session.request_rerun(ClientState(fragment_id=fragment))
     if is_closed:
@@ -63,9 +66,11 @@ async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list
 
 
 async def settled(session: AppSession) -> None:
-    for _ in range(50):
+    until, looks = time.monotonic() + 60, 0
+    while looks < 20:  # one that waits for its turn comes a hundredth of a second later
+        assert time.monotonic() < until
         await asyncio.sleep(0.02)
-    assert session._scriptrunner is None
+        looks = looks + 1 if session._scriptrunner is None else 0
 
 
 def ends(said: list[ForwardMsg]) -> list[int]:
