@@ -6,6 +6,7 @@ fifths of the server's time. It is told not to (`postScriptGC`), and all garbage
 
 import gc
 import threading
+import time
 
 SECONDS = 10.0
 
@@ -29,6 +30,6 @@ class Collector:
 
     def _work(self) -> None:
         while self._stirred.wait():
-            threading.Event().wait(self._seconds)
+            time.sleep(self._seconds)
             self._stirred.clear()
             gc.collect()

@@ -890,7 +890,7 @@ class RunStore:
         in_line = {name for name in self.line().names() if os.path.exists(f"{self.root}/{name}/config.json")}
         held = [(run, run.state()) for run in self.list(newest) if run.id not in in_line]
         # Of those in line that nobody has in hand there may be thousands, and what they wait for is known.
-        waiting = [run for name in in_line if self._shows(run := Run(self.root / name))]
+        waiting = [run for name in in_line if self._shows(run := Run._in(self.root, name))]
         states = [*held, *((run, run.state() if run.holder() else "queued") for run in waiting)]
         return sorted((pair for pair in states if pair[1] in ACTIVE), key=lambda pair: (pair[1] != "running", pair[0].id))
 
