@@ -184,7 +184,7 @@ class JointStarted(Event):
 @dataclass(frozen=True, kw_only=True)
 class JointEpoch(Event):
     """The joint fit has gone through the images once more. `loss`: the mean over its batches, as each was met, of the losses
-    summed over their scale."""
+    summed over their scale. `epoch` falls back to 0 where the fit begins anew: what came before it does not count."""
 
     epoch: int
     loss: float

@@ -52,15 +52,16 @@ EVALUATION = [
 ]
 # (Lite1 or 2, side of the crops, pattern, calibration images, seeds)
 WORK = [(1, 224, "2:4", 64, (0, 1, 2)), (1, 224, "2:4", 256, (0,)), (1, 224, "1:4", 256, (0,))]
-# (label, update, refine, joint). K = 3, dense targets, the default ridge.
+# (label, mask, update, refine, joint). K = 3, dense targets, the default ridge.
 METHODS = [
-    ("mask only", "none", "none", "none"),
-    ("SparseGPT", "sparsegpt", "none", "none"),
-    ("least squares", "least-squares", "none", "none"),
-    ("least squares, refined mask", "least-squares", "layer", "none"),
-    ("SNOWS K=3", "snows", "none", "none"),
-    ("SNOWS K=3, refined mask", "snows", "window", "none"),
-    ("SNOWS K=3, refined mask, joint fit", "snows", "window", "network"),
+    ("mask only", "magnitude", "none", "none", "none"),
+    ("SparseGPT", "magnitude", "sparsegpt", "none", "none"),
+    ("ALPS, dense targets", "alps", "least-squares", "none", "none"),
+    ("least squares", "magnitude", "least-squares", "none", "none"),
+    ("least squares, refined mask", "magnitude", "least-squares", "layer", "none"),
+    ("SNOWS K=3", "magnitude", "snows", "none", "none"),
+    ("SNOWS K=3, refined mask", "magnitude", "snows", "window", "none"),
+    ("SNOWS K=3, refined mask, joint fit", "magnitude", "snows", "window", "network"),
 ]
 
 
@@ -141,13 +142,14 @@ def run(size: int, side: int, pattern: str, images: int, seed: int, **how: objec
 
 def _setting(work: tuple, method: tuple, seed: int) -> dict:
     size, side, pattern, images, _ = work
-    _, update, refine, joint = method
-    how = dict(update=update, refine=refine, joint=joint, ridge=PruneConfig().ridge)
+    _, mask, update, refine, joint = method
+    how = dict(mask=mask, update=update, refine=refine, joint=joint, ridge=PruneConfig().ridge)
     return dict(size=size, side=side, pattern=pattern, images=images, seed=seed) | how
 
 
 def _known() -> list[dict]:
-    return [{"joint": "none"} | record for record in read(RESULTS)]  # measurements from before there was a choice
+    earlier = {"mask": "magnitude", "joint": "none"}  # of measurements from before there was a choice
+    return [earlier | record for record in read(RESULTS)]
 
 
 def measure(*, fresh: bool = False) -> None:

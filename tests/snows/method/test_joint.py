@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from snows.config import Cancelled, PruneConfig
-from snows.events import Event, JointEpoch, JointFinished, JointStarted
+from snows.events import Event, JointEpoch, JointFinished, JointStarted, Note
 from snows.method import joint
 from snows.method.coverage import coverage
 from snows.method.graph import NetworkGraph
@@ -141,6 +141,7 @@ def test_images_that_do_not_fit_at_once_are_taken_in_pieces() -> None:
 
 def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "RATE", 1000.0)
+    monkeypatch.setattr(joint, "_WORSE", float("inf"))
     module, _, images = network("residual")
     happened: list[Event] = []
     alone = prune(module, images, config())
@@ -188,19 +189,49 @@ def test_it_can_be_cancelled_and_goes_on_after_the_layers() -> None:
     assert isinstance(resumed.model, nn.Module)
 
 
+@pytest.mark.parametrize("rate", [100.0, 1e5])
+def test_steps_that_are_too_large_are_found_out_and_taken_back(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _, few = network("residual")
+    images = torch.randn(64, *few.shape[1:], generator=torch.Generator().manual_seed(0))
+    settings, happened = config(update="none", joint="network", joint_epochs=40, batch_size=16), list[Event]()
+    monkeypatch.setattr(joint, "RATE", rate)
+    together = prune(module, images, settings, on_event=happened.append)
+    (end,) = (event for event in happened if isinstance(event, JointFinished))
+    assert end.status == "FITTED"
+    notes = [event.message for event in happened if isinstance(event, Note) and "anew" in event.message]
+    assert len(notes) >= 2
+    assert "0.25 times" in notes[0]
+    assert "0.0625 times" in notes[1]
+    assert [event.epoch for event in happened if isinstance(event, JointEpoch)] == list(
+        range(40)
+    )  # what was taken back is none
+
+    # It is as if steps had been so small from the first.
+    monkeypatch.setattr(joint, "RATE", rate * 0.25 ** len(notes))
+    happened.clear()
+    small = prune(module, images, settings, on_event=happened.append)
+    assert not any(isinstance(event, Note) and "anew" in event.message for event in happened)
+    for own, other in zip(together.model.parameters(), small.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [joint.RATE, 100.0])  # with the second, steps are found to be too large
 @pytest.mark.parametrize("passes", [1, 3])
-def test_it_goes_on_between_two_passes_bit_for_bit(passes: int) -> None:
+def test_it_goes_on_between_two_passes_bit_for_bit(passes: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after the last one, where only the loss remains to be measured."""
-    module, _, images = network("residual")
-    settings, states = config(joint="network", joint_epochs=3), list[joint.State]()
+    monkeypatch.setattr(joint, "RATE", rate)
+    module, _, few = network("residual")
+    images = torch.randn(64, *few.shape[1:], generator=torch.Generator().manual_seed(0))
+    settings, states = config(update="none", joint="network", joint_epochs=3, batch_size=16), list[joint.State]()
     whole = prune(module, images, settings, on_pass=lambda state: states.append({n: t.clone() for n, t in state.items()}))
     assert [int(state["passes"]) for state in states] == [1, 2, 3]
+    assert (float(states[0]["share"]) < 1) == (rate == 100.0)
     happened: list[Event] = []
     resumed = prune(module, images, settings, passed=lambda: states[passes - 1], on_event=happened.append)
     assert [event.resumed for event in happened if isinstance(event, JointStarted)] == [passes]
     assert [event.epoch for event in happened if isinstance(event, JointEpoch)] == list(range(passes, 3))
     assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
-    without = prune(module, images, config())
+    without = prune(module, images, config(update="none", batch_size=16))
     assert not all(torch.equal(a, b) for a, b in zip(without.model.parameters(), whole.model.parameters(), strict=True))
 
 
