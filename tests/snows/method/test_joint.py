@@ -140,7 +140,7 @@ def test_images_that_do_not_fit_at_once_are_taken_in_pieces() -> None:
 
 
 def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "RATE", 1000.0)
+    monkeypatch.setitem(joint.RATE, "network", 1000.0)
     monkeypatch.setattr(joint, "_WORSE", float("inf"))
     module, _, images = network("residual")
     happened: list[Event] = []
@@ -194,7 +194,7 @@ def test_steps_that_are_too_large_are_found_out_and_taken_back(rate: float, monk
     module, _, few = network("residual")
     images = torch.randn(64, *few.shape[1:], generator=torch.Generator().manual_seed(0))
     settings, happened = config(update="none", joint="network", joint_epochs=40, batch_size=16), list[Event]()
-    monkeypatch.setattr(joint, "RATE", rate)
+    monkeypatch.setitem(joint.RATE, "network", rate)
     together = prune(module, images, settings, on_event=happened.append)
     (end,) = (event for event in happened if isinstance(event, JointFinished))
     assert end.status == "FITTED"
@@ -207,7 +207,7 @@ def test_steps_that_are_too_large_are_found_out_and_taken_back(rate: float, monk
     )  # what was taken back is none
 
     # It is as if steps had been so small from the first.
-    monkeypatch.setattr(joint, "RATE", rate * 0.25 ** len(notes))
+    monkeypatch.setitem(joint.RATE, "network", rate * 0.25 ** len(notes))
     happened.clear()
     small = prune(module, images, settings, on_event=happened.append)
     assert not any(isinstance(event, Note) and "anew" in event.message for event in happened)
@@ -215,11 +215,11 @@ def test_steps_that_are_too_large_are_found_out_and_taken_back(rate: float, monk
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("rate", [joint.RATE, 100.0])  # with the second, steps are found to be too large
+@pytest.mark.parametrize("rate", [joint.RATE["network"], 100.0])  # with the second, steps are found to be too large
 @pytest.mark.parametrize("passes", [1, 3])
 def test_it_goes_on_between_two_passes_bit_for_bit(passes: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after the last one, where only the loss remains to be measured."""
-    monkeypatch.setattr(joint, "RATE", rate)
+    monkeypatch.setitem(joint.RATE, "network", rate)
     module, _, few = network("residual")
     images = torch.randn(64, *few.shape[1:], generator=torch.Generator().manual_seed(0))
     settings, states = config(update="none", joint="network", joint_epochs=3, batch_size=16), list[joint.State]()
