@@ -171,7 +171,7 @@ class SiteFinished(Event):
 class JointStarted(Event):
     """All layers are fitted; now their `count` kept weights move together, in `epochs` passes over the images. `captured`: the
     values that are matched. `losses` at each of them, and `scale`, the mean square of the targets. `resumed`: how many of the
-    passes are an earlier worker's."""
+    passes are an earlier worker's. Once more, with none, where the fit begins anew with smaller steps."""
 
     captured: list[str]
     count: int
@@ -184,7 +184,7 @@ class JointStarted(Event):
 @dataclass(frozen=True, kw_only=True)
 class JointEpoch(Event):
     """The joint fit has gone through the images once more. `loss`: the mean over its batches, as each was met, of the losses
-    summed over their scale. `epoch` falls back to 0 where the fit begins anew: what came before it does not count."""
+    summed over their scale."""
 
     epoch: int
     loss: float

@@ -259,7 +259,7 @@ def joint_fit(events: list[Event]) -> Together | None:
             case JointStarted():
                 started, passes = event, [done for done in passes if done.epoch < event.resumed]
             case JointEpoch():
-                passes = [*(done for done in passes if done.epoch < event.epoch), event]  # the others were taken back
+                passes.append(event)
             case JointFinished():
                 finished = event
     if started is None:

@@ -9,6 +9,7 @@ Zhang et al., 2018), for the dense network answers for any image, and no label i
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +29,8 @@ BATCH, RATE = 32, {"network": 0.3, "answers": 0.1}
 _WARM_UP = 10  # steps until they have their full size: Adam knows the slopes' sizes by then
 # How large a step a network bears shows in the first few. On the bundled ones the first pass ends at most 1.4 times as far from
 # the dense network as its images are without it, but for the ViT with 70 % removed (2.3); on an EfficientNet-Lite of thirty
-# layers five times. Then all begins anew with steps of a quarter; so small a share of them as the last one moves nothing.
+# layers, in as many steps, more than four times. Then all begins anew with steps of a quarter; so small a share of them as the
+# last one moves nothing.
 _TRIAL, _WORSE, _SMALLER, _SMALLEST = 16, 1.5, 0.25, 1e-6
 _TOO_LARGE = (
     "The joint fit led away from the dense network: its loss was {loss:.3g}, and {stayed:.3g} without a step. "
@@ -162,16 +164,15 @@ def fit(
     before, scale = problem.measure(start, batches, check)
     count = sum(int(mask.sum()) for _, mask in found.values())
     first = 0 if begun is None else int(begun["passes"])
-    on_event(
-        events.JointStarted(
-            captured=problem.window.operations,
-            count=count,
-            epochs=config.joint_epochs,
-            losses=before,
-            scale=scale,
-            resumed=first,
-        )
+    begin = partial(
+        events.JointStarted,
+        captured=problem.window.operations,
+        count=count,
+        epochs=config.joint_epochs,
+        losses=before,
+        scale=scale,
     )
+    on_event(begin(resumed=first))
 
     leaves = {name: weight.clone().requires_grad_() for name, weight in start.items()}
     rate = RATE[config.joint] * math.sqrt(events.relative_loss(before, scale) / len(scale))
@@ -211,6 +212,7 @@ def fit(
         if on_trial and not loss <= _WORSE * stayed and share > _SMALLEST:
             epoch, share = 0, share * _SMALLER
             on_event(events.Note(message=_TOO_LARGE.format(loss=loss, stayed=stayed, share=share)))
+            on_event(begin())
             generator.manual_seed(config.seed)
             optimizer.state.clear()
             for name, leaf in leaves.items():

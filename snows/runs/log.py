@@ -87,8 +87,7 @@ class Log:
                 self.together = event.resumed, event.epochs
                 self.passes = {epoch: done for epoch, done in self.passes.items() if epoch < event.resumed}
             case JointEpoch():
-                earlier = {epoch: done for epoch, done in self.passes.items() if epoch < event.epoch}  # others were taken back
-                self.passes, self.lost = earlier | {event.epoch: event}, 1
+                self.passes[event.epoch], self.lost = event, 1
                 if self.together is not None:
                     self.together = event.epoch + 1, self.together[1]
             case JointFinished():

@@ -160,7 +160,8 @@ def test_the_joint_fit_follows_the_layers() -> None:
     assert together is not None
     assert together.losses.to_dict("list") == {"seconds": [5.0, 11.0], "loss": [0.05, 0.04]}
     # The first steps were too large, so the fit began anew: what came before does not count.
-    anew = [*before, start, step, replace(step, time=129, epoch=1, loss=0.9), replace(step, time=134, loss=0.04)]
+    lost = replace(step, time=128, epoch=1, loss=0.9)
+    anew = [*before, start, step, lost, replace(start, time=129), replace(step, time=134, loss=0.04)]
     assert run_tables.progress(anew, 135).together == (1, 4)
     assert run_tables.progress(anew, 135).left == pytest.approx(3 * 5 - 1)
     together = run_tables.joint_fit(anew)

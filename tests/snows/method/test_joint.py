@@ -202,6 +202,8 @@ def test_steps_that_are_too_large_are_found_out_and_taken_back(rate: float, monk
     assert len(notes) >= 2
     assert "0.25 times" in notes[0]
     assert "0.0625 times" in notes[1]
+    # Each time as after a worker that kept none of its passes.
+    assert [event.resumed for event in happened if isinstance(event, JointStarted)] == [0] * (1 + len(notes))
     passes = [event.epoch for event in happened if isinstance(event, JointEpoch)]
     assert passes == list(range(40))  # what was taken back is none
 
