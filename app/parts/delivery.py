@@ -3,11 +3,14 @@
 Streamlit 1.67 takes what a script run says through the server's event loop. When a fragment is to run and the last run's thread
 has ended, it begins another, and from then on drops what the last one said that the loop has not come to yet: a part of the
 page, and its end. A page then stays half drawn until the next click. On a server that many visit the loop is late, and pages
-that follow a run ask for a fragment every second. Here such a request waits until all of the last run has been taken over.
+that follow a run ask for a fragment every second. Here such a request waits until all of the last run has been taken over, and
+what is asked for meanwhile waits behind it: of two requests the later one says what the fields hold.
 """
 
+from collections import deque
 from functools import wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from streamlit.runtime.app_session import AppSession, AppSessionState
 
@@ -19,15 +22,25 @@ def mend() -> None:
     create = AppSession._create_scriptrunner
     if hasattr(create, "__wrapped__"):  # it was told so before
         return
+    lines: WeakKeyDictionary[AppSession, deque[Any]] = WeakKeyDictionary()  # the requests that wait, the earliest first
 
     @wraps(create)
-    def create_after_the_last(session: AppSession, rerun: Any) -> None:
-        if session._state == AppSessionState.SHUTDOWN_REQUESTED:  # it was closed while this one waited
-            return
-        runner = session._scriptrunner
-        if runner is None or not rerun.fragment_id:  # a run of the whole page says all again
-            create(session, rerun)
-        elif not runner.request_rerun(rerun):
-            session._event_loop.call_later(_SECONDS, create_after_the_last, session, rerun)
+    def create_in_turn(session: AppSession, rerun: Any) -> None:
+        line = lines.setdefault(session, deque())
+        line.append(rerun)
+        if len(line) == 1:
+            serve(session, line)
 
-    AppSession._create_scriptrunner = create_after_the_last  # type: ignore[assignment,method-assign]
+    def serve(session: AppSession, line: deque[Any]) -> None:
+        while line and session._state != AppSessionState.SHUTDOWN_REQUESTED:  # it may be closed while one waits
+            runner = session._scriptrunner
+            if runner is None:
+                create(session, line[0])
+            elif not runner.request_rerun(line[0]):
+                if line[0].fragment_id:
+                    session._event_loop.call_later(_SECONDS, serve, session, line)
+                    return
+                create(session, line[0])  # a run of the whole page says all again
+            line.popleft()
+
+    AppSession._create_scriptrunner = create_in_turn  # type: ignore[assignment,method-assign]

@@ -19,7 +19,7 @@ from app.parts import delivery
 SCRIPT = """
 import streamlit as st
 st.write("before")
-st.fragment(lambda: st.write("in the fragment"))()
+st.fragment(lambda: st.write("in the fragment" + st.query_params.get("n", "")))()
 st.write("after")
 """
 
@@ -45,8 +45,8 @@ def mended(by_itself: None) -> None:
     delivery.mend()  # a page that is run again asks for it again
 
 
-async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list[ForwardMsg]]:
-    """A page is opened again, and its fragment asked for before the server has heard a word of it."""
+async def late_for(page: Path) -> tuple[AppSession, str]:
+    """A page was opened again and has ended, and the server has not heard a word of it; and the page's fragment."""
     session = AppSession(ScriptData(str(page), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
     session.request_rerun(ClientState())
     await settled(session)
@@ -57,6 +57,12 @@ async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list
     while session._scriptrunner._script_thread.is_alive():  # and whoever is to take over what it says does not come to it
         assert time.monotonic() < until
         time.sleep(0.01)
+    return session, fragment
+
+
+async def late(page: Path, *, is_closed: bool = False) -> tuple[AppSession, list[ForwardMsg]]:
+    """A page is opened again, and its fragment asked for before the server has heard a word of it."""
+    session, fragment = await late_for(page)
     session.request_rerun(ClientState(fragment_id=fragment, is_auto_rerun=True))
     session.request_rerun(ClientState(fragment_id=fragment))
     if is_closed:
@@ -100,3 +106,19 @@ def test_all_of_the_page_comes_and_then_the_fragment(page: Path) -> None:
 def test_a_session_that_was_closed_meanwhile_runs_nothing_more(page: Path) -> None:
     _, said = asyncio.run(late(page, is_closed=True))
     assert ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY not in ends(said)
+
+
+@pytest.mark.usefixtures("mended")
+def test_of_two_clicks_the_later_one_counts(page: Path) -> None:
+    """The first waits for the last run's end; the second comes when that is there, and must not overtake it."""
+
+    async def clicks() -> list[ForwardMsg]:
+        session, fragment = await late_for(page)
+        session.request_rerun(ClientState(fragment_id=fragment, query_string="n=1"))
+        while session._scriptrunner is not None:
+            await asyncio.sleep(0)
+        session.request_rerun(ClientState(fragment_id=fragment, query_string="n=2"))
+        await settled(session)
+        return session.flush_browser_queue()
+
+    assert texts(asyncio.run(clicks()))[-1] == "in the fragment2"
