@@ -213,8 +213,8 @@ def draw_recorded() -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="medium"):
         st.caption(
-            f":material/inventory_2: A recorded comparison that came with the app: {len(measured):,} measurements by "
-            f"`{recorded.COMMAND}`, each on 512 calibration and the first 5,000 test images. Nothing was computed just now.",
+            f":material/inventory_2: {len(measured):,} measurements that came with the app, made by `{recorded.COMMAND}`, "
+            "each on 512 calibration and the first 5,000 test images.",
             width="content",
         )
         st.page_link(

@@ -50,33 +50,14 @@ def draw(rows: list[Row], choices: DeltaGenerator, count_work: Callable[[], list
                 **state.addressed("pattern", across, across),
             )
             chosen = [pattern for pattern in across if pattern in chosen] or across
-        rows = _of(rows, chosen)
-        offered = compare.costs(rows)
-        if count_work is not None and "density" in offered:
-            offered = [cost for cost in compare.COSTS if cost in offered or cost == WORK]
-        cost = offered[0] if offered else None
-        if len(offered) > 1:
-            cost = st.segmented_control(
-                "Against",
-                offered,
-                format_func=lambda name: MEASURES[name].title,
-                required=True,
-                width="content",
-                help="\n".join(f"- **{MEASURES[name].title}**: {MEASURES[name].meaning}" for name in offered),
-                **state.addressed("against", offered, offered[0]),
-            )
-    if cost == WORK and count_work is not None:
-        try:
-            rows = _of(count_work(), chosen)
-        except InputError as error:
-            st.error(words.plain(str(error)), icon=":material/error:")
-            cost = None
+    rows = _of(rows, chosen)
     if verdict := compare.verdict(rows):
         st.markdown(verdict)
     one_pattern = len(compare.patterns(rows)) == 1
     points = compare.differences(rows) if one_pattern else pd.DataFrame()
     left, right = st.columns(2, gap="large") if len(points) > 1 else (st.container(), st.container())
     with left:
+        cost, rows = _cost(rows, chosen, count_work)
         if cost is not None:
             _tradeoff(rows, cost)
     with right:
@@ -120,9 +101,36 @@ def _of(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
     return [row for row in rows if str(row.config.prune.pattern) in patterns]
 
 
+def _cost(rows: list[Row], patterns: Sequence[str], count_work: Callable[[], list[Row]] | None) -> tuple[str | None, list[Row]]:
+    """What accuracy is drawn against, which is chosen here if there are several, and the rows (of `patterns`) that have it."""
+    offered = compare.costs(rows)
+    if count_work is not None and "density" in offered:
+        offered = [cost for cost in compare.COSTS if cost in offered or cost == WORK]
+    title = MEASURES[compare.judged_by(rows)].title
+    if len(offered) < 2:
+        for cost in offered:
+            st.markdown(f"**{title} against {MEASURES[cost].title.lower()}**")
+            return cost, rows
+        return None, rows
+    cost = st.segmented_control(
+        f"{title} against",
+        offered,
+        format_func=lambda name: MEASURES[name].title,
+        required=True,
+        help="\n".join(f"- **{MEASURES[name].title}**: {MEASURES[name].meaning}" for name in offered),
+        **state.addressed("against", offered, offered[0]),
+    )
+    if cost == WORK and count_work is not None:
+        try:
+            return cost, _of(count_work(), patterns)
+        except InputError as error:
+            st.error(words.plain(str(error)), icon=":material/error:")
+            return None, rows
+    return cost, rows
+
+
 def _tradeoff(rows: list[Row], cost: str) -> None:
     points, value = compare.tradeoff(rows, cost)
-    st.markdown(f"**{MEASURES[value].title} against {MEASURES[cost].title.lower()}**")
     figure = compare_charts.tradeoff_chart(
         points, cost, value, dense=compare.dense_value(rows, value), shown_from=compare.shown_from(points), height=340
     )

@@ -404,7 +404,7 @@ class TestPage:
     def test_before_anything_was_run_it_is_the_recorded_comparison(self, open_page: OpenPage) -> None:
         app = open_compare(open_page)
         text = text_of(app)
-        assert f"A recorded comparison that came with the app: {helpers.RECORDED_COUNT} measurements by `make bench`" in text
+        assert f"{helpers.RECORDED_COUNT} measurements that came with the app, made by `make bench`" in text
         best = "**SNOWS, joint fit, K = 3** is best in accuracy, or level with the best, at all 6 patterns"
         assert f"Of {helpers.RECORDED_METHODS} methods {best}" in text
         assert labelled(app.selectbox, "Network").options == [
