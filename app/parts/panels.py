@@ -317,7 +317,7 @@ def _figures(events: list[Event], config: RunConfig, progress: run_tables.Progre
         with by_pass:
             figure = layer_charts.joint_loss_chart(together.losses)
             live.chart(figure, key="joint-losses", alt="Loss of the joint fit by seconds of work")
-            st.caption("The loss on blends of the images, one point for each pass over them.")
+            st.caption("The loss of each pass over the images, which are blended unless the fit began anew.")
     st.markdown("**What happened**, newest first")
     st.dataframe(
         run_tables.log(events),
