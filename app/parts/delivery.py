@@ -28,19 +28,17 @@ def mend() -> None:
     def create_in_turn(session: AppSession, rerun: Any) -> None:
         line = lines.setdefault(session, deque())
         line.append(rerun)
-        if len(line) == 1:
-            serve(session, line)
+        serve(session, line)
 
     def serve(session: AppSession, line: deque[Any]) -> None:
         while line and session._state != AppSessionState.SHUTDOWN_REQUESTED:  # it may be closed while one waits
             runner = session._scriptrunner
-            if runner is None:
-                create(session, line[0])
-            elif not runner.request_rerun(line[0]):
-                if line[0].fragment_id:
-                    session._event_loop.call_later(_SECONDS, serve, session, line)
-                    return
-                create(session, line[0])  # a run of the whole page says all again
-            line.popleft()
+            is_taken = runner is not None and runner.request_rerun(line[0])
+            if runner is not None and not is_taken and line[0].fragment_id:
+                session._event_loop.call_later(_SECONDS, serve, session, line)
+                return
+            rerun = line.popleft()
+            if not is_taken:  # where the last run has not been heard to its end, one of the whole page says all again
+                create(session, rerun)
 
     AppSession._create_scriptrunner = create_in_turn  # type: ignore[assignment,method-assign]

@@ -13,6 +13,7 @@ from streamlit.runtime.app_session import AppSession
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.script_data import ScriptData
 from streamlit.runtime.scriptrunner.script_cache import ScriptCache
+from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
 
 from app.parts import delivery
 
@@ -122,3 +123,23 @@ def test_of_two_clicks_the_later_one_counts(page: Path) -> None:
         return session.flush_browser_queue()
 
     assert texts(asyncio.run(clicks()))[-1] == "in the fragment2"
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_run_that_could_not_begin_holds_nobody_up(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(runner: ScriptRunner) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def clicks() -> list[ForwardMsg]:
+        session, fragment = await late_for(page)
+        session.request_rerun(ClientState(fragment_id=fragment, query_string="n=1"))
+        session.request_rerun(ClientState(fragment_id=fragment, query_string="n=2"))
+        with monkeypatch.context() as short:
+            short.setattr(ScriptRunner, "start", refuse)
+            with pytest.raises(RuntimeError):
+                session.request_rerun(ClientState())
+        session.request_rerun(ClientState(fragment_id=fragment, query_string="n=3"))
+        await settled(session)
+        return session.flush_browser_queue()
+
+    assert "in the fragment3" in texts(asyncio.run(clicks()))
