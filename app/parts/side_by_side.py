@@ -107,11 +107,11 @@ def _cost(rows: list[Row], patterns: Sequence[str], count_work: Callable[[], lis
     if count_work is not None and "density" in offered:
         offered = [cost for cost in compare.COSTS if cost in offered or cost == WORK]
     title = MEASURES[compare.judged_by(rows)].title
-    if len(offered) < 2:
-        for cost in offered:
-            st.markdown(f"**{title} against {MEASURES[cost].title.lower()}**")
-            return cost, rows
+    if not offered:
         return None, rows
+    if len(offered) == 1:
+        st.markdown(f"**{title} against {MEASURES[offered[0]].title.lower()}**")
+        return offered[0], rows
     cost = st.segmented_control(
         f"{title} against",
         offered,
