@@ -405,8 +405,8 @@ class PruneConfig(_Config):
     joint: Literal["none", "network", "answers"] = Field(
         "none",
         description="Whether, after the layers, all kept weights of the network move together: toward the dense network's "
-        "values at its blocks' ends and its answers (network), or toward its answers alone. It takes two to three times as "
-        "long as the layers, and is worth most where few weights stay.",
+        "values at its blocks' ends and its answers (network), or toward its answers alone. A run takes two to three times "
+        "as long with it; it is worth most where few weights stay.",
     )
     joint_epochs: int = Field(20, ge=1, le=10_000, description="How often the joint fit goes through the calibration images.")
     targets: Literal["dense", "propagated"] = Field(
