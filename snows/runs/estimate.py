@@ -107,13 +107,15 @@ def plan(config: RunConfig) -> Plan:
         an_image = _gram_cost(site) * seconds[site.node] + forward * _window_passes(config.prune)
         inputs = sum(map(graph.image_bytes, window.outside))
         held = inputs + (inputs if index <= remade else window.target_bytes)
-        saved = SAVED * window.image_bytes
-        linearized = saved * _linearized_share(config.prune) * images
-        work = max(saved * batch, linearized if linearized <= config.prune.memory * 2**30 else 0.0)
+        linearized = _linearized_share(config.prune) * images
+        if SAVED * window.image_bytes * linearized > config.prune.memory * 2**30:
+            linearized = min(batch, linearized)  # anew for each product, a batch after the other
+        # Beside what is kept for the products a batch goes there and back: a product's, or a look at the loss.
+        work = window.image_bytes * ((SAVED - 1) * linearized + SAVED * batch)
         factoring, factors = _row_systems(site, covered.patterns[site.name].density, config.prune, example)
         searching = _mask_search(site, covered.patterns[site.name], config.prune.mask, example)
         site_seconds[site.name] = an_image * images + factoring + searching
-        most = max(most, held * (images + config.num_held_back) + work + factors)
+        most = max(most, _IN_PIECES * held * (images + config.num_held_back) + work + factors)
     together = 0.0
     if config.prune.joint != "none":
         whole = Window(graph, covered.sites, joint.matched(graph, covered.sites, config.prune))
@@ -125,7 +127,8 @@ def plan(config: RunConfig) -> Plan:
         most = max(most, max(image, min(image * joint.BATCH, allowed)) + 5 * moving)
     spreading, waiting = _spreading(graph, covered, config, seconds, example)
     most = max(most, waiting)
-    weights = sum(t.numel() * t.element_size() for t in graph.parameters.values())
+    # In another order of memory than it was given in, a weight is one more copy.
+    weights = sum(t.nbytes * (_NETWORKS + (not t.is_contiguous())) for t in graph.parameters.values())
     process = _PROCESS_BYTES if device.type == "cpu" else 0
     # The frontier's own passes, dense and pruned; a layer's share of them is its share of the work.
     passes = 2 * sum(seconds.values()) * (images + config.num_held_back)
@@ -144,7 +147,7 @@ def plan(config: RunConfig) -> Plan:
         for s in covered.sites
     ]
     total = sum(site_seconds.values()) + passes + together + spreading
-    memory = int(process + _NETWORKS * weights + most)
+    memory = int(process + weights + most)
     return Plan(sites, covered.skipped, total, memory, warning, unsteady, busy, together, spreading)
 
 
@@ -197,7 +200,9 @@ _BUSY_SHARE = 0.7
 
 
 # Python, torch, timm and an export, before there is a run.
-_PROCESS_BYTES = 960 * 2**20
+_PROCESS_BYTES = 832 * 2**20
+# The memory that values take that wait, batch by batch, over their bytes: blocks of other sizes were freed between them.
+_IN_PIECES = 1.3
 # The network that was given, its copy, and the layers' new weights as they come.
 _NETWORKS = 3
 
