@@ -5,6 +5,10 @@ has ended, it begins another, and from then on drops what the last one said that
 page, and its end. A page then stays half drawn until the next click. On a server that many visit the loop is late, and pages
 that follow a run ask for a fragment every second. Here such a request waits until all of the last run has been taken over, and
 what is asked for meanwhile waits behind it: of two requests the later one says what the fields hold.
+
+Until the server has answered a click on another page, the browser asks for the fragments of the old one. Streamlit takes the
+page from the last request: the click is lost, or the new page is cleared away. Here a fragment of a page that was left is not
+run.
 """
 
 from collections import deque
@@ -12,14 +16,15 @@ from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from streamlit.proto.ClientState_pb2 import ClientState
 from streamlit.runtime.app_session import AppSession, AppSessionState
 
 _SECONDS = 0.01
 
 
 def mend() -> None:
-    """Let every session of this process, from now on, wait for the end of its last run."""
-    create = AppSession._create_scriptrunner
+    """Let every session of this process, from now on, wait for the end of its last run and run no page that was left."""
+    create, request = AppSession._create_scriptrunner, AppSession.request_rerun
     if hasattr(create, "__wrapped__"):  # it was told so before
         return
     lines: WeakKeyDictionary[AppSession, deque[Any]] = WeakKeyDictionary()  # the requests that wait, the earliest first
@@ -41,4 +46,14 @@ def mend() -> None:
             if not is_taken:  # where the last run has not been heard to its end, one of the whole page says all again
                 create(session, rerun)
 
+    @wraps(request)
+    def request_here(session: AppSession, asked: ClientState | None) -> None:
+        if asked is not None and asked.page_script_hash:  # none has whoever has just come
+            if not asked.fragment_id:
+                session._client_state.page_script_hash = asked.page_script_hash  # Streamlit says so when the page begins
+            elif session.page_script_hash not in ("", asked.page_script_hash):
+                return
+        request(session, asked)
+
     AppSession._create_scriptrunner = create_in_turn  # type: ignore[assignment,method-assign]
+    AppSession.request_rerun = request_here  # type: ignore[assignment,method-assign]
