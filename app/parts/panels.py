@@ -100,7 +100,7 @@ def _run_view(run: Run, was_active: bool, recorded: bool) -> None:
     if progress.sites:
         _strip(run, events, config, run_state in ACTIVE)
         if run_state == "running":
-            so_far.answers_so_far(run, config, progress.done)
+            so_far.answers_so_far(run, config, progress.done, all_pruned=progress.done >= len(progress.sites))
         _look_inside(run)
         _figures(events, config, progress, folded=run_state == "running")
     with st.expander("Settings of this run", icon=":material/settings:"):

@@ -80,9 +80,10 @@ def _probabilities(config_json: str, path: Path, done: int) -> np.ndarray:
         return functional_call(looked.model.module, weights, (looked.images,)).softmax(1).float().numpy()
 
 
-def answers_so_far(run: Run, config: RunConfig, done: int) -> None:
+def answers_so_far(run: Run, config: RunConfig, done: int, *, all_pruned: bool) -> None:
     """The pictures, and under each what the network takes it for with its first `done` layers pruned; its accuracy so far.
-    Nothing where the engine is not there yet, or the network is too large to be run beside the run."""
+    `all_pruned`: that no layer is dense any more, as while all move together. Nothing where the engine is not there yet, or the
+    network is too large to be run beside the run."""
     if not engine.ready():
         return
     asked = config.model_dump_json()
@@ -109,4 +110,5 @@ def answers_so_far(run: Run, config: RunConfig, done: int) -> None:
         for address, words, answer in zip(looked.addresses, looked.words, answers, strict=True)
     ]
     pictures.strip(shown, key="answers so far")
-    st.caption(f"{looked.whose}, with the layers pruned that are done; the others are still dense.")
+    which = "all layers pruned, one by one" if all_pruned else "the layers pruned that are done; the others are still dense"
+    st.caption(f"{looked.whose}, with {which}.")

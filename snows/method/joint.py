@@ -17,7 +17,6 @@ from torch import Tensor, fx
 
 from snows import events
 from snows.config import Cancelled, PruneConfig
-from snows.method.coverage import PruneError
 from snows.method.graph import SAVED, NetworkGraph, Site, Window
 from snows.method.operations import Values
 
@@ -37,6 +36,14 @@ _TRIAL, _WORSE, _SMALLER, _SMALLEST = 16, 1.5, 1 / 16, 1e-6
 _TOO_LARGE = (
     "The joint fit led away from the dense network: its loss was {loss:.3g}, and {stayed:.3g} without a step. "
     "It begins anew, with steps {share:g} times as large and images that are not blended."
+)
+# How it ends: a status, and what is said of it.
+_FITTED = "FITTED", "All layers' weights moved together."
+_NO_GAIN = "NO_GAIN", "Together they came no nearer to the dense network, so the layers' weights stay as they were."
+_NOT_FINITE = (
+    "NOT_FINITE",
+    "The joint fit's loss was NaN or infinite, so the layers' weights stay as they were. Use float64, or check the weights and "
+    "images.",
 )
 
 # Where a joint fit stands between two passes over the images: how many there were, the share of the steps' size that was found
@@ -149,11 +156,12 @@ def fit(
     """All sites' weights in their parameters' shapes, fitted together on `batches` of calibration images; and what happened.
     Begins at `found`, each site's weight and mask. Where the loss on all images does not fall, they stay as they were. Where
     the first steps lead away from the dense network, all begins anew with smaller ones, on images as they are; a note says so.
+    A later loss that is no number ends it, and the weights stay as they were.
 
     After every pass over the images `on_pass` is given the state, whose tensors change with the next step; `begun` is such a
     state of an earlier call with the same arguments, which goes on bit for bit as if it had not stopped.
 
-    Raises `Cancelled` once `cancelled` says so, and `PruneError` where the loss is not a number.
+    Raises `Cancelled` once `cancelled` says so.
     """
 
     def check() -> None:
@@ -191,7 +199,7 @@ def fit(
             if f"{_AVERAGES[0]} {name}" in begun:
                 averages = {key: begun[f"{key} {name}"].to(leaf) for key in _AVERAGES}
                 optimizer.state[leaf] = {"step": torch.tensor(float(first * steps)), **averages}
-    epoch = first
+    epoch, ending = first, _NO_GAIN
     while epoch < config.joint_epochs:
         pass_started = time.perf_counter()
         order, losses = torch.randperm(len(images), generator=generator).tolist(), []
@@ -223,25 +231,29 @@ def fit(
                 leaf.data.copy_(start[name])
             continue
         if not math.isfinite(loss):
-            raise PruneError("The joint fit's loss is NaN or infinite. Use float64, or leave the joint fit out.")
+            ending = _NOT_FINITE
+            break
         on_event(events.JointEpoch(epoch=epoch, loss=loss, seconds=time.perf_counter() - pass_started))
         epoch += 1
         on_pass(_state(epoch, share, generator, leaves, optimizer))
 
     fitted = {name: leaf.detach() for name, leaf in leaves.items()}
     after, _ = problem.measure(fitted, batches, check)
-    better = events.relative_loss(after, scale) < events.relative_loss(before, scale)  # also where it is not a number
+    is_nearer = events.relative_loss(after, scale) < events.relative_loss(before, scale)  # also where it is not a number
+    if is_nearer and ending is _NO_GAIN:
+        ending = _FITTED
+    else:
+        fitted, after = start, before
+        on_event(events.Note(message=ending[1]))
     finished = events.JointFinished(
         before=before,
-        after=after if better else before,
+        after=after,
         scale=scale,
-        status="FITTED" if better else "NO_GAIN",
-        message="All layers' weights moved together."
-        if better
-        else "Together they came no nearer to the dense network, so the layers' weights stay as they were.",
+        status=ending[0],
+        message=ending[1],
         seconds=time.perf_counter() - started,
     )
-    return fitted if better else start, finished
+    return fitted, finished
 
 
 def _state(

@@ -546,6 +546,10 @@ class Run:
         """The indices of the sites that are finished, counted on through the sweeps."""
         return (int(p.stem) for p in sorted(self.path.glob("sites/[0-9]*.safetensors")))
 
+    def has_begun(self) -> bool:
+        """Whether a layer is finished."""
+        return next(self.finished_sites(), None) is not None
+
     def masks(self) -> dict[str, "Tensor"]:
         """The masks (bool, True = kept, in the parameter's shape) of the finished sites, by name."""
         from safetensors import safe_open

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import state
 from snows.config import NM, Dense, RunConfig
-from snows.events import RunFailed
+from snows.events import JointStarted, RunFailed
 from snows.runs.store import Run, RunStore
 from tests.app import helpers
 from tests.app.conftest import ROOT, OpenPage
@@ -168,7 +168,18 @@ class TestRunStates:
         parts = [part.proto.json for part in app.get("bidi_component")]
         assert any("The network's layers: 7 of 21 are done" in part for part in parts)
         assert "**What it answers so far**: 8 of 8 as the dense network does" in text_of(app)
+        assert "the others are still dense" in text_of(app)
         assert sum("% sure" in part for part in parts) == 1
+
+    def test_while_all_layers_move_together_none_is_said_to_be_dense(
+        self, open_page: OpenPage, store: RunStore, hold: ExitStack
+    ) -> None:
+        run = helpers.write_run(store, "running", hold)
+        for index in range(7, len(helpers.PRUNED)):
+            run.append(*helpers.site_events(index))
+        run.append(JointStarted(captured=["fc"], count=1000, epochs=4, losses=[0.04], scale=[1.0]))
+        shown = text_of(open_page("prune", run=run.id))
+        assert "Test pictures, with all layers pruned, one by one." in shown
 
     def test_waiting_run_shows_its_place(self, open_page: OpenPage, store: RunStore, engine: ModuleType) -> None:
         release = threading.Event()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from snows import events
@@ -998,6 +999,32 @@ def test_compare_forgets_a_batch_that_never_began(
     assert main(["compare", "--model", "x"]) == 2
     assert capsys.readouterr().err.count("There is no model 'x'.") == 1
     assert store.list() == store.comparisons() == []
+
+
+def a_layer_and_then_bad_input(run: Run) -> events.RunFinished:
+    run.save_site(0, torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool))
+    raise InputError("layer2.weight: the values found for it are NaN.")
+
+
+def test_a_run_that_fails_after_a_layer_is_kept(execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(a_layer_and_then_bad_input)
+    assert main(["prune"]) == 2
+    (run,) = store.list()
+    assert run.state() == "failed"
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "layer2.weight: the values found for it are NaN.",
+        f"The layers that are finished are kept: python -m snows show {run.id}",
+    ]
+    assert main(["show", run.id]) == 0
+
+
+def test_a_comparison_whose_runs_fail_after_a_layer_is_kept(
+    execute: Callable, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execute(a_layer_and_then_bad_input)
+    assert main(["compare", "--pattern", "2:4", "1:4"]) == 2
+    assert {run.state() for run in store.list()} == {"failed"}
+    assert capsys.readouterr().err.endswith("\nWhat is finished is kept.\n")  # as it is, it would fail again
 
 
 # --- work, and what is put in line for it ---

@@ -148,7 +148,21 @@ def test_where_nothing_is_gained_the_layers_stay_as_they_were(monkeypatch: pytes
     together = prune(module, images, config(joint="network", joint_epochs=2), on_event=happened.append)
     (end,) = (event for event in happened if isinstance(event, JointFinished))
     assert end.status == "NO_GAIN"
+    assert end.message in [event.message for event in happened if isinstance(event, Note)]
     assert end.after == end.before
+    assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), together.model.parameters(), strict=True))
+
+
+def test_where_the_loss_is_no_number_the_layers_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(joint.RATE, "network", 1e300)
+    monkeypatch.setattr(joint, "_TRIAL", 0)
+    module, _, images = network("residual")
+    happened: list[Event] = []
+    alone = prune(module, images, config())
+    together = prune(module, images, config(joint="network", joint_epochs=4), on_event=happened.append)
+    (end,) = (event for event in happened if isinstance(event, JointFinished))
+    assert (end.status, end.after) == ("NOT_FINITE", end.before)
+    assert end.message in [event.message for event in happened if isinstance(event, Note)]  # what the shell shows
     assert all(torch.equal(a, b) for a, b in zip(alone.model.parameters(), together.model.parameters(), strict=True))
 
 
