@@ -106,6 +106,31 @@ def test_waists_are_the_values_that_everything_hangs_on() -> None:
         assert values[node].shape[0] == len(images)
 
 
+class Halves(nn.Module):
+    """As in ShuffleNet V2: between two blocks the network hangs on two halves that come as a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, further = self.first(x).chunk(2, dim=1)
+        return self.classifier(torch.cat([kept, self.second(further)], 1).relu().mean((2, 3)))
+
+
+def test_a_waist_in_several_parts_is_matched_before_it_is_cut() -> None:
+    torch.manual_seed(0)
+    module = Halves().double()
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    graph = NetworkGraph.export(module, images[:2])
+    captured = joint.cuts(graph, coverage(graph, config()).sites)
+    assert captured[0] is next(node for node in graph.nodes if graph.kind(node) == "convolution")
+    happened: list[Event] = []
+    prune(module, images, config(update="none", joint="network", joint_epochs=20), on_event=happened.append)
+    assert [event.status for event in happened if isinstance(event, JointFinished)] == ["FITTED"]
+
+
 @pytest.mark.parametrize("aim", ["network", "answers"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_ends_nearer_to_the_dense_network_and_keeps_its_masks(name: str, aim: str) -> None:
