@@ -264,8 +264,8 @@ def verdict(rows: Sequence[Row], write: Callable[[str], str] = words.plain, bold
     if level:
         says += f" The lead on {_named(level, write)} may be chance."
     if of_no_use:
-        is_ = "is" if len(of_no_use) == 1 else "are"
-        says += f" {_named(of_no_use, write)} {is_} of no use, and so {is_} the best of nothing."
+        lose = "loses too much to be of use, and is" if len(of_no_use) == 1 else "lose too much to be of use, and are"
+        says += f" {_named(of_no_use, write)} {lose} not ranked."
     if seeds == 1:
         says += " Each is one seed; add seeds to see how far another choice of calibration images moves them."
     return says
@@ -273,7 +273,10 @@ def verdict(rows: Sequence[Row], write: Callable[[str], str] = words.plain, bold
 
 def _named(methods: Sequence[str], write: Callable[[str], str], most: int = 3) -> str:
     """Their names; of many how many there are."""
-    return write(", ".join(methods)) if len(methods) <= most else f"{len(methods)} others"
+    if len(methods) > most:
+        return f"{len(methods)} others"
+    *first, last = methods
+    return write(f"{', '.join(first)} and {last}" if first else last)
 
 
 def _verdict_over_patterns(rows: Sequence[Row], write: Callable[[str], str], bold: str) -> str:

@@ -167,7 +167,9 @@ class TestTable:
         rows = summarize([(config(), metrics(0.9, 20)), (config(update="none"), metrics(0.11, 3))])
         _, texts = compare.table(rows)
         assert "★" not in "".join(texts.iloc[2])
-        assert "Magnitude only is of no use, and so is the best of nothing." in compare.verdict(rows)
+        assert "Magnitude only loses too much to be of use, and is not ranked." in compare.verdict(rows)
+        two = [*rows, *summarize([(config(update="none", mask="random"), metrics(0.1, 3))])]
+        assert "Magnitude only and Random lose too much to be of use, and are not ranked." in compare.verdict(two)
         points, _ = compare.tradeoff(rows, "seconds")
         assert points[["x", "best"]].to_numpy().tolist() == [[20, True], [3, False]]
         none = summarize([(config(), metrics(0.12, 20)), (config(update="none"), metrics(0.11, 3))])
