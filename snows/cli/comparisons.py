@@ -119,7 +119,7 @@ def _combinations(given: argparse.Namespace) -> list[RunConfig]:
     else:
         known = {slug(name): method for name, method in METHODS.items()}
         if unknown := [name for name in given.methods or [] if slug(name) not in known]:
-            raise InputError(f"There is no method {unknown[0]!r}. Choose of {', '.join(known)}; or give --mask and --update.")
+            raise InputError(f"There is no method {unknown[0]!r}. Choose from {', '.join(known)}; or give --mask and --update.")
         methods = [known[slug(name)] for name in given.methods or USUAL]
     return expand(config_of(given), methods, given.patterns, given.many_k, given.seeds, given.sizes)
 

@@ -925,7 +925,7 @@ def test_compare_without_a_choice_tries_the_usual_methods(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--method nonsense", "There is no method 'nonsense'. Choose of magnitude-only, wanda"),
+        ("--method nonsense", "There is no method 'nonsense'. Choose from magnitude-only, wanda"),
         ("--method wanda --mask wanda", "leave out --mask and --update"),
         ("--seed first", "seed must be a whole number, but is 'first'"),
         ("--pattern 2by4", "Unknown pattern '2by4'"),
