@@ -51,8 +51,8 @@ def mend() -> None:
         if asked is not None and asked.page_script_hash:  # none has whoever has just come
             if not asked.fragment_id:
                 session._client_state.page_script_hash = asked.page_script_hash  # Streamlit says so when the page begins
-            elif session.page_script_hash not in ("", asked.page_script_hash):
-                return
+            elif session.page_script_hash not in (asked.page_script_hash, session._pages_manager.main_script_hash, ""):
+                return  # the last two stand for the page that is opened first, until it has ended
         request(session, asked)
 
     AppSession._create_scriptrunner = create_in_turn  # type: ignore[assignment,method-assign]

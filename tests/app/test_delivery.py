@@ -147,6 +147,7 @@ def test_a_run_that_could_not_begin_holds_nobody_up(page: Path, monkeypatch: pyt
 
 
 PAGES = """
+import time
 import streamlit as st
 
 def page(name):
@@ -155,6 +156,8 @@ def page(name):
     st.write("before " + name)
     st.fragment(lambda: st.write("in the fragment of " + name))()
     st.write("after " + name)
+    if "slow" in st.query_params:
+        time.sleep(1)
     if name == "through":
         st.switch_page(pages["first"])
     if name == "stops":
@@ -181,11 +184,15 @@ async def opened(pages: Path) -> tuple[AppSession, dict[str, str], str]:
     session = AppSession(ScriptData(str(pages), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
     session.request_rerun(ClientState())
     await settled(session)
-    said = session.flush_browser_queue()
+    return session, *what_it_is(session.flush_browser_queue())
+
+
+def what_it_is(said: list[ForwardMsg]) -> tuple[dict[str, str], str]:
+    """The pages' hashes by name, and the fragment that there is."""
     (navigation,) = (one.navigation for one in said if one.WhichOneof("type") == "navigation")
     hashes = {one.url_pathname or "first": one.page_script_hash for one in navigation.app_pages}
     (fragment,) = {one.delta.fragment_id for one in said if one.delta.fragment_id}
-    return session, hashes, fragment
+    return hashes, fragment
 
 
 async def clicked(pages: Path, *, to: str, after: str = "") -> list[ForwardMsg]:
@@ -236,3 +243,25 @@ def test_the_fragment_of_a_page_that_another_led_to_is_run(pages: Path) -> None:
         return texts(session.flush_browser_queue())
 
     assert asyncio.run(led()) == ["in the fragment of first"]
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_fragment_of_the_page_that_is_opened_first_is_run_after_it(pages: Path) -> None:
+    """Streamlit calls the page by the main script's name until its end."""
+
+    async def hasty() -> list[str]:
+        session = AppSession(ScriptData(str(pages), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
+        session.request_rerun(ClientState(query_string="slow=1"))
+        said: list[ForwardMsg] = []
+        until = time.monotonic() + 60
+        while "after first" not in texts(said):
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
+            said += session.flush_browser_queue()
+        hashes, fragment = what_it_is(said)
+        session.request_rerun(ClientState(page_script_hash=hashes["first"], fragment_id=fragment))
+        assert session._scriptrunner is not None
+        await settled(session)
+        return texts(session.flush_browser_queue())
+
+    assert asyncio.run(hasty()) == ["in the fragment of first"]
