@@ -65,8 +65,8 @@ def cuts(graph: NetworkGraph, sites: Sequence[Site]) -> list[fx.Node]:
         if node in graph.depends_on_images:
             alive.add(node)
         alive = {value for value in alive if graph.last_use(value) > i}
-        value = node.meta["val"]  # one in several parts, as `chunk` makes it, and one in whole numbers have no error
-        if stretch >= 0 and alive == {node} and isinstance(value, Tensor) and value.is_floating_point():
+        made = node.meta["val"]  # several parts at once, as of `chunk`, and whole numbers have no error
+        if stretch >= 0 and alive == {node} and isinstance(made, Tensor) and made.is_floating_point():
             waists[stretch] = node
     return list(dict.fromkeys([*waists.values(), graph.output]))
 
