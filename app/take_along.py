@@ -32,7 +32,7 @@ def downloads(run: Run) -> list[Download]:
     """Every file that can be had of a run."""
     stem = re.sub(r"[^\w.-]+", "-", run.id)
     weights = "" if run.weights_path.exists() else "The whole network's weights are there once the run has finished."
-    masks = "" if not weights or any(True for _ in run.finished_sites()) else "No layer is finished yet."
+    masks = "" if not weights or run.has_finished_sites() else "No layer is finished yet."
     tensors = "application/octet-stream"
     return [
         Download(

@@ -380,7 +380,7 @@ def inspected_run(page_name: str, question: str, sentence: str, first: str | Non
     one: `first` where that is there.
     None, with the reason shown, when the address names a run that is not there.
     """
-    own = [run for run in state.store().list(50) if next(run.finished_sites(), None) is not None]
+    own = [run for run in state.store().list(50) if run.has_finished_sites()]
     runs = {run.id: run for run in (*own, *state.recorded_runs().list())}
     problem, wanted = "", state.opened_run_id() or state.inspected()
     if wanted is not None and wanted not in runs:

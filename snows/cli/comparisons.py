@@ -81,7 +81,7 @@ def _comparison(given: argparse.Namespace, combinations: Callable[[argparse.Name
     if given.queue:
         return put_in_line(store, comparison, runs, as_json=given.json)
     code = _by_cluster(store, comparison, runs, given) if given.executor else _work_through(comparison, runs)
-    if code == BAD_INPUT and not given.resume and not any(run.has_begun() for run in comparison.runs()):
+    if code == BAD_INPUT and not given.resume and not any(run.has_finished_sites() for run in comparison.runs()):
         for run in comparison.runs():
             store.delete(run.id)
         return code

@@ -50,7 +50,7 @@ def prune_command(given: argparse.Namespace) -> int:
         ending = hold.work(execute)
     code = fail(with_flags(refusals[0]), BAD_INPUT) if refusals else _report(run, ending, as_json=given.json)
     if code == BAD_INPUT and given.resume is None:
-        if run.has_begun():
+        if run.has_finished_sites():
             sys.stderr.write(f"The layers that are finished are kept: python -m snows show {run.id}\n")
         else:
             store.delete(run.id)  # a slip of the keyboard is not worth a place in the list

@@ -546,8 +546,8 @@ class Run:
         """The indices of the sites that are finished, counted on through the sweeps."""
         return (int(p.stem) for p in sorted(self.path.glob("sites/[0-9]*.safetensors")))
 
-    def has_begun(self) -> bool:
-        """Whether a layer is finished."""
+    def has_finished_sites(self) -> bool:
+        """Whether there is a finished site, and so something to look at or to keep."""
         return next(self.finished_sites(), None) is not None
 
     def masks(self) -> dict[str, "Tensor"]:

@@ -47,10 +47,16 @@ def mended(by_itself: None) -> None:
     delivery.mend()  # a page that is run again asks for it again
 
 
+def visit(page: Path, query: str = "") -> AppSession:
+    """A browser has asked for the page."""
+    session = AppSession(ScriptData(str(page), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
+    session.request_rerun(ClientState(query_string=query))
+    return session
+
+
 async def late_for(page: Path) -> tuple[AppSession, str]:
     """A page was opened again and has ended, and the server has not heard a word of it; and the page's fragment."""
-    session = AppSession(ScriptData(str(page), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
-    session.request_rerun(ClientState())
+    session = visit(page)
     await settled(session)
     said = session.flush_browser_queue()
     (fragment,) = {one.delta.fragment_id for one in said if one.delta.fragment_id}
@@ -181,8 +187,7 @@ def pages(page: Path) -> Path:
 
 async def opened(pages: Path) -> tuple[AppSession, dict[str, str], str]:
     """A session that shows the first page; the pages' hashes by name, and the first one's fragment."""
-    session = AppSession(ScriptData(str(pages), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
-    session.request_rerun(ClientState())
+    session = visit(pages)
     await settled(session)
     return session, *what_it_is(session.flush_browser_queue())
 
@@ -195,16 +200,22 @@ def what_it_is(said: list[ForwardMsg]) -> tuple[dict[str, str], str]:
     return hashes, fragment
 
 
+async def heard(session: AppSession, words: str) -> list[ForwardMsg]:
+    """What a page says up to these words."""
+    said: list[ForwardMsg] = []
+    until = time.monotonic() + 60
+    while words not in texts(said):
+        assert time.monotonic() < until
+        await asyncio.sleep(0)
+        said += session.flush_browser_queue()
+    return said
+
+
 async def clicked(pages: Path, *, to: str, after: str = "") -> list[ForwardMsg]:
     """What a click on the page `to` brings if, at once or `after` that page said so, the first one's fragment is asked for."""
     session, hashes, fragment = await opened(pages)
     session.request_rerun(ClientState(page_script_hash=hashes[to]))
-    said: list[ForwardMsg] = []
-    until = time.monotonic() + 60
-    while after and after not in texts(said):
-        assert time.monotonic() < until
-        await asyncio.sleep(0)
-        said += session.flush_browser_queue()
+    said = await heard(session, after) if after else []
     session.request_rerun(ClientState(page_script_hash=hashes["first"], fragment_id=fragment, is_auto_rerun=True))
     await settled(session)
     return said + session.flush_browser_queue()
@@ -250,15 +261,8 @@ def test_a_fragment_of_the_page_that_is_opened_first_is_run_after_it(pages: Path
     """Streamlit calls the page by the main script's name until its end."""
 
     async def hasty() -> list[str]:
-        session = AppSession(ScriptData(str(pages), False), MemoryUploadedFileManager(""), ScriptCache(), None, {})
-        session.request_rerun(ClientState(query_string="slow=1"))
-        said: list[ForwardMsg] = []
-        until = time.monotonic() + 60
-        while "after first" not in texts(said):
-            assert time.monotonic() < until
-            await asyncio.sleep(0.01)
-            said += session.flush_browser_queue()
-        hashes, fragment = what_it_is(said)
+        session = visit(pages, "slow=1")
+        hashes, fragment = what_it_is(await heard(session, "after first"))
         session.request_rerun(ClientState(page_script_hash=hashes["first"], fragment_id=fragment))
         assert session._scriptrunner is not None
         await settled(session)

@@ -558,14 +558,13 @@ print(peak_bytes())
 @pytest.mark.parametrize(("images", "share"), [(384, 1.0), (1024, 0.25)])
 def test_the_memory_that_a_plan_says_is_what_a_run_takes(images: int, share: float) -> None:
     settings: dict[str, Any] = {"pattern": "1:4", "solver": {"curvature_share": share, "newton_steps": 1, "max_iters": 1}}
-    given: dict[str, Any] = {"model": "resnet20-fashion", "num_calibration": images, "prune": settings}
+    given: dict[str, Any] = {"model": "resnet20-fashion", "num_calibration": images, "num_held_back": 0, "prune": settings}
     sites = [site.name for site in plan(RunConfig.model_validate(given)).sites]
     settings["overrides"] = dict.fromkeys(sites[1:], "dense")  # the first layer's window is the largest
     chosen = RunConfig.model_validate(given)
     arguments = [sys.executable, "-c", PEAK, chosen.model_dump_json()]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
-    # Between two starts of the same run the allocator alone makes a tenth.
-    assert int(done.stdout) < plan(chosen).bytes < 1.4 * int(done.stdout)
+    assert int(done.stdout) < plan(chosen).bytes < 1.3 * int(done.stdout)
 
 
 def test_a_plan_counts_the_systems_of_a_layers_rows() -> None:
