@@ -201,7 +201,8 @@ _BUSY_SHARE = 0.7
 
 # Python, torch, timm and an export, before there is a run.
 _PROCESS_BYTES = 832 * 2**20
-# The memory that values take that wait, batch by batch, over their bytes: blocks of other sizes were freed between them.
+# The memory over their bytes that values take that wait, batch by batch, and rows' blocks that come and go: others, of other
+# sizes, were freed between them.
 _IN_PIECES = 1.3
 # The network that was given, its copy, and the layers' new weights as they come.
 _NETWORKS = 3
@@ -246,7 +247,8 @@ def _row_systems(site: Site, density: float, config: PruneConfig, example: Tenso
     if blocks <= LARGEST_BLOCKS:
         inverses = 2 * max(1, masks - 1) if preconditioned else 0  # factored again, and inverted for about as much
         seconds = outputs * (masks + inverses) * size**3 * _seconds_of_factors(example.device.type)
-        pieces = 4 * min(AT_ONCE, 8 / width * blocks)  # blocks in float64, how they are gathered, their factors and inverses
+        # Blocks in float64, how they are gathered, their factors and inverses.
+        pieces = _IN_PIECES * 4 * min(AT_ONCE, 8 / width * blocks)
         lasting = (2 if config.refinement == "window" else 1) * blocks  # a mask's and that of the mask that follows it
         return seconds, matrices + pieces + (lasting if preconditioned else 0.0)
     product = 2.0 * outputs * inputs**2  # all rows times the Gram matrix
